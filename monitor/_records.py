@@ -1,0 +1,286 @@
+"""The nouns that travel between the rooms: frozen, without behaviour.
+
+Times are Unix seconds, durations seconds, sizes bytes, ratios 0 to 1. ``None`` is "not known" or "not offered"; NaN is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+State = Literal["starting", "running", "paused", "finished", "failed", "interrupted"]
+STATES: tuple[State, ...] = ("starting", "running", "paused", "finished", "failed", "interrupted")
+PHASES = ("data", "forward", "backward", "optimizer", "monitor", "other")
+DETECTOR_KINDS = (
+    "nonfinite",
+    "divergence",
+    "spike",
+    "plateau",
+    "overfit",
+    "gradient_explosion",
+    "gradient_vanishing",
+    "clipping_saturated",
+    "stuck",
+    "stall",
+    "slowdown",
+    "outlier",
+)
+ACTIONS = ("reduce", "set", "restore", "undo", "pause", "resume", "stop", "checkpoint")
+SOURCES = ("api", "alertmanager", "policy", "code")
+OUTCOMES = ("applied", "rejected", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class ParamGroup:
+    """One param group as the last update used it: ``applied == factor * scheduled``."""
+
+    index: int
+    name: str | None
+    scheduled: float
+    applied: float
+    factor: float = 1.0
+    weight_decay: float | None = None
+    momentum: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One evaluation of gradient clipping. ``factor`` is what the gradients were multiplied by (None for value clipping)."""
+
+    kind: Literal["norm", "value"]
+    threshold: float
+    is_clipped: bool
+    factor: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1."""
+
+    optimizer: str
+    number: int
+    global_step: int
+    time: float
+    duration: float | None
+    loss: float | None
+    gradient_norm: float | None
+    groups: tuple[ParamGroup, ...] = ()
+    clips: tuple[Clip, ...] = ()
+    amp_scale: float | None = None
+    is_skipped: bool = False
+    phases: Mapping[str, float] = field(default_factory=dict)
+    hook_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value that the user logged: ``kind`` loss, val_loss, samples, tokens or metric; ``name`` the dataset or metric."""
+
+    kind: Literal["loss", "val_loss", "samples", "tokens", "metric"]
+    name: str
+    value: float
+    step: int
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. An event that ends is published again under the same ``id`` with ``end_step`` and a new ``seq``.
+
+    ``kind`` is one of DETECTOR_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended), ``internal``
+    (a failure of our own, contained). ``start_step`` is the onset, ``step`` where it was raised.
+    """
+
+    kind: str
+    severity: Literal["critical", "warning", "info"]
+    step: int
+    start_step: int
+    message: str
+    optimizer: str | None = None
+    value: float | None = None
+    end_step: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    time: float = 0.0
+    id: int = 0
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupChange:
+    """What a command did to one param group. LRs are the applied ones."""
+
+    optimizer: str
+    param_group: int
+    name: str | None
+    factor_before: float
+    factor_after: float
+    lr_before: float
+    lr_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRecord:
+    """A command and, once it has one, its outcome. ``step`` is the first optimizer step that used the new state."""
+
+    id: str
+    action: str
+    source: str
+    created: float
+    factor: float | None = None
+    groups: tuple[int | str, ...] | None = None
+    over_steps: int = 0
+    actor: str = ""
+    reason: str = ""
+    status: Literal["pending", "applied", "rejected", "expired"] = "pending"
+    step: int | None = None
+    finished: float | None = None
+    message: str = ""
+    changes: tuple[GroupChange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Upper bounds, counts per bucket (not cumulative; the last one is +Inf), and the sum of what was observed."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+
+@dataclass(frozen=True, slots=True)
+class HostReading:
+    """The machine and the process tree of the trainer."""
+
+    cpu_utilization_ratio: float | None = None
+    memory_used_bytes: float | None = None
+    memory_total_bytes: float | None = None
+    tree_resident_bytes: float | None = None
+    tree_cpu_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """One GPU. ``index`` is the torch device index; every field that the card does not offer is None."""
+
+    index: int
+    uuid: str
+    model: str
+    driver_version: str
+    utilization_ratio: float | None = None
+    memory_activity_ratio: float | None = None
+    memory_used_bytes: float | None = None
+    memory_total_bytes: float | None = None
+    process_memory_bytes: float | None = None
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    sm_clock_hertz: float | None = None
+    energy_joules: float | None = None
+    throttle_reasons: Mapping[str, bool] | None = None
+    ecc_errors: Mapping[str, float] | None = None
+    cuda_allocated_bytes: float | None = None
+    cuda_reserved_bytes: float | None = None
+    cuda_allocation_retries: float | None = None
+    cuda_out_of_memory: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """How the last round of one collector (training, gpu, host) went."""
+
+    duration_seconds: float
+    is_success: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """Identity of a run: constant while it lives."""
+
+    run_id: str
+    name: str
+    start_time: float
+    monitor_version: str = ""
+    torch_version: str = ""
+    device: str = ""
+    hostname: str = ""
+    world_size: int = 1
+    rank: int = 0
+    git_commit: str = ""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSnapshot:
+    """Everything known about one optimizer. Loss fields may be NaN in ``loss`` alone; the windows hold finite losses."""
+
+    key: str
+    class_name: str
+    steps: int = 0
+    global_step: int = 0
+    groups: tuple[ParamGroup, ...] = ()
+    loss: float | None = None
+    loss_ema: float | None = None
+    loss_window_mean: float | None = None
+    loss_window_min: float | None = None
+    loss_window_max: float | None = None
+    loss_window_stddev: float | None = None
+    loss_best: float | None = None
+    loss_best_step: int | None = None
+    loss_positive_sum: float = 0.0
+    loss_positive_count: int = 0
+    loss_negative_sum: float = 0.0
+    loss_negative_count: int = 0
+    gradient_norm: float | None = None
+    gradient_norm_window_max: float | None = None
+    gradient_norm_window_median: float | None = None
+    gradient_norm_histogram: Histogram | None = None
+    clip_threshold: float | None = None
+    clip_factor: float | None = None
+    clip_checks: Mapping[str, int] = field(default_factory=lambda: {"norm": 0, "value": 0})
+    clips: Mapping[str, int] = field(default_factory=lambda: {"norm": 0, "value": 0})
+    clip_share: float | None = None
+    amp_scale: float | None = None
+    skipped_steps: Mapping[str, int] = field(default_factory=lambda: {"amp_overflow": 0})
+    nonfinite: Mapping[str, int] = field(default_factory=lambda: {"loss": 0, "gradient": 0})
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole state of a run at one moment. Published by one writer; readers share it freely."""
+
+    run: RunInfo
+    state: State
+    time: float
+    end_time: float | None = None
+    stall_timeout: float = 600.0
+    target_steps: int | None = None
+    last_step_time: float | None = None
+    optimizers: tuple[OptimizerSnapshot, ...] = ()
+    samples_total: float | None = None
+    tokens_total: float | None = None
+    steps_per_second: float | None = None
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+    validation_losses: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    step_duration: Histogram | None = None
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    events_total: Mapping[str, int] = field(default_factory=dict)
+    events_active: Mapping[str, bool] = field(default_factory=dict)
+    last_event_time: Mapping[str, float] = field(default_factory=dict)
+    last_event_step: Mapping[str, int] = field(default_factory=dict)
+    last_event_seq: int = 0
+    commands_total: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
+    commands_last_applied: Mapping[str, float] = field(default_factory=dict)
+    commands_pending: int = 0
+    hook_seconds: float = 0.0
+    overhead_ratio: float | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
+    dropped_steps: int = 0
+    dropped_series: int = 0
+    host: HostReading | None = None
+    gpus: tuple[GpuReading, ...] = ()
+    collections: Mapping[str, Collection] = field(default_factory=dict)
