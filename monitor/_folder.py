@@ -37,7 +37,7 @@ _RUN, _TOKEN, _READ_TOKEN, _FINAL, _TARGETS = "run.json", "token", "read_token",
 
 @dataclass(frozen=True, slots=True)
 class KnownRun:
-    """A run as its folder tells. ``state`` is one of STATES, or ``vanished``: its process died without a word."""
+    """A run as its folder tells; ``state`` is one of STATES or ``vanished``: its process died silently."""
 
     run_id: str
     name: str
@@ -61,7 +61,7 @@ class KnownRun:
         return _read_text(self.path / _TOKEN)
 
     def read_final(self) -> dict[str, Any] | None:
-        """Return the last state, as ``GET /api/v1/run`` gave it, that the run wrote at its end; None before."""
+        """Return the last state, as ``GET /api/v1/run`` gave it, written when the run ended; None before."""
         return _read_object(self.path / _FINAL)
 
 
@@ -86,7 +86,7 @@ class RunFolder:
 
     ::
 
-        folder = RunFolder.create("runs", "digits-3f9a0c", name="digits", start_time=time.time(), token="secret")
+        folder = RunFolder.create("runs", "digits-3f9a0c", name="digits", start_time=time.time(), token=token)
         folder.update(state="running", url="http://127.0.0.1:9477/")
         folder.finish("finished", end_time=time.time(), final={"state": "finished"})
     """
@@ -175,7 +175,7 @@ class RunFolder:
 def list_runs(directory: str | os.PathLike[str] | None = None) -> list[KnownRun]:
     """Return the runs whose folders lie under ``directory`` (as by :func:`runs_directory`), oldest first.
 
-    Torn, foreign and unreadable files are passed over. A run of this host without its process is ``vanished``.
+    Torn, foreign and unreadable files are passed over. A run of this host with no process is ``vanished``.
     """
     root = runs_directory(directory)
     try:
@@ -189,7 +189,7 @@ def list_runs(directory: str | os.PathLike[str] | None = None) -> list[KnownRun]
 def prune(root: Path, keep: int = KEEP_RUNS) -> None:
     """Remove the oldest ended runs until ``keep`` folders are left, and the targets of runs that are gone.
 
-    Only files of ours are removed: a folder with anything else in it stays, and so does a run that may be alive.
+    Only files of ours are removed: a folder with anything else in it stays, as does a run that may be alive.
     """
     for target in list((root / _TARGETS).glob("*.json")):
         run = _read_run(root / target.stem)

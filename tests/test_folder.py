@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor._folder import RunFolder, list_runs, make_run_id, prune, runs_directory
+
+
+def create(root: Path, run_id: str = "digits-000001", **changes: Any) -> RunFolder:
+    given: dict[str, Any] = {"name": "digits", "start_time": 100.0, **changes}
+    return RunFolder.create(root, run_id, **given)
+
+
+def rewrite(folder: RunFolder, **changes: Any) -> None:
+    path = folder.path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def pid_of_ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_argument_beats_environment_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs directory is the argument, else $MONITOR_DIR, else a folder named training-monitor."""
+    monkeypatch.setenv("MONITOR_DIR", str(tmp_path / "environment"))
+    assert runs_directory(tmp_path / "argument") == tmp_path / "argument"
+    assert runs_directory() == tmp_path / "environment"
+    monkeypatch.delenv("MONITOR_DIR")
+    assert runs_directory().name == "training-monitor"
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("digits", "digits"), ("my run/1", "my-run-1"), ("../..", "run"), ("", "run"), ("é" * 9, "run")],
+)
+def test_run_id_is_fit_for_a_file_name(name: str, stem: str) -> None:
+    """A run id is the name without odd characters and six hex digits, different every time."""
+    first, second = make_run_id(name), make_run_id(name)
+    assert first.rpartition("-")[0] == stem
+    assert len(first.rpartition("-")[2]) == 6
+    assert first != second
+
+
+def test_a_new_run_is_listed(tmp_path: Path) -> None:
+    """What create was told is what another reader sees."""
+    create(tmp_path, script="train.py", token="secret")
+    (found,) = list_runs(tmp_path)
+    assert (found.run_id, found.name, found.pid, found.state) == (
+        "digits-000001",
+        "digits",
+        os.getpid(),
+        "starting",
+    )
+    assert (found.script, found.start_time, found.end_time, found.url) == ("train.py", 100.0, None, None)
+    assert found.is_live
+    assert found.read_token() == "secret"
+    assert found.read_final() is None
+
+
+def test_tokens_are_for_the_owner_only(tmp_path: Path) -> None:
+    """Token files have mode 0600 in a folder of mode 0700, whatever the umask."""
+    before = os.umask(0)
+    try:
+        folder = create(tmp_path, token="secret", read_token="look")
+    finally:
+        os.umask(before)
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    for name in ("token", "read_token"):
+        assert (folder.path / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_served_run_is_a_prometheus_target_until_it_ends(tmp_path: Path) -> None:
+    """With a URL the run has a file_sd entry; finish takes it away."""
+    folder = create(tmp_path)
+    target = tmp_path / "targets" / "digits-000001.json"
+    assert not target.exists()
+    folder.update(state="running", url="https://127.0.0.1:9477/")
+    labels = {"run_name": "digits", "__scheme__": "https", "__metrics_path__": "/metrics"}
+    assert json.loads(target.read_text()) == [{"targets": ["127.0.0.1:9477"], "labels": labels}]
+    assert target.stat().st_mode & 0o777 == 0o644
+    folder.finish("finished", end_time=200.0, final={"state": "finished", "step": 7})
+    assert not target.exists()
+
+
+def test_the_end_is_kept(tmp_path: Path) -> None:
+    """After finish the run is not live, and its last state can be read; finishing again is harmless."""
+    folder = create(tmp_path)
+    folder.finish("failed", end_time=200.0, final={"step": 7})
+    folder.finish("failed", end_time=200.0)
+    (found,) = list_runs(tmp_path)
+    assert (found.state, found.end_time, found.is_live) == ("failed", 200.0, False)
+    assert found.read_final() == {"step": 7}
+
+
+def test_a_dead_process_makes_its_run_vanish(tmp_path: Path) -> None:
+    """A run that is running by its file, but whose process is gone, is listed as vanished."""
+    rewrite(create(tmp_path), pid=pid_of_ended_process(), state="running")
+    assert [run.state for run in list_runs(tmp_path)] == ["vanished"]
+
+
+def test_an_ended_run_does_not_vanish(tmp_path: Path) -> None:
+    """A run that said how it ended keeps that state when its process is gone."""
+    folder = create(tmp_path)
+    folder.finish("finished", end_time=200.0)
+    rewrite(folder, pid=pid_of_ended_process())
+    assert [run.state for run in list_runs(tmp_path)] == ["finished"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_pid_used_again_is_another_process(tmp_path: Path) -> None:
+    """The pid alone does not keep a run alive: the process must have started when the run's did."""
+    rewrite(create(tmp_path), process_start="1")
+    assert [run.state for run in list_runs(tmp_path)] == ["vanished"]
+
+
+def test_a_run_of_another_host_is_believed(tmp_path: Path) -> None:
+    """A pid of another host says nothing here."""
+    rewrite(create(tmp_path), hostname="elsewhere", pid=pid_of_ended_process(), state="running")
+    assert [run.state for run in list_runs(tmp_path)] == ["running"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"run_id": "x-1", "na',
+        b"[]",
+        b"\xff\xfe",
+        b'{"run_id": "x-1"}',
+        b'{"run_id": "other", "name": "n"}',
+        b'{"run_id": "x-1", "name": "n", "pid": "p", "hostname": "h", "state": "running", "start_time": 1}',
+    ],
+)
+def test_torn_and_foreign_files_are_passed_over(tmp_path: Path, content: bytes) -> None:
+    """A folder whose run.json cannot be understood does not hide the other runs."""
+    create(tmp_path)
+    (tmp_path / "x-1").mkdir()
+    (tmp_path / "x-1" / "run.json").write_bytes(content)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert [run.run_id for run in list_runs(tmp_path)] == ["digits-000001"]
+
+
+def test_no_directory_no_runs(tmp_path: Path) -> None:
+    """A runs directory that does not exist holds no runs, and looking does not make it."""
+    assert list_runs(tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_runs_are_listed_oldest_first(tmp_path: Path) -> None:
+    """The order is that of the start times."""
+    create(tmp_path, "b-1", start_time=3.0)
+    create(tmp_path, "c-1", start_time=1.0)
+    create(tmp_path, "a-1", start_time=2.0)
+    assert [run.run_id for run in list_runs(tmp_path)] == ["c-1", "a-1", "b-1"]
+
+
+def test_the_oldest_ended_runs_are_pruned(tmp_path: Path) -> None:
+    """No more folders than asked for are kept; runs that go on stay, however old."""
+    create(tmp_path, "old-live", start_time=0.0)
+    for number in range(5):
+        create(tmp_path, f"run-{number}", start_time=float(number + 1)).finish(
+            "finished", end_time=9.0, final={}
+        )
+    create(tmp_path, "new-live", start_time=10.0, keep=4)
+    assert [run.run_id for run in list_runs(tmp_path)] == ["old-live", "run-3", "run-4", "new-live"]
+
+
+def test_pruning_leaves_what_is_not_ours(tmp_path: Path) -> None:
+    """A folder with a file of someone else keeps that file."""
+    folder = create(tmp_path, token="secret")
+    folder.finish("finished", end_time=9.0)
+    (folder.path / "model.pt").write_text("precious")
+    prune(tmp_path, keep=0)
+    assert [path.name for path in folder.path.iterdir()] == ["model.pt"]
+
+
+def test_a_vanished_run_is_no_target_for_long(tmp_path: Path) -> None:
+    """The next run to start removes the target of a run that died, and only that."""
+    dead, live = create(tmp_path, "dead-1"), create(tmp_path, "live-1")
+    for folder in (dead, live):
+        folder.update(state="running", url="http://127.0.0.1:9477/")
+    rewrite(dead, pid=pid_of_ended_process())
+    create(tmp_path, "next-1")
+    assert [path.name for path in (tmp_path / "targets").iterdir()] == ["live-1.json"]
+
+
+def test_what_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
+    """A directory that is a file, and a run id that is taken, are OSErrors."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        create(tmp_path / "file")
+    create(tmp_path / "runs")
+    with pytest.raises(FileExistsError):
+        create(tmp_path / "runs")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a write fails the old file is whole, nothing is left over, and the caller gets the OSError."""
+    folder = create(tmp_path)
+    before = sorted(path.name for path in folder.path.iterdir())
+    real_fdopen = os.fdopen
+
+    def to_full_disk(descriptor: int, *args: Any, **kwargs: Any) -> Any:
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, descriptor, inheritable=False)
+        os.close(full)
+        return real_fdopen(descriptor, *args, **kwargs)
+
+    monkeypatch.setattr(os, "fdopen", to_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        folder.update(state="running")
+    assert [run.state for run in list_runs(tmp_path)] == ["starting"]
+    assert sorted(path.name for path in folder.path.iterdir()) == before
