@@ -1,0 +1,53 @@
+"""Content negotiation: the same families as Prometheus text or as OpenMetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from monitor._records import Snapshot
+
+from ._collector import OnError, RunCollector, log_error
+
+
+class Exporter:
+    """Serve one run's metrics, and those of its process, from a private registry.
+
+    >>> exporter = Exporter(run.snapshot)  # doctest: +SKIP
+    >>> body, content_type = exporter.render(request.headers.get("Accept"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        max_groups: int = 64,
+        *,
+        on_error: OnError = log_error,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self.registry = CollectorRegistry() if registry is None else registry
+        self.registry.register(RunCollector(snapshot, max_groups, on_error=on_error))
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def render(self, accept: str | None, names: Sequence[str] = ()) -> tuple[bytes, str]:
+        """Render one scrape; return the body, not compressed, and its content type.
+
+        ``accept`` is the request's Accept header: OpenMetrics 1.0 where it is asked for, else the text
+        format. ``names`` (the ``name[]`` parameters) restricts the scrape to these sample names; none: all.
+        """
+        encode, content_type = _choose(accept)
+        registry: Any = self.registry.restricted_registry(names) if names else self.registry
+        return encode(registry), content_type
+
+
+def _choose(accept: str | None) -> tuple[Callable[[Any], bytes], str]:
+    try:
+        return choose_encoder(accept or "")
+    except (TypeError, ValueError):
+        # prometheus_client compares the version as it stands in the header: "version=x" is a TypeError there.
+        return choose_encoder("")
