@@ -1,0 +1,234 @@
+"""Every default and every refusal: one frozen, keyword-only object. Argument beats environment beats default."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Hold the settings of one run, checked on construction.
+
+    Every field can be given to ``monitor.attach`` by name, or (those that are plain values) through the environment
+    as ``MONITOR_`` and its name in capitals: ``MONITOR_PORT=9500``. An empty variable counts as not set.
+
+    Example:
+        >>> Settings(port=9500).port
+        9500
+
+    Raises:
+        ValueError: for a value that cannot be, with the value and the cure.
+        TypeError: for a value of a wrong type.
+    """
+
+    name: str | None = field(default=None, metadata={"doc": "Run name; default: the script's name."})
+    total_steps: int | None = field(
+        default=None, metadata={"doc": "Planned optimizer steps, for progress and time left."}
+    )
+    host: str = field(
+        default="127.0.0.1", metadata={"doc": "Address to bind. Anything else than loopback is seen by others."}
+    )
+    port: int | None = field(default=None, metadata={"doc": "Port to bind; default: 9477 or the next free one."})
+    token: str | None = field(
+        default=None, metadata={"doc": "Control token; default: made, kept 0600 in the run folder, shown once."}
+    )
+    read_token: str | None = field(default=None, metadata={"doc": "Token that may look but not change anything."})
+    certfile: str | None = field(default=None, metadata={"doc": "TLS certificate (PEM)."})
+    keyfile: str | None = field(default=None, metadata={"doc": "TLS private key (PEM)."})
+    client_cafile: str | None = field(
+        default=None, metadata={"doc": "CA that client certificates must come from (PEM)."}
+    )
+    protect_metrics: bool = field(default=False, metadata={"doc": "Ask for the token at /metrics and /healthz too."})
+    serve: bool = field(default=True, metadata={"doc": "Serve HTTP at all."})
+    directory: str | None = field(
+        default=None,
+        metadata={"doc": "Folder of the run folders; default: $MONITOR_DIR, else the user's data folder."},
+    )
+    gradient_norm: str | int = field(
+        default="auto",
+        metadata={
+            "doc": '"auto": at every step unless that would cost more than the budget; N: every N-th step; "off".'
+        },
+    )
+    overhead_budget: float = field(
+        default=0.01, metadata={"doc": 'Share of the step time that gradient_norm="auto" may use (ratio).'}
+    )
+    window: int = field(default=128, metadata={"doc": "Steps in the trailing windows."})
+    min_lr: float = field(default=0.0, metadata={"doc": "Floor on the applied LR of a reduced param group."})
+    allow_increase: bool = field(default=False, metadata={"doc": "Accept LR factors above 1."})
+    command_timeout: float = field(
+        default=600.0, metadata={"doc": "Seconds after which a command that no step has taken expires."}
+    )
+    stop_raises: bool = field(
+        default=False, metadata={"doc": "A stop raises monitor.StopTraining at the next step boundary."}
+    )
+    gpu: bool = field(default=True, metadata={"doc": "Read the GPUs through NVML."})
+    system_interval: float = field(default=2.0, metadata={"doc": "Seconds between host and GPU readings."})
+    stall_timeout: float = field(
+        default=600.0, metadata={"doc": "Seconds without a step after which a run counts as stalled, at most."}
+    )
+    linger: float = field(
+        default=30.0,
+        metadata={"doc": "Seconds at most to wait at the end for one more scrape, if something has scraped; 0: none."},
+    )
+    digest_interval: float = field(
+        default=0.25, metadata={"doc": "Seconds between two rounds of the recorder thread."}
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            check = _CHECKS.get(f.name)
+            if check is not None:
+                check(f.name, getattr(self, f.name))
+        if (self.certfile is None) != (self.keyfile is None):
+            raise ValueError(
+                f"certfile and keyfile go together, got certfile={self.certfile!r} and keyfile={self.keyfile!r}; "
+                "give both for TLS or none"
+            )
+        if self.client_cafile is not None and self.certfile is None:
+            raise ValueError(
+                f"client_cafile={self.client_cafile!r} needs TLS; give certfile and keyfile too"
+            )
+        if self.token is not None and self.token == self.read_token:
+            raise ValueError("token and read_token must differ; the read-only one would allow control")
+
+
+def resolve(given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
+    """Merge what was given to ``attach`` with the environment and the defaults.
+
+    Example:
+        >>> resolve({"window": 64}, {"MONITOR_WINDOW": "32", "MONITOR_PORT": "9500"}).port
+        9500
+
+    Raises:
+        ValueError, TypeError: as :class:`Settings`; for an environment variable the message names it.
+    """
+    values = {k: v for k, v in given.items() if v is not None}
+    for f in fields(Settings):
+        text = environ.get(variable_of(f.name), "")
+        if f.name not in values and text:
+            values[f.name] = _parse(f.name, str(f.type), text)
+    return Settings(**values)
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting: ``port`` -> ``MONITOR_PORT``."""
+    return "MONITOR_DIR" if name == "directory" else f"MONITOR_{name.upper()}"
+
+
+def is_disabled(environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether ``MONITOR_DISABLED`` asks for a run that does nothing."""
+    return environ.get("MONITOR_DISABLED", "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def _parse(name: str, type_: str, text: str) -> Any:
+    try:
+        if name == "gradient_norm":
+            return int(text) if text.isdigit() else text
+        if type_.startswith("bool"):
+            return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[
+                text.strip().lower()
+            ]
+        if type_.startswith("int"):
+            return int(text)
+        if type_.startswith("float"):
+            return float(text)
+    except (KeyError, ValueError):
+        raise ValueError(f"{variable_of(name)}={text!r} is not a valid {type_.split(' ')[0]} for {name}") from None
+    return text
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(low: float, words: str, *, strict: bool = False, high: float = math.inf) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if not _is_number(value):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        is_in = (low < value if strict else low <= value) and value <= high
+        if not (math.isfinite(value) and is_in):
+            raise ValueError(f"{name} must be {words}, got {value!r}")
+
+    return check
+
+
+def _integer(low: int, words: str, *, high: float = math.inf) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if value is None and name in ("port", "total_steps"):
+            return
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be {words}, got {value!r}")
+
+    return check
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def _text(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a string, got {value!r}")
+    if not str(value).strip():
+        raise ValueError(f"{name} must not be empty; leave it out for the default")
+
+
+def _token(name: str, value: Any) -> None:
+    _text(name, value)
+    if value is None:
+        return
+    if not str(value).isascii() or not str(value).isprintable() or " " in str(value):
+        raise ValueError(f"{name} must be printable ASCII without spaces, as it travels in a header")
+    if len(value) < 16:
+        raise ValueError(f"{name} must have 16 characters or more, got {len(value)}; leave it out to have one made")
+
+
+def _file(name: str, value: Any) -> None:
+    _text(name, value)
+    if value is not None and not Path(value).is_file():
+        raise ValueError(f"{name} must be a readable file, got {str(value)!r}")
+
+
+def _gradient_norm(name: str, value: Any) -> None:
+    is_stride = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not is_stride and value not in ("auto", "off"):
+        raise ValueError(f'{name} must be "auto", "off" or an int N >= 1 (every N-th step), got {value!r}')
+
+
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "name": _text,
+    "total_steps": _integer(1, "1 or more"),
+    "host": _text,
+    "port": _integer(0, "between 0 (any free one) and 65535", high=65535),
+    "token": _token,
+    "read_token": _token,
+    "certfile": _file,
+    "keyfile": _file,
+    "client_cafile": _file,
+    "protect_metrics": _flag,
+    "serve": _flag,
+    "directory": _text,
+    "gradient_norm": _gradient_norm,
+    "overhead_budget": _number(0, "in (0, 1]", strict=True, high=1),
+    "window": _integer(2, "between 2 and 65536", high=65536),
+    "min_lr": _number(0, "0 or more"),
+    "allow_increase": _flag,
+    "command_timeout": _number(0, "above 0 seconds", strict=True),
+    "stop_raises": _flag,
+    "gpu": _flag,
+    "system_interval": _number(0.1, "0.1 seconds or more"),
+    "stall_timeout": _number(0, "above 0 seconds", strict=True),
+    "linger": _number(0, "0 seconds or more"),
+    "digest_interval": _number(0.01, "between 0.01 and 5 seconds", high=5),
+}

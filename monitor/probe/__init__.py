@@ -1,0 +1,11 @@
+"""The only code on the training thread: hooks and patches that note facts and append them to the tape.
+
+The way of a sample: :mod:`._patches` catches backward, clipping, scaler and data loading and writes into the thread's
+:class:`~._ledger.Ledger`; the step hooks of :mod:`._steps` close the ledger at each optimizer step and append one entry to the
+:class:`~._tape.Tape`; the recorder thread drains the tape.
+"""
+
+from monitor.probe._steps import StepProbe
+from monitor.probe._tape import Tape
+
+__all__ = ["StepProbe", "Tape"]

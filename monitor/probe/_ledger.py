@@ -1,0 +1,94 @@
+"""What has happened on this thread since the last optimizer step. One ledger a thread; no lock, no other reader.
+
+Which loss belongs to a step: the scalars back-propagated since the previous step of any optimizer (each network of a GAN gets its
+own), cut at that optimizer's own ``zero_grad`` (what was cleared is not applied). Two optimizers that step one after the
+other share the loss that was back-propagated before both.
+"""
+
+from __future__ import annotations
+
+import threading
+from time import perf_counter
+from typing import Any
+
+from monitor.probe._values import Value
+
+
+class Ledger:
+    """The open account of one thread. Durations are seconds of host wall time since the last step."""
+
+    __slots__ = (
+        "backward",
+        "data",
+        "depth",
+        "forward",
+        "is_clipping",
+        "is_spent",
+        "losses",
+        "mark",
+        "marks",
+        "monitor",
+        "other",
+        "override",
+        "scaler",
+        "takers",
+    )
+
+    def __init__(self) -> None:
+        self.losses: list[Value | None] = []
+        self.is_spent = False
+        self.takers: list[int] = []
+        self.marks: dict[int, int] = {}
+        self.override: Value | None = None
+        self.data = self.forward = self.backward = self.monitor = self.other = 0.0
+        self.mark = perf_counter()
+        self.depth = 0
+        self.is_clipping = False
+        self.scaler: Any = None
+
+    def add_loss(self, value: Value | None) -> None:
+        """Note one back-propagated scalar; None if it cannot be known."""
+        if self.is_spent:
+            self.clear_losses()
+        self.losses.append(value)
+
+    def clear_losses(self) -> None:
+        """Start a new account of losses."""
+        self.losses = []
+        self.is_spent = False
+        self.takers = []
+        self.marks.clear()
+        self.override = None
+
+    def note_zero_grad(self, probe: int) -> None:
+        """Forget what was back-propagated so far, for one optimizer."""
+        if self.losses and not self.is_spent:
+            self.marks[probe] = len(self.losses)
+
+    def take_losses(self, probe: int) -> list[Value | None]:
+        """Return the parts of the loss whose gradient this optimizer applies now: empty if unknown."""
+        if probe in self.takers:
+            return []
+        self.takers.append(probe)
+        self.is_spent = True
+        if self.override is not None:
+            return [self.override]
+        start = self.marks.get(probe, 0)
+        return self.losses[start:] if start else self.losses
+
+    @property
+    def has_open_loss(self) -> bool:
+        """Tell whether something was back-propagated that no step has applied yet."""
+        return bool(self.losses) and not self.is_spent
+
+
+_LOCAL = threading.local()
+
+
+def current() -> Ledger:
+    """Return the ledger of the calling thread."""
+    try:
+        ledger: Ledger = _LOCAL.ledger
+    except AttributeError:
+        ledger = _LOCAL.ledger = Ledger()
+    return ledger

@@ -1,0 +1,223 @@
+"""The bounded ring from the training thread to the recorder: one writer appends, one reader drains, nobody waits."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import count
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from monitor._records import Clip, ParamGroup, Sample, Step
+from monitor.probe._gradients import ClipNote
+from monitor.probe._values import Value
+
+CAPACITY = 16384
+GIVE_UP_SECONDS = 60.0
+
+
+class Details(NamedTuple):
+    """What the recorder asks for now and then, since it seldom changes."""
+
+    names: list[str | None]
+    weight_decay: list[float | None]
+    momentum: list[float | None]
+
+
+class StepEntry(NamedTuple):
+    """One optimizer step as the hooks saw it. Times are ``perf_counter`` seconds, phases seconds in the order of ``PHASES``."""
+
+    sequence: int
+    optimizer: str
+    number: int
+    time: float
+    losses: Sequence[Value | None]
+    norms: Sequence[Value]
+    scheduled: Sequence[Any]
+    applied: Sequence[Any] | None
+    factors: Sequence[float] | None
+    clips: Sequence[ClipNote]
+    amp: tuple[Value | None, Value | None, Value | None] | None
+    is_skipped: bool
+    phases: tuple[float, float, float, float, float, float]
+    details: Details | None
+
+
+class SampleEntry(NamedTuple):
+    """One value that the user logged."""
+
+    sequence: int
+    kind: str
+    name: str
+    value: Value
+    number: int
+    time: float
+
+
+class Tape:
+    """Carry entries from the training thread to the recorder, in order.
+
+    A full tape drops its oldest entry; :attr:`num_dropped` counts them. ``num_groups`` shrinks the ring so that memory stays
+    bounded with very many param groups.
+    """
+
+    def __init__(self, num_groups: int = 1, clock: Callable[[], float] = perf_counter) -> None:
+        capacity = max(512, CAPACITY * 16 // max(16, num_groups))
+        self._ring: deque[StepEntry | SampleEntry] = deque(maxlen=capacity)
+        self._sequence = count(1)
+        self._expected = 1
+        self._clock = clock
+        self._details: dict[str, Details] = {}
+        self._last_time: dict[str, float] = {}
+        self.append = self._ring.append
+        self.last_sequence = 0
+        self.num_dropped = 0
+        self.base_step = 0
+
+    def next_sequence(self) -> int:
+        """Number the next entry."""
+        self.last_sequence = n = next(self._sequence)
+        return n
+
+    def drain(self, wall_offset: float) -> list[Step | Sample]:
+        """Take every entry whose values have arrived, oldest first. ``wall_offset`` turns the entries' times into Unix time."""
+        out: list[Step | Sample] = []
+        while self._ring:
+            entry = self._ring[0]
+            record = self._resolve(entry, wall_offset)
+            if record is None:
+                break
+            try:
+                taken = self._ring.popleft()
+            except IndexError:  # pragma: no cover - the ring was cleared meanwhile
+                break
+            if taken is not entry:  # the ring overflowed between the look and the take
+                record = self._resolve(taken, wall_offset)
+            self.num_dropped += max(0, taken.sequence - self._expected)
+            self._expected = taken.sequence + 1
+            if record is not None:
+                out.append(record)
+        return out
+
+    @property
+    def drained_sequence(self) -> int:
+        """The number of the last entry that was drained."""
+        return self._expected - 1
+
+    def _resolve(self, entry: StepEntry | SampleEntry, wall_offset: float) -> Step | Sample | None:
+        reader = _Reader(self._clock() - entry.time > GIVE_UP_SECONDS)
+        if isinstance(entry, SampleEntry):
+            value = reader.read(entry.value)
+            if not reader.is_complete:
+                return None
+            return Sample(
+                entry.kind,  # type: ignore[arg-type]
+                entry.name,
+                math.nan if value is None else value,
+                entry.number + self.base_step,
+                entry.time + wall_offset,
+            )
+        return self._resolve_step(entry, reader, wall_offset)
+
+    def _resolve_step(self, entry: StepEntry, reader: _Reader, wall_offset: float) -> Step | None:
+        loss = reader.total(entry.losses)
+        found_inf, grad_scale, amp_scale = (reader.read(v) for v in entry.amp or (None, None, None))
+        norm = reader.norm(entry.norms)
+        clips = tuple(reader.clip(note) for note in entry.clips)
+        scheduled = [reader.read(v) for v in entry.scheduled]
+        applied = scheduled if entry.applied is None else [reader.read(v) for v in entry.applied]
+        if not reader.is_complete:
+            return None
+        if norm is not None and grad_scale:
+            norm /= grad_scale
+        if entry.details is not None:
+            self._details[entry.optimizer] = entry.details
+        last = self._last_time.get(entry.optimizer)
+        self._last_time[entry.optimizer] = entry.time
+        return Step(
+            optimizer=entry.optimizer,
+            number=entry.number,
+            global_step=entry.number + self.base_step,
+            time=entry.time + wall_offset,
+            duration=None if last is None else entry.time - last,
+            loss=loss,
+            gradient_norm=norm,
+            groups=_groups(scheduled, applied, entry.factors, self._details.get(entry.optimizer)),
+            clips=clips,
+            amp_scale=amp_scale,
+            is_skipped=entry.is_skipped or bool(found_inf),
+            phases=dict(zip(_PHASES, entry.phases, strict=True)),
+            hook_seconds=entry.phases[4],
+        )
+
+
+_PHASES = ("data", "forward", "backward", "optimizer", "monitor", "other")
+
+
+def _groups(
+    scheduled: Sequence[float | None],
+    applied: Sequence[float | None],
+    factors: Sequence[float] | None,
+    details: Details | None,
+) -> tuple[ParamGroup, ...]:
+    groups = []
+    for i, lr in enumerate(scheduled):
+        has_details = details is not None and i < len(details.names)
+        groups.append(
+            ParamGroup(
+                i,
+                details.names[i] if has_details and details else None,
+                math.nan if lr is None else lr,
+                math.nan if (used := applied[i]) is None else used,
+                1.0 if factors is None else factors[i],
+                details.weight_decay[i] if has_details and details else None,
+                details.momentum[i] if has_details and details else None,
+            )
+        )
+    return tuple(groups)
+
+
+class _Reader:
+    """Reads the values of one entry; remembers what has arrived until all has."""
+
+    def __init__(self, gives_up: bool) -> None:
+        self.is_complete = True
+        self._gives_up = gives_up
+
+    def read(self, value: Any) -> float | None:
+        if value is None or isinstance(value, float):
+            return value
+        if isinstance(value, int):
+            return float(value)
+        poll = getattr(value, "poll", None)
+        if poll is None:
+            return float(value)
+        number: float | None = poll()
+        if number is None and not self._gives_up:
+            self.is_complete = False
+        return number
+
+    def total(self, values: Sequence[Value | None]) -> float | None:
+        if not values:
+            return None
+        numbers = [self.read(v) for v in values]
+        return None if None in numbers else sum(n for n in numbers if n is not None)
+
+    def norm(self, values: Sequence[Value]) -> float | None:
+        numbers = [n for n in (self.read(v) for v in values) if n is not None]
+        return _hypot(numbers) if len(numbers) == len(values) and numbers else None
+
+    def clip(self, note: ClipNote) -> Clip:
+        numbers = [n for n in (self.read(v) for v in note.measure) if n is not None]
+        if note.kind == "value":
+            return Clip("value", note.threshold, any(n > note.threshold for n in numbers))
+        norm = _hypot(numbers) if numbers else math.nan
+        factor = min(1.0, note.threshold / (norm + 1e-6)) if not math.isnan(norm) else math.nan
+        return Clip("norm", note.threshold, factor < 1.0, factor)
+
+
+def _hypot(numbers: Sequence[float]) -> float:
+    if len(numbers) == 1:
+        return numbers[0]
+    return math.nan if any(math.isnan(n) for n in numbers) else math.sqrt(sum(n * n for n in numbers))
