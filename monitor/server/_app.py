@@ -1,0 +1,173 @@
+"""The Flask application of one run: reading views, commands, page, metrics. It never sees torch or prometheus."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Response, g, request
+
+from monitor._records import Snapshot
+from monitor.server import _json, _problems
+from monitor.server._access import RunAccess
+from monitor.server._auth import Security
+from monitor.server._commands import add_commands
+from monitor.server._gate import Gate, harden
+from monitor.server._openapi import openapi
+from monitor.server._page import PAGE_DIR, add_page
+from monitor.server._problems import MAX_BODY_BYTES, Refusal
+
+PREFIX = "/api/v1"
+MAX_POINTS = 10_000
+_GZIP_FROM_BYTES = 1024
+
+
+def create_app(
+    access: RunAccess,
+    security: Security,
+    *,
+    page_dir: Path = PAGE_DIR,
+    on_error: Callable[[BaseException], None] = lambda error: None,
+) -> Flask:
+    """Build the application that serves one run.
+
+    ``on_error`` hears of every failure of a view; the client gets a 500 problem.
+
+    Example:
+        app = create_app(access, Security(token=token))
+        with HttpServer(app) as server: ...
+    """
+    app = Flask(__name__, static_folder=None, template_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY_BYTES
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # nothing to negotiate: no CORS
+    app.url_map.merge_slashes = False  # a path is what it says: no redirects
+    gate = Gate(security)
+    gate.install(app)
+    _problems.install(app, on_error)
+    _add_reading(app, gate, access)
+    _add_operations(app, gate, access)
+    add_commands(app, gate, access, PREFIX)
+    add_page(app, gate, page_dir)
+    app.after_request(_compress)
+    app.after_request(harden)
+    return app
+
+
+def run_document(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot as JSON types; commands_total, whose keys are triples, as a list of objects."""
+    document: dict[str, Any] = _json.plain(snapshot)
+    document["commands_total"] = [
+        {"action": action, "source": source, "outcome": outcome, "count": count}
+        for (action, source, outcome), count in snapshot.commands_total.items()
+    ]
+    return document
+
+
+def lr_document(access: RunAccess) -> dict[str, Any]:
+    """Return the learning rate of every param group and the commands that wait for the next step."""
+    groups = [
+        {
+            "optimizer": optimizer.key,
+            "param_group": group.index,
+            "name": group.name,
+            "scheduled": group.scheduled,
+            "factor": group.factor,
+            "applied": group.applied,
+        }
+        for optimizer in access.snapshot().optimizers
+        for group in optimizer.groups
+    ]
+    return {"groups": groups, "pending": list(access.commands())}
+
+
+def _add_reading(app: Flask, gate: Gate, access: RunAccess) -> None:
+    def run() -> Response:
+        document = run_document(access.snapshot())
+        grant = g.grant
+        document["page"] = {"csrf": gate.sessions.csrf_of(grant), "can_control": grant.covers("control")}
+        return _answer(document)
+
+    def history() -> Response:
+        return _answer(access.history(_query("since", 0), _query("points", 1000, low=1, high=MAX_POINTS)))
+
+    def events() -> Response:
+        since = _query("since", 0)
+        found = list(access.events(since))
+        return _answer({"events": found, "next": max((event.seq for event in found), default=since)})
+
+    def lr() -> Response:
+        return _answer(lr_document(access))
+
+    def command(id: str) -> Response:  # noqa: A002 - the path parameter's name
+        record = access.command(id)
+        if record is None:
+            raise Refusal(404, f"This run has no command {id[:60]!r}; it keeps the latest ones.")
+        return _answer(record)
+
+    for rule, view in (
+        ("/run", run),
+        ("/history", history),
+        ("/events", events),
+        ("/lr", lr),
+        ("/commands/<id>", command),
+    ):
+        app.add_url_rule(PREFIX + rule, view.__name__, view, methods=["GET"])
+        gate.need(view.__name__, "read")
+
+
+def _add_operations(app: Flask, gate: Gate, access: RunAccess) -> None:
+    def metrics() -> Response:
+        body, content_type = access.render_metrics(request.headers.get("Accept"), request.args.getlist("name[]"))
+        response = Response(body, content_type=content_type)
+        if request.method == "GET":
+            response.call_on_close(access.scraped)
+        return response
+
+    def healthz() -> Response:
+        return _answer({"status": "ok"})
+
+    def targets() -> Response:
+        # The series carry run_id themselves: as a target label it would be renamed to exported_run_id.
+        run = access.snapshot().run
+        labels = {"__scheme__": request.scheme, "__meta_monitor_run_id": run.run_id, "__meta_monitor_run_name": run.name}
+        return _answer([{"targets": [request.host], "labels": labels}])
+
+    def describe() -> Response:
+        return _answer(openapi())
+
+    for rule, view, need in (
+        ("/metrics", metrics, "metrics"),
+        ("/healthz", healthz, "metrics"),
+        (f"{PREFIX}/targets", targets, "read"),
+        (f"{PREFIX}/openapi.json", describe, "read"),
+    ):
+        app.add_url_rule(rule, view.__name__, view, methods=["GET"])
+        gate.need(view.__name__, need)
+
+
+def _answer(value: Any) -> Response:
+    return Response(_json.encode(value), content_type="application/json")
+
+
+def _query(name: str, default: int, low: int = 0, high: int = 2**63 - 1) -> int:
+    text = request.args.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,19}", text) or not low <= int(text) <= high:
+        raise Refusal(422, f"{name} must be an integer from {low} to {high}, got {text[:60]!r}.", field=name)
+    return int(text)
+
+
+def _compress(response: Response) -> Response:
+    """Compress what is large enough to be worth it; level 1, as the trainer needs the CPU more."""
+    if response.direct_passthrough or response.status_code != 200 or not response.is_sequence:
+        return response
+    response.vary.add("Accept-Encoding")
+    if (response.content_length or 0) > _GZIP_FROM_BYTES and request.accept_encodings.quality("gzip") > 0:
+        response.set_data(gzip.compress(response.get_data(), compresslevel=1, mtime=0))
+        response.headers["Content-Encoding"] = "gzip"
+    return response

@@ -1,0 +1,125 @@
+"""What a command's body may hold. The form is checked here; what a value may be is the run's decision."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Request
+
+from monitor.server import _json
+from monitor.server._problems import Refusal
+
+MAX_REASON = 500
+MAX_NAME = 200
+MAX_GROUPS = 1024
+MAX_STEPS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """The checked body of a command."""
+
+    factor: float | None = None
+    groups: tuple[int | str, ...] | None = None
+    over_steps: int = 0
+    reason: str = ""
+
+
+def read_command(request: Request, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> Command:
+    """Read and check the body of ``request``; an empty one is {} where nothing is required.
+
+    Raises Refusal: 415 for another content type, 400 for what is not JSON, 422 for a field.
+    """
+    raw = request.get_data(cache=True)
+    if not raw and not required:
+        return Command()
+    if request.mimetype != "application/json":
+        given = request.mimetype or "none"
+        raise Refusal(415, f"The Content-Type must be application/json, got {given}.")
+    try:
+        body = _json.decode(raw)
+    except ValueError as error:
+        raise Refusal(400, f"The body is not valid JSON: {error}.") from None
+    if not isinstance(body, dict):
+        raise Refusal(400, f"The body must be a JSON object, got {_shown(body)}.")
+    return _checked(body, allowed, required)
+
+
+def _checked(body: Mapping[str, Any], allowed: tuple[str, ...], required: tuple[str, ...]) -> Command:
+    for name in body:
+        if name not in allowed:
+            words = ", ".join(allowed)
+            raise Refusal(422, f"There is no field {_shown(name)} here; the fields are {words}.", field=name[:60])
+    for name in required:
+        if name not in body:
+            raise Refusal(422, f"{name} is missing; it must be {_MUST_BE[name]}.", field=name)
+    return Command(**{name: _value(name, value) for name, value in body.items()})
+
+
+def _value(name: str, value: Any) -> Any:
+    try:
+        return _CHECKS[name](value)
+    except ValueError as error:
+        detail = f"{error or f'{name} must be {_MUST_BE[name]}'}, got {_shown(value)}."
+        raise Refusal(422, detail, field=name) from None
+
+
+def _factor(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError
+    return float(value)
+
+
+def _groups(value: Any) -> tuple[int | str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_GROUPS:
+        raise ValueError
+    for group in value:
+        is_index = isinstance(group, int) and not isinstance(group, bool) and group >= 0
+        is_name = isinstance(group, str) and 0 < len(group) <= MAX_NAME and _is_one_line(group)
+        if not (is_index or is_name):
+            raise ValueError
+    return tuple(value)
+
+
+def _over_steps(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_STEPS:
+        raise ValueError
+    return value
+
+
+def _reason(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > MAX_REASON or not _is_one_line(value):
+        raise ValueError
+    return value
+
+
+def _is_one_line(text: str) -> bool:
+    """Tell whether text is safe in a log: no control characters, no half of a surrogate pair."""
+    return not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "factor": _factor,
+    "groups": _groups,
+    "over_steps": _over_steps,
+    "reason": _reason,
+}
+_MUST_BE = {
+    "factor": "a finite JSON number above 0, such as 0.5",
+    "groups": "a non-empty list of param group indexes or names, such as [0] or null for all",
+    "over_steps": f"an integer from 0 to {MAX_STEPS}",
+    "reason": f"one line of at most {MAX_REASON} characters",
+}

@@ -1,0 +1,85 @@
+"""The views that change a run. All of them put a command in the run's queue and answer 202 with its id."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import quote
+
+from flask import Flask, Response, g, request
+
+from monitor._records import CommandRecord
+from monitor.server import _json
+from monitor.server._access import RunAccess
+from monitor.server._bodies import Command, read_command
+from monitor.server._gate import Gate
+from monitor.server._idempotency import IdempotencyKeys, check_key
+
+
+class _Route(NamedTuple):
+    rule: str
+    method: str
+    action: str
+    allowed: tuple[str, ...]
+    required: tuple[str, ...] = ()
+
+
+_FACTOR = ("factor", "groups", "over_steps", "reason")
+ROUTES = (
+    _Route("/lr", "PUT", "set", _FACTOR, ("factor",)),
+    _Route("/lr/reduce", "POST", "reduce", _FACTOR, ("factor",)),
+    _Route("/lr/restore", "POST", "restore", ("groups", "over_steps", "reason")),
+    _Route("/lr/undo", "POST", "undo", ("reason",)),
+    _Route("/pause", "POST", "pause", ("reason",)),
+    _Route("/resume", "POST", "resume", ("reason",)),
+    _Route("/stop", "POST", "stop", ("reason",)),
+    _Route("/checkpoint", "POST", "checkpoint", ("reason",)),
+)
+
+
+def add_commands(app: Flask, gate: Gate, access: RunAccess, prefix: str) -> None:
+    """Add the views that change the run to ``app``."""
+    keys = IdempotencyKeys()
+    for route in ROUTES:
+        app.add_url_rule(prefix + route.rule, route.action, _view(route, access, keys, prefix), methods=[route.method])
+        gate.need(route.action, "control")
+
+
+def _view(route: _Route, access: RunAccess, keys: IdempotencyKeys, prefix: str) -> Callable[[], Response]:
+    def view() -> Response:
+        command = read_command(request, route.allowed, route.required)
+        key = request.headers.get("Idempotency-Key")
+        if key is None:
+            return _accepted(_submit(access, route.action, command), prefix)
+        record, is_repeated = keys.once(
+            g.grant.identity, check_key(key), _fingerprint(route, command), lambda: _submit(access, route.action, command)
+        )
+        response = _accepted(record, prefix)
+        if is_repeated:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
+
+    return view
+
+
+def _submit(access: RunAccess, action: str, command: Command) -> CommandRecord:
+    way = "page" if g.grant.session else "token"
+    return access.submit(
+        action,
+        source="api",
+        actor=f"{way}@{request.remote_addr or 'unknown'}",
+        reason=command.reason,
+        factor=command.factor,
+        groups=command.groups,
+        over_steps=command.over_steps,
+    )
+
+
+def _accepted(record: CommandRecord, prefix: str) -> Response:
+    location = f"{prefix}/commands/{quote(record.id, safe='')}"
+    return Response(_json.encode(record), 202, headers={"Location": location}, content_type="application/json")
+
+
+def _fingerprint(route: _Route, command: Command) -> bytes:
+    return hashlib.sha256(repr((route.action, command)).encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,129 @@
+"""The guard before every view: Host, credential, level, CSRF. What has no entry in a table needs control."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from flask import Flask, Response, g, make_response, request
+
+from monitor.server._auth import Failures, Grant, Hosts, Level, Security, Sessions, is_loopback
+from monitor.server._problems import Refusal
+
+Need = Level | str  # also "metrics": open on this machine unless protected
+CSRF_HEADER = "X-CSRF-Token"
+
+
+class Gate:
+    """Let a request pass, or raise the Refusal that says why not.
+
+    A request without a credential is no guess and never counts as a failure; nor is a cookie of an earlier run, whose
+    signature nobody can guess: a page left open must not lock its owner out.
+    """
+
+    def __init__(self, security: Security, clock: Callable[[], float] = time.monotonic) -> None:
+        self.security = security
+        self.sessions = Sessions(security)
+        self._hosts = Hosts(security)
+        self._failures = Failures(security.max_failures, security.failure_window, clock=clock)
+        self._needs: dict[str, str] = {}
+
+    def install(self, app: Flask) -> None:
+        """Stand before every view of ``app``."""
+        app.before_request(self._check)
+
+    def need(self, endpoint: str, level: str) -> None:
+        """Say what a view needs: "none", "read", "control" or "metrics"."""
+        self._needs[endpoint] = level
+
+    def grant(self) -> Grant:
+        """Return what the current request may do; a wrong bearer token is refused whatever it asks for."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return self.grant_of_guess(token.strip().encode("latin-1", "replace").decode("utf-8", "replace"))
+        return self.sessions.grant_of_cookie(request.cookies.get(cookie_name(), ""))
+
+    def grant_of_guess(self, token: str) -> Grant:
+        """Return what a token that someone typed or sent allows; wrong ones are counted and refused."""
+        address = request.remote_addr or ""
+        if seconds := self._failures.retry_after(address):
+            detail = f"Too many wrong tokens from {address}; try again in {seconds} s."
+            raise Refusal(429, detail, headers={"Retry-After": str(seconds)})
+        grant = self.sessions.grant_of_token(token)
+        if grant.level == "none":
+            self._failures.add(address)
+            raise unauthorized("That token is not the one of this run; its log or its folder has it.")
+        return grant
+
+    def login(self, token: str, response: Response) -> Response:
+        """Put a session's cookie on ``response``, or refuse the token."""
+        self.grant_of_guess(token)
+        response.set_cookie(
+            cookie_name(),
+            self.sessions.open(token) or "",
+            httponly=True,
+            samesite="Strict",
+            secure=request.is_secure or self.security.cookie_secure,
+            path="/",
+        )
+        return response
+
+    def _check(self) -> None:
+        host = request.environ.get("HTTP_HOST", "")
+        if not self._hosts.is_served(host):
+            detail = f"This server does not serve the host {host[:100]!r}; use its address, localhost or its bind address."
+            raise Refusal(421, detail)
+        if request.url_rule is None:  # 404 or 405: said by the router
+            return
+        need = self._needs.get(request.endpoint or "", "control")
+        if need == "metrics":
+            is_open = not self.security.protect_metrics and is_loopback(request.remote_addr or "")
+            need = "none" if is_open else "read"
+        g.grant = Grant("none") if need == "none" else self._require(need)
+
+    def _require(self, need: str) -> Grant:
+        grant = self.grant()
+        if grant.level == "none":
+            raise unauthorized("This needs a token: send Authorization: Bearer TOKEN, or log in at /.")
+        if need == "control" and grant.level != "control":
+            raise Refusal(403, "A read-only token may look but not change anything; send the control token.")
+        if need == "control" and grant.session is not None:
+            offered = request.headers.get(CSRF_HEADER, "")
+            if not self.sessions.is_csrf_right(grant, offered):
+                raise Refusal(403, f"A change by cookie needs the header {CSRF_HEADER} (page.csrf of /api/v1/run).")
+        return grant
+
+
+def unauthorized(detail: str) -> Refusal:
+    """Return the refusal that asks for a token."""
+    return Refusal(401, detail, headers={"WWW-Authenticate": 'Bearer realm="monitor"'})
+
+
+def cookie_name() -> str:
+    """Return the cookie's name: cookies ignore ports, so two runs on one machine need two names."""
+    return f"monitor_session_{request.environ.get('SERVER_PORT', '')}"
+
+
+def harden(response: Response) -> Response:
+    """Set the headers that keep a browser from doing more than the page asks for."""
+    response.headers["Content-Security-Policy"] = _POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["X-Frame-Options"] = "DENY"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
+
+
+def see_other(location: str) -> Response:
+    """Return a redirect that a browser follows with GET."""
+    response = make_response("", 303)
+    response.headers["Location"] = location
+    return response
+
+
+# plotly injects a style sheet, hence 'unsafe-inline' for styles alone; it draws exports through blob: and data: images.
+_POLICY = (
+    "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+)

@@ -1,0 +1,109 @@
+"""The live page's way in: its files, the charts' script and the login without a script."""
+
+from __future__ import annotations
+
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+
+from flask import Flask, Response, request, send_file, send_from_directory
+
+from monitor.server._gate import Gate, see_other, unauthorized
+from monitor.server._problems import Refusal
+
+PAGE_DIR = Path(__file__).parent / "page"
+_LOGIN_TYPE = "application/x-www-form-urlencoded"
+
+
+def add_page(app: Flask, gate: Gate, page_dir: Path = PAGE_DIR) -> None:
+    """Add ``/``, ``/login`` and ``/static/`` to ``app``."""
+
+    def index() -> Response:
+        if "token" in request.args:
+            return _enter(gate, request.args["token"])
+        if gate.grant().covers("read"):
+            return _file(page_dir, "index.html")
+        return _ask(401, "")
+
+    def login() -> Response:
+        if request.mimetype != _LOGIN_TYPE:
+            raise Refusal(415, f"The login form sends {_LOGIN_TYPE}, not {request.mimetype or 'nothing'!r}.")
+        try:
+            return gate.login(request.form.get("token", "").strip(), see_other("/"))
+        except Refusal as refusal:
+            return _ask(refusal.status, refusal.detail, refusal)
+
+    def static(name: str) -> Response:
+        return _file(page_dir, name)
+
+    def plotly() -> Response:
+        script = plotly_script()
+        if script is None:
+            raise Refusal(404, "plotly is not installed, so the page shows tables; pip install 'training-monitor[page]'.")
+        response = send_file(script, mimetype="text/javascript", conditional=True, max_age=86400)
+        response.cache_control.private = True
+        response.cache_control.public = False
+        return response
+
+    for rule, view, methods, need in (
+        ("/", index, ["GET"], "none"),
+        ("/login", login, ["POST"], "none"),
+        ("/static/plotly.min.js", plotly, ["GET"], "read"),
+        ("/static/<path:name>", static, ["GET"], "read"),
+    ):
+        app.add_url_rule(rule, view.__name__, view, methods=methods)
+        gate.need(view.__name__, need)
+
+
+def plotly_script() -> Path | None:
+    """Return the script that the installed plotly package bundles, without importing it; None without one."""
+    spec = find_spec("plotly")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        script = Path(folder) / "package_data" / "plotly.min.js"
+        if script.is_file():
+            return script
+    return None
+
+
+def _file(folder: Path, name: str) -> Response:
+    if any(part.startswith(".") for part in name.split("/")) or "\0" in name:
+        raise Refusal(404, "There is no such file.")
+    response = send_from_directory(folder, name, conditional=True)
+    response.headers["Cache-Control"] = "no-cache"
+    return response
+
+
+def _enter(gate: Gate, token: str) -> Response:
+    """Turn the URL from the log into a session, and the token out of the address bar."""
+    try:
+        if request.headers.get("Sec-Fetch-Site") == "cross-site":
+            # A SameSite=Strict cookie is not sent along a redirect that another site began; a refresh of our own page is.
+            return gate.login(token, Response(_REFRESH, mimetype="text/html"))
+        return gate.login(token, see_other("/"))
+    except Refusal as refusal:
+        return _ask(refusal.status, refusal.detail, refusal)
+
+
+def _ask(status: int, complaint: str, refusal: Refusal | None = None) -> Response:
+    """Answer a browser with the login form and a program with a problem."""
+    if request.accept_mimetypes.quality("text/html") == 0 or "text/html" not in request.headers.get("Accept", ""):
+        raise refusal or unauthorized("This needs a token: send Authorization: Bearer TOKEN, or open /?token=TOKEN.")
+    note = f'<p role="alert">{escape(complaint)}</p>' if complaint else ""
+    headers = refusal.headers if refusal else {"WWW-Authenticate": 'Bearer realm="monitor"'}
+    return Response(_FORM.replace("{note}", note), status, headers=headers, mimetype="text/html")
+
+
+_REFRESH = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/"><title>monitor</title>'
+_FORM = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>monitor: log in</title><style>
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
+form { max-width: 26rem; margin: 18vh auto 0; padding: 0 1rem } h1 { font-size: 1.25rem }
+input, button { font: inherit; padding: .5rem .75rem; width: 100%; box-sizing: border-box; margin-top: .5rem }
+</style></head><body><main><form method="post" action="/login">
+<h1>This training run is watched</h1>
+<p>The run's log shows a URL with its token; its folder keeps it in the file <code>token</code>.</p>{note}
+<label for="token">Token</label>
+<input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
+<button>Open the page</button></form></main></body></html>
+"""

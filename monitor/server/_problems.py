@@ -1,0 +1,108 @@
+"""Errors in one shape: RFC 9457 problem details."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
+from monitor.server import _json
+
+CONTENT_TYPE = "application/problem+json"
+MAX_BODY_BYTES = 64 * 1024
+_log = logging.getLogger("monitor.server")
+_DRAIN_BYTES = 1024 * 1024
+
+
+class Refusal(Exception):  # noqa: N818 - a refusal of the client's request, no failure of ours
+    """A request that is answered with a problem: what was offered, what would be right, and the field."""
+
+    def __init__(
+        self, status: int, detail: str, *, field: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.field = field
+        self.headers = dict(headers or {})
+
+
+def document(status: int, detail: str, field: str | None = None) -> bytes:
+    """Return the body of a problem.
+
+    >>> document(404, "no such path")
+    b'{"type":"about:blank","status":404,"title":"Not Found","detail":"no such path"}'
+    """
+    body: dict[str, object] = {
+        "type": "about:blank",
+        "status": status,
+        "title": HTTPStatus(status).phrase,
+        "detail": detail,
+    }
+    if field is not None:
+        body["field"] = field
+    return _json.encode(body)
+
+
+def respond(refusal: Refusal) -> Response:
+    """Return the response that tells the client of a refusal."""
+    body = document(refusal.status, refusal.detail, refusal.field)
+    return Response(body, refusal.status, headers=refusal.headers, content_type=CONTENT_TYPE)
+
+
+def install(app: Flask, on_error: Callable[[BaseException], None]) -> None:
+    """Make every error of ``app`` a problem; failures of our own also go to ``on_error``."""
+
+    def unexpected(error: Exception) -> Response:
+        _log.error("%s %s failed", request.method, request.path, exc_info=error)
+        on_error(error)
+        return respond(Refusal(500, "The monitor failed to answer; the run goes on. Its log has the traceback."))
+
+    app.register_error_handler(Refusal, respond)
+    app.register_error_handler(CommandRefusedError, _refused_command)
+    app.register_error_handler(QueueFullError, _full_queue)
+    app.register_error_handler(ClosedRunError, lambda error: respond(Refusal(409, str(error))))
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, unexpected)
+
+
+def _refused_command(error: CommandRefusedError) -> Response:
+    status = 409 if error.field is None else 422
+    return respond(Refusal(status, str(error), field=error.field))
+
+
+def _full_queue(error: QueueFullError) -> Response:
+    return respond(Refusal(429, str(error), headers={"Retry-After": "5"}))
+
+
+def _http_error(error: HTTPException) -> Response:
+    status = error.code or 500
+    if status == 413:
+        _drain()
+    detail = _DETAILS.get(status) or error.description or ""
+    refusal = Refusal(status, detail.format(method=request.method, path=request.path))
+    if allowed := getattr(error, "valid_methods", None):
+        refusal.headers["Allow"] = ", ".join(sorted(allowed))
+        refusal.detail += f" Allowed here: {refusal.headers['Allow']}."
+    return respond(refusal)
+
+
+def _drain() -> None:
+    """Read what the client is still sending, within reason: a socket closed on unread data loses the answer."""
+    stream, left = request.environ["wsgi.input"], _DRAIN_BYTES
+    try:
+        while left > 0 and (chunk := stream.read(min(left, 65536))):
+            left -= len(chunk)
+    except (OSError, ValueError):
+        return
+
+
+_DETAILS = {
+    404: "There is nothing at {path}; /api/v1/openapi.json lists what there is.",
+    405: "{path} does not take {method}.",
+    413: f"The body is larger than {MAX_BODY_BYTES} bytes; a command needs a few hundred.",
+}
