@@ -11,7 +11,7 @@ _HEAD = """\
 
 Every series of the tables carries the label `run_id`, unique to a run; everything else that identifies a run
 is in `training_run_info` (join with `group_left`). Units are base units, times are Unix seconds, ratios go
-from 0 to 1. Counters start at 0; what is not known or not offered is absent, not 0. No scrape resets anything.
+from 0 to 1. Counters start at 0; what is not known or not offered is absent, not 0. No scrape resets a thing.
 
 `optimizer` is the class name of the optimizer, or its key where `attach` was given a mapping of several;
 `param_group` is the index of the group; `gpu` is the index of the torch device.
