@@ -3,8 +3,8 @@
     python benchmarks/scrape.py [--rounds 200]
 
 CPU time of the process is measured, not wall time, and the median of many rounds is given: what else runs on
-the machine has little say in it. The snapshot has every metric of the catalogue and two GPUs; compression is not
-part of it.
+the machine has little say in it. The snapshot has every metric of the catalogue and two GPUs; compression is
+not part of it.
 """
 
 from __future__ import annotations

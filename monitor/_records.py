@@ -195,6 +195,16 @@ class Collection:
 
 
 @dataclass(frozen=True, slots=True)
+class SystemReading:
+    """One round of the system sampler. ``collections`` says for ``gpu`` and ``host`` how the round went."""
+
+    time: float
+    host: HostReading | None = None
+    gpus: tuple[GpuReading, ...] = ()
+    collections: Mapping[str, Collection] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class RunInfo:
     """Identity of a run: constant while it lives."""
 
