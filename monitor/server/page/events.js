@@ -1,0 +1,106 @@
+// What happened: the list beside the charts, and the notices on top for what still goes on.
+
+import { announce, h, icon, setText } from "./dom.js";
+import { clock, integer, words } from "./format.js";
+
+const MAX_EVENTS = 400;
+const MAX_LISTED = 120;
+const MAX_NOTICES = 4;
+const SEVERITY = { critical: "critical", warning: "warning", info: "information" };
+const FILTERS = {
+  all: () => true,
+  trouble: (event) => event.severity !== "info" && event.kind !== "control",
+  control: (event) => event.kind === "control" || event.kind === "state",
+};
+
+/** Events by id: one that ends arrives again under its id. The oldest leave first. */
+export class EventStore {
+  constructor() {
+    this.byId = new Map();
+    this.next = 0;
+  }
+
+  /** Take what /events answered; returns the events that were not known before. */
+  add({ events, next }) {
+    const fresh = events.filter((event) => !this.byId.has(event.id));
+    for (const event of events) this.byId.set(event.id, event);
+    for (const id of this.byId.keys()) {
+      if (this.byId.size <= MAX_EVENTS) break;
+      this.byId.delete(id);
+    }
+    this.next = Math.max(this.next, next);
+    return fresh;
+  }
+
+  get all() {
+    return [...this.byId.values()];
+  }
+}
+
+const isOngoing = (event) => event.end_step === null && event.severity !== "info" && event.kind !== "control";
+
+/** Detector events that have begun and not ended, the gravest and newest first; `active` says which kinds still hold. */
+export function ongoing(events, active) {
+  const latest = new Map();
+  for (const event of events) {
+    if (isOngoing(event) && active[event.kind]) latest.set(`${event.kind} ${event.optimizer}`, event);
+  }
+  const rank = (event) => (event.severity === "critical" ? 0 : 1);
+  return [...latest.values()].sort((a, b) => rank(a) - rank(b) || b.step - a.step).slice(0, MAX_NOTICES);
+}
+
+export class EventList {
+  /** @param onShow called with an event whose place on the charts somebody wants to see */
+  constructor(element, onShow) {
+    this.onShow = onShow;
+    this.filter = "all";
+    this.events = [];
+    this.list = h("ol", { tabindex: "0", "aria-label": "Events, newest first" });
+    this.empty = h("p", { class: "note" });
+    const choices = Object.entries({ all: "All", trouble: "Trouble", control: "Control" }).map(([value, label]) =>
+      h("label", {}, h("input", { type: "radio", name: "event-filter", value, checked: value === "all", onchange: () => this.#choose(value) }), h("span", {}, label)));
+    element.replaceChildren(
+      h("div", { class: "card-head" }, h("h2", { id: "events-title" }, "Events"),
+        h("fieldset", { class: "segmented" }, h("legend", { class: "visually-hidden" }, "Events shown"), choices)),
+      this.empty, this.list);
+    this.#render();
+  }
+
+  #choose(filter) {
+    this.filter = filter;
+    this.#render();
+  }
+
+  /** Show all of `events`; read out the `fresh` ones that matter. */
+  update(events, fresh) {
+    this.events = events;
+    this.#render();
+    for (const event of fresh) {
+      if (event.severity !== "info" || event.kind === "control") announce(`${words(event.kind)}: ${event.message}`);
+    }
+  }
+
+  #render() {
+    const chosen = this.events.filter(FILTERS[this.filter]);
+    const listed = chosen.sort((a, b) => b.step - a.step || b.id - a.id).slice(0, MAX_LISTED);
+    this.list.hidden = !listed.length;
+    this.empty.hidden = Boolean(listed.length) && listed.length === chosen.length;
+    setText(this.empty, listed.length ? `The latest ${listed.length} of ${chosen.length}.` : this.events.length ? "None of this sort." : "Nothing has happened so far.");
+    this.list.replaceChildren(...listed.map((event) => this.#item(event)));
+  }
+
+  #item(event) {
+    const isOwn = event.kind === "control" || event.kind === "state";
+    const ended = event.end_step === null ? "" : ` Ended at step ${integer(event.end_step)}.`;
+    const onset = !isOwn && event.start_step < event.step ? ` Began at step ${integer(event.start_step)}.` : "";
+    return h("li", { class: "event", "data-severity": event.severity, "data-kind": event.kind },
+      icon(isOwn ? "control" : event.severity),
+      h("div", { class: "what" },
+        h("strong", {}, words(event.kind)),
+        isOwn ? null : h("span", { class: "tag", "data-severity": event.severity }, SEVERITY[event.severity] ?? event.severity),
+        event.optimizer ? h("span", { class: "tag" }, event.optimizer) : null,
+        h("button", { type: "button", class: "link", "aria-label": `Show step ${integer(event.step)} on the charts`, onclick: () => this.onShow(event) }, `step ${integer(event.step)}`),
+        h("time", { datetime: new Date((event.time || 0) * 1000).toISOString() }, clock(event.time))),
+      h("p", { class: "message" }, `${event.message}${onset}${ended}`));
+  }
+}

@@ -1,0 +1,242 @@
+// The page: asks the run for what is new, keeps a bounded picture of it, and hands it to the parts.
+
+import { get, serverTime } from "./api.js";
+import { Charts, loadPlotly, readTheme } from "./charts.js";
+import { ControlCard } from "./control.js";
+import { renderDetails } from "./details.js";
+import { byId, h, icon, setText } from "./dom.js";
+import { EventList, EventStore, ongoing } from "./events.js";
+import { duration, integer, number, words } from "./format.js";
+import { Series } from "./series.js";
+import { isEnded, Strip } from "./strip.js";
+
+const POLL_MS = 1000;
+const HIDDEN_POLL_MS = 10_000;
+const ENDED_POLL_MS = 5000;
+const MAX_BACKOFF_MS = 15_000;
+const STALE_SECONDS = 5;
+const FIRST_POINTS = 2000;
+const MORE_POINTS = 1000;
+
+/** Everything known about one run; another run on the same port gets a new one. */
+class Picture {
+  constructor() {
+    Object.assign(this, { run: null, cursor: 0, curves: new Map(), system: new Series("time"), events: new EventStore() });
+  }
+
+  addHistory(history) {
+    for (const [key, columns] of Object.entries(history.optimizers)) {
+      if (!this.curves.has(key)) this.curves.set(key, new Series("step"));
+      this.curves.get(key).append(columns);
+    }
+    this.system.append(history.system ?? {});
+    this.cursor = history.next;
+  }
+}
+
+class Page {
+  constructor() {
+    Object.assign(this, {
+      picture: new Picture(), chosen: null, zoom: null, range: "all", failures: 0, answeredAt: null, refusal: "", theme: readTheme(), noticeKey: "", timer: 0, lastChange: null,
+    });
+    this.strip = new Strip();
+    this.charts = new Charts(byId("cards"), (zoom) => this.#setZoom(zoom));
+    this.control = new ControlCard(byId("control"));
+    this.eventList = new EventList(byId("events"), (event) => this.#show(event));
+    this.#listen();
+  }
+
+  start() {
+    this.#poll();
+    setInterval(() => this.#tick(), 500);
+    loadPlotly().then((plotly) => plotly && this.charts.use(plotly));
+  }
+
+  #listen() {
+    byId("optimizer").addEventListener("change", (event) => {
+      this.chosen = event.target.value;
+      this.#render();
+    });
+    byId("range").addEventListener("change", (event) => {
+      this.range = event.target.value;
+      this.#setZoom(null);
+    });
+    byId("reset-zoom").addEventListener("click", () => this.#setZoom(null));
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) this.#poll();
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      this.theme = readTheme();
+      this.#renderCharts();
+    });
+  }
+
+  // Asking
+
+  async #poll() {
+    if (this.isPolling) return;
+    this.isPolling = true;
+    clearTimeout(this.timer);
+    try {
+      await this.#fetchNews();
+      Object.assign(this, { failures: 0, answeredAt: performance.now(), refusal: "" });
+    } catch (failure) {
+      if (failure.status === undefined) console.error(failure); // a mistake of the page, not of the run
+      this.failures += 1;
+      this.refusal = failure.status === 401 || failure.status === 403 ? failure.message : "";
+    }
+    this.isPolling = false;
+    this.#tick();
+    this.timer = setTimeout(() => this.#poll(), this.#pause());
+  }
+
+  #pause() {
+    if (this.failures) return Math.min(MAX_BACKOFF_MS, POLL_MS * 2 ** (this.failures - 1));
+    if (document.hidden) return HIDDEN_POLL_MS;
+    return isEnded(this.picture.run) ? ENDED_POLL_MS : POLL_MS;
+  }
+
+  async #fetchNews() {
+    const run = await get("/run");
+    if (this.picture.run && this.picture.run.run.run_id !== run.run.run_id) this.#startOver();
+    const { picture } = this;
+    const [history, events] = await Promise.all([
+      get("/history", { since: picture.cursor, points: picture.cursor ? MORE_POINTS : FIRST_POINTS }),
+      run.last_event_seq > picture.events.next ? get("/events", { since: picture.events.next }) : { events: [], next: picture.events.next },
+    ]);
+    const isFirst = picture.run === null;
+    picture.addHistory(history);
+    const fresh = picture.events.add(events);
+    picture.run = run;
+    this.#render();
+    if (events.events.length || isFirst) this.eventList.update(picture.events.all, isFirst ? [] : fresh);
+    if (events.events.length) await this.#learnLastChange(events.events);
+  }
+
+  /** An undo takes the last change back: the page asks for its record, to show what that would mean. */
+  async #learnLastChange(events) {
+    const last = events.findLast((event) => event.kind === "control" && event.details.command);
+    if (!last) return;
+    const record = await get(`/commands/${encodeURIComponent(last.details.command)}`).catch(() => null);
+    const isChange = ["reduce", "set", "restore"].includes(record?.action) && record.status === "applied";
+    if (isChange) this.control.setUndoable(record);
+    else if (!record || record.action === "undo") this.control.setUndoable(null);
+  }
+
+  #startOver() {
+    Object.assign(this, { picture: new Picture(), chosen: null, zoom: null });
+    this.control = new ControlCard(byId("control"));
+    this.eventList = new EventList(byId("events"), (event) => this.#show(event));
+  }
+
+  // Showing
+
+  get #optimizer() {
+    const { optimizers } = this.picture.run;
+    return optimizers.find(({ key }) => key === this.chosen) ?? optimizers[0] ?? null;
+  }
+
+  #render() {
+    const { run } = this.picture;
+    this.#renderPicker(run);
+    this.strip.update(run, this.#optimizer);
+    this.control.update(run);
+    renderDetails(byId("details"), run, this.#optimizer);
+    this.#renderCharts();
+  }
+
+  #renderPicker({ optimizers }) {
+    const select = byId("optimizer");
+    byId("optimizer-picker").hidden = optimizers.length < 2;
+    if (select.options.length !== optimizers.length) select.replaceChildren(...optimizers.map(({ key }) => h("option", { value: key }, key)));
+    if (this.#optimizer) select.value = this.#optimizer.key;
+  }
+
+  #renderCharts() {
+    const { run, curves, system, events } = this.picture;
+    if (!run) return;
+    const optimizer = this.#optimizer;
+    const series = curves.get(optimizer?.key) ?? new Series("step");
+    const zoom = this.zoom ?? this.#follow(series);
+    const relevant = events.all.filter((event) => event.optimizer === null || event.optimizer === optimizer?.key);
+    byId("reset-zoom").hidden = !this.zoom;
+    this.charts.update({ series, system, zoom, rows: zoom ? series.rows(...zoom) : null, groups: optimizer?.groups ?? [], events: relevant, theme: this.theme });
+  }
+
+  /** The steps that the chosen range shows: null is all of them. */
+  #follow(series) {
+    const steps = series.get("step");
+    if (this.range === "all" || steps.length < 2) return null;
+    const last = steps.at(-1);
+    const span = this.range === "tenth" ? Math.max(20, (last - steps[0]) / 10) : Number(this.range);
+    return [Math.max(steps[0], last - span), last];
+  }
+
+  #setZoom(zoom) {
+    this.zoom = zoom;
+    this.#renderCharts();
+  }
+
+  #show(event) {
+    const margin = Math.max(50, (event.step - event.start_step) * 2);
+    this.#setZoom([Math.max(0, event.start_step - margin), (event.end_step ?? event.step) + margin]);
+    byId("charts").focus({ preventScroll: true });
+    byId("chart-loss").scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  }
+
+  // What needs a person
+
+  #tick() {
+    const { run } = this.picture;
+    const silent = this.answeredAt === null ? 0 : (performance.now() - this.answeredAt) / 1000;
+    const patience = STALE_SECONDS + (this.failures || !document.hidden ? 0 : HIDDEN_POLL_MS / 1000);
+    const isSilent = this.failures > 0 && (silent > patience || this.answeredAt === null);
+    this.strip.showState(run, isSilent ? silent : null);
+    this.strip.tick(run, serverTime());
+    this.control.setSilent(isSilent);
+    this.#renderNotices(this.#notices(run, isSilent ? silent : null));
+  }
+
+  #notices(run, silent) {
+    const notices = [];
+    if (this.refusal) notices.push({ kind: "warning", title: "Not let in", text: this.refusal, action: ["Log in", () => location.reload()] });
+    else if (silent !== null && isEnded(run)) notices.push({ kind: "info", title: "The server has gone with the run", text: "What you see is its last state." });
+    else if (silent !== null) notices.push({ kind: "warning", title: run ? `No answer for ${duration(Math.floor(silent))}` : "No answer", text: run ? "The figures below are the last known ones. The page keeps trying." : "The page keeps trying to reach the run." });
+    return run ? [...notices, ...this.#runNotices(run)] : notices;
+  }
+
+  #runNotices(run) {
+    const notices = [];
+    if (run.state === "finished") notices.push({ kind: "good", title: "Run finished", text: "This is its last state." });
+    if (run.state === "failed") notices.push({ kind: "critical", title: "Run failed", text: "An exception ended it. This is its last state." });
+    if (run.state === "interrupted") notices.push({ kind: "warning", title: "Run interrupted", text: "It was stopped before its end. This is its last state." });
+    for (const { key, loss } of run.optimizers) {
+      if (typeof loss === "number" && !Number.isFinite(loss)) {
+        notices.push({ kind: "critical", title: `Loss is ${number(loss)}`, text: run.optimizers.length > 1 ? `The last step of ${key} had no finite loss.` : "The last step had no finite loss." });
+      }
+    }
+    for (const event of ongoing(this.picture.events.all, run.events_active)) {
+      notices.push({ kind: event.severity, title: words(event.kind), text: `${event.message} (since step ${integer(event.start_step)})`, action: ["Show", () => this.#show(event)] });
+    }
+    return notices;
+  }
+
+  #renderNotices(notices) {
+    const key = JSON.stringify(notices);
+    if (key === this.noticeKey) return;
+    const isSame = byId("notices").childElementCount === notices.length;
+    this.noticeKey = key;
+    if (isSame && notices.every(({ kind, action }, order) => byId("notices").children[order].dataset.kind === kind && !action)) {
+      notices.forEach(({ title, text }, order) => { // a ticking age changes text only
+        setText(byId("notices").children[order].querySelector("strong"), title);
+        setText(byId("notices").children[order].querySelector("span"), text);
+      });
+      return;
+    }
+    byId("notices").replaceChildren(...notices.map(({ kind, title, text, action }) => h("div", { class: "notice", "data-kind": kind },
+      icon({ good: "finished" }[kind] ?? kind), h("strong", {}, title.charAt(0).toUpperCase() + title.slice(1)), h("span", {}, text),
+      action ? h("button", { type: "button", class: "quiet", onclick: action[1] }, action[0]) : null)));
+  }
+}
+
+new Page().start();
