@@ -1,4 +1,4 @@
-"""The Flask application of one run: reading views, commands, page, metrics. It never sees torch or prometheus."""
+"""The Flask application of one run: reading views, commands, page and metrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def create_app(
     security: Security,
     *,
     page_dir: Path = PAGE_DIR,
-    on_error: Callable[[BaseException], None] = lambda error: None,
+    on_error: Callable[[BaseException], None] = _problems.ignore,
 ) -> Flask:
     """Build the application that serves one run.
 
@@ -133,7 +133,11 @@ def _add_operations(app: Flask, gate: Gate, access: RunAccess) -> None:
     def targets() -> Response:
         # The series carry run_id themselves: as a target label it would be renamed to exported_run_id.
         run = access.snapshot().run
-        labels = {"__scheme__": request.scheme, "__meta_monitor_run_id": run.run_id, "__meta_monitor_run_name": run.name}
+        labels = {
+            "__scheme__": request.scheme,
+            "__meta_monitor_run_id": run.run_id,
+            "__meta_monitor_run_name": run.name,
+        }
         return _answer([{"targets": [request.host], "labels": labels}])
 
     def describe() -> Response:

@@ -27,11 +27,12 @@ _CONTAINER_HOSTS = ("host.docker.internal", "host.containers.internal")
 class Security:
     """Say who may do what.
 
-    ``token`` allows everything, ``read_token`` only to look. ``bind_host`` is the address that the server listens
-    on; ``hosts`` names further values of the ``Host`` header that are served (a reverse proxy's, say).
-    ``protect_metrics`` asks for a token at ``/metrics`` and ``/healthz`` from this machine too. ``cookie_secure``
-    marks the page's cookie Secure even where the request came in clear, behind a proxy that speaks TLS.
-    ``max_failures`` wrong tokens from one address within ``failure_window`` seconds stop further tries.
+    ``token`` allows everything, ``read_token`` only to look. ``bind_host`` is the address that the server
+    listens on; ``hosts`` names further ``Host`` headers that are served (a reverse proxy's, say).
+    ``protect_metrics`` asks for a token at ``/metrics`` and ``/healthz`` from this machine too.
+    ``cookie_secure`` marks the page's cookie Secure even where the request came in clear, behind a proxy that
+    speaks TLS. ``max_failures`` wrong tokens from one address within ``failure_window`` seconds stop further
+    tries.
 
     Example:
         >>> Security(token="0123456789abcdef").protect_metrics
@@ -114,7 +115,7 @@ class Sessions:
         return Grant("none")
 
     def csrf_of(self, grant: Grant) -> str | None:
-        """Return what the page must send as ``X-CSRF-Token`` with a change; None where it may change nothing."""
+        """Return what the page sends as ``X-CSRF-Token`` with a change; None where it may change nothing."""
         if grant.session is None or grant.level != "control":
             return None
         return _sign(self._keys[0][1] or "", "csrf", grant.session)
@@ -166,7 +167,7 @@ class Failures:
 
 
 class Hosts:
-    """Tell which values of the ``Host`` header are ours: a name that a stranger may own is none (DNS rebinding).
+    """Tell which values of the ``Host`` header are ours, so that no stranger's name reaches us (DNS rebinding).
 
     An address is always safe, as only names can be rebound, but only those that we listen on make sense.
 

@@ -53,7 +53,10 @@ def _view(route: _Route, access: RunAccess, keys: IdempotencyKeys, prefix: str) 
         if key is None:
             return _accepted(_submit(access, route.action, command), prefix)
         record, is_repeated = keys.once(
-            g.grant.identity, check_key(key), _fingerprint(route, command), lambda: _submit(access, route.action, command)
+            g.grant.identity,
+            check_key(key),
+            _fingerprint(route, command),
+            lambda: _submit(access, route.action, command),
         )
         response = _accepted(record, prefix)
         if is_repeated:

@@ -17,8 +17,8 @@ CSRF_HEADER = "X-CSRF-Token"
 class Gate:
     """Let a request pass, or raise the Refusal that says why not.
 
-    A request without a credential is no guess and never counts as a failure; nor is a cookie of an earlier run, whose
-    signature nobody can guess: a page left open must not lock its owner out.
+    A request without a credential is no guess and never counts as a failure; nor is a cookie of an earlier
+    run, whose signature nobody can guess: a page left open must not lock its owner out.
     """
 
     def __init__(self, security: Security, clock: Callable[[], float] = time.monotonic) -> None:
@@ -71,8 +71,7 @@ class Gate:
     def _check(self) -> None:
         host = request.environ.get("HTTP_HOST", "")
         if not self._hosts.is_served(host):
-            detail = f"This server does not serve the host {host[:100]!r}; use its address, localhost or its bind address."
-            raise Refusal(421, detail)
+            raise Refusal(421, f"The host {host[:100]!r} is not served here; use localhost or the bind address.")
         if request.url_rule is None:  # 404 or 405: said by the router
             return
         need = self._needs.get(request.endpoint or "", "control")
@@ -90,7 +89,8 @@ class Gate:
         if need == "control" and grant.session is not None:
             offered = request.headers.get(CSRF_HEADER, "")
             if not self.sessions.is_csrf_right(grant, offered):
-                raise Refusal(403, f"A change by cookie needs the header {CSRF_HEADER} (page.csrf of /api/v1/run).")
+                detail = f"A change by cookie needs the header {CSRF_HEADER}, page.csrf of /api/v1/run."
+                raise Refusal(403, detail)
         return grant
 
 
@@ -122,7 +122,7 @@ def see_other(location: str) -> Response:
     return response
 
 
-# plotly injects a style sheet, hence 'unsafe-inline' for styles alone; it draws exports through blob: and data: images.
+# plotly injects a style sheet, hence 'unsafe-inline' for styles alone; its exports are blob: or data: images.
 _POLICY = (
     "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"

@@ -31,8 +31,8 @@ class IdempotencyKeys:
     >>> from monitor._records import CommandRecord
     >>> keys = IdempotencyKeys(clock=lambda: 0.0)
     >>> record = CommandRecord(id="c1", action="reduce", source="api", created=0.0)
-    >>> keys.once("control:token", "k1", b"body", lambda: record)[1], keys.once("control:token", "k1", b"body", list)[1]
-    (False, True)
+    >>> [keys.once("control:token", "k1", b"body", lambda: record)[1] for _ in range(2)]
+    [False, True]
     """
 
     def __init__(self, capacity: int = MAX_KEYS, clock: Callable[[], float] = time.monotonic) -> None:
@@ -45,8 +45,8 @@ class IdempotencyKeys:
     ) -> tuple[CommandRecord, bool]:
         """Return the record of the first such request, and whether it is a repetition.
 
-        Raises Refusal 422 where the key came with another request. Submitting only puts a command in a queue, so the
-        lock is held over it: two equal requests at once are one command.
+        Raises Refusal 422 where the key came with another request. Submitting only puts a command in a queue,
+        so the lock is held over it: two equal requests at once are one command.
         """
         with self._lock:
             self._forget()
@@ -56,11 +56,8 @@ class IdempotencyKeys:
                 self._answers[owner, key] = _Answer(request, record, self._clock() + KEEP_SECONDS)
                 return record, False
         if answer.request != request:
-            raise Refusal(
-                422,
-                f"The Idempotency-Key {key[:60]!r} came with another request before; use a new key for a new command.",
-                field="Idempotency-Key",
-            )
+            detail = f"The Idempotency-Key {key[:60]!r} came with another request before; use a new one."
+            raise Refusal(422, detail, field="Idempotency-Key")
         return answer.record, True
 
     def _forget(self) -> None:
@@ -79,9 +76,6 @@ def check_key(key: str) -> str:
     '8e03978e-40d5-43dd-bc93-6894a57f9324'
     """
     if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
-        raise Refusal(
-            400,
-            f"The Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters, got {key[:60]!r}.",
-            field="Idempotency-Key",
-        )
+        detail = f"The Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters, got {key[:60]!r}."
+        raise Refusal(400, detail, field="Idempotency-Key")
     return key

@@ -20,7 +20,7 @@ def encode(value: Any) -> bytes:
     """
     try:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError):  # a record, or a float that is not finite: rare enough to walk it only then
+    except (TypeError, ValueError):  # a record, or a float that is not finite
         text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     return text.encode()
 
@@ -31,8 +31,8 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else spell(value)
     if value is None or isinstance(value, (str, int)):
         return value
-    if dataclasses.is_dataclass(value):
-        return {name: plain(getattr(value, name)) for name in _field_names(type(value))}
+    if names := _field_names(value.__class__):
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -84,7 +84,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bounded_int(text: str) -> int:
-    if len(text) > 20:  # Python refuses thousands of digits with a message that is none of the caller's business
+    if len(text) > 20:  # Python's own refusal of thousands of digits speaks of the interpreter
         raise ValueError(f"{text[:20]}... is too large a number")
     return int(text)
 
@@ -94,5 +94,6 @@ def _refuse_constant(name: str) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _field_names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(kind))
+def _field_names(kind: Any) -> tuple[str, ...]:
+    """Return the fields of a record; none for what is no record."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()

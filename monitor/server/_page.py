@@ -39,7 +39,8 @@ def add_page(app: Flask, gate: Gate, page_dir: Path = PAGE_DIR) -> None:
     def plotly() -> Response:
         script = plotly_script()
         if script is None:
-            raise Refusal(404, "plotly is not installed, so the page shows tables; pip install 'training-monitor[page]'.")
+            detail = "plotly is not installed, so the page shows tables; pip install 'training-monitor[page]'."
+            raise Refusal(404, detail)
         response = send_file(script, mimetype="text/javascript", conditional=True, max_age=86400)
         response.cache_control.private = True
         response.cache_control.public = False
@@ -77,7 +78,7 @@ def _enter(gate: Gate, token: str) -> Response:
     """Turn the URL from the log into a session, and the token out of the address bar."""
     try:
         if request.headers.get("Sec-Fetch-Site") == "cross-site":
-            # A SameSite=Strict cookie is not sent along a redirect that another site began; a refresh of our own page is.
+            # A redirect that another site began does not carry a SameSite=Strict cookie; our own page's does.
             return gate.login(token, Response(_REFRESH, mimetype="text/html"))
         return gate.login(token, see_other("/"))
     except Refusal as refusal:
@@ -86,16 +87,17 @@ def _enter(gate: Gate, token: str) -> Response:
 
 def _ask(status: int, complaint: str, refusal: Refusal | None = None) -> Response:
     """Answer a browser with the login form and a program with a problem."""
-    if request.accept_mimetypes.quality("text/html") == 0 or "text/html" not in request.headers.get("Accept", ""):
-        raise refusal or unauthorized("This needs a token: send Authorization: Bearer TOKEN, or open /?token=TOKEN.")
+    if "text/html" not in request.headers.get("Accept", ""):
+        raise refusal or unauthorized("This needs a token: send Authorization: Bearer TOKEN, or open /?token=...")
     note = f'<p role="alert">{escape(complaint)}</p>' if complaint else ""
     headers = refusal.headers if refusal else {"WWW-Authenticate": 'Bearer realm="monitor"'}
     return Response(_FORM.replace("{note}", note), status, headers=headers, mimetype="text/html")
 
 
-_REFRESH = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/"><title>monitor</title>'
+_REFRESH = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/">'
 _FORM = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>monitor: log in</title><style>
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 form { max-width: 26rem; margin: 18vh auto 0; padding: 0 1rem } h1 { font-size: 1.25rem }

@@ -31,6 +31,10 @@ class Refusal(Exception):  # noqa: N818 - a refusal of the client's request, no 
         self.headers = dict(headers or {})
 
 
+def ignore(error: BaseException) -> None:
+    """Do nothing: the default for who does not want to hear of our failures."""
+
+
 def document(status: int, detail: str, field: str | None = None) -> bytes:
     """Return the body of a problem.
 
@@ -92,7 +96,7 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _drain() -> None:
-    """Read what the client is still sending, within reason: a socket closed on unread data loses the answer."""
+    """Read what the client is still sending, within reason: a socket closed on unread data loses ours."""
     stream, left = request.environ["wsgi.input"], _DRAIN_BYTES
     try:
         while left > 0 and (chunk := stream.read(min(left, 65536))):

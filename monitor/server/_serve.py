@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from monitor.server import _problems
 from monitor.server._auth import is_loopback
 from monitor.server._wsgi import NUM_THREADS, CheroServer, TlsAdapter
 
@@ -25,10 +26,10 @@ _live: weakref.WeakSet[HttpServer] = weakref.WeakSet()
 class HttpServer:
     """Serve a WSGI application from daemon threads.
 
-    The socket is bound by the constructor, in the caller's thread; ``start()`` begins to answer. ``port=None`` takes
-    9477 or the next free one up to 9577, else any; 0 takes any. With ``certfile`` (and ``keyfile``, unless the key is
-    in the same file) it speaks TLS 1.2 or later; with ``client_cafile`` a client needs a certificate of that CA.
-    ``on_error`` hears of failures inside the server; nothing is ever printed.
+    The socket is bound by the constructor, in the caller's thread; ``start()`` begins to answer. ``port=None``
+    takes 9477 or the next free one up to 9577, else any; 0 takes any. With ``certfile`` (and ``keyfile``, unless
+    the key is in the same file) it speaks TLS 1.2 or later; with ``client_cafile`` a client needs a certificate
+    of that CA. ``on_error`` hears of failures inside the server; nothing is ever printed.
 
     Example:
         with HttpServer(app, port=0) as server:
@@ -48,7 +49,7 @@ class HttpServer:
         certfile: str | None = None,
         keyfile: str | None = None,
         client_cafile: str | None = None,
-        on_error: Callable[[BaseException], None] = lambda error: None,
+        on_error: Callable[[BaseException], None] = _problems.ignore,
         num_threads: int = NUM_THREADS,
     ) -> None:
         context = tls_context(certfile, keyfile, client_cafile)
@@ -67,7 +68,7 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """The address for a browser, such as ``http://127.0.0.1:9477``; a wildcard host is shown as this machine."""
+        """The address for a browser: ``http://127.0.0.1:9477``; a wildcard host is shown as this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
         return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
@@ -78,9 +79,9 @@ class HttpServer:
         return self
 
     def stop(self, timeout: float = 2.0) -> None:
-        """Stop answering and free the port, within ``timeout`` seconds even where clients hang. Safe to repeat.
+        """Stop answering and free the port, within ``timeout`` seconds even where clients hang.
 
-        In a forked child it does nothing: the connections are the parent's.
+        Safe to repeat. In a forked child it does nothing: the connections are the parent's.
         """
         with self._lock:
             if self._is_stopped or os.getpid() != self._pid:
@@ -129,7 +130,7 @@ class HttpServer:
             step = min(step * 2, 0.2)
 
     def _forget_in_child(self) -> None:
-        """Close the child's copy of the listening socket, which would keep the port busy and answer nobody."""
+        """Close the child's copy of the listening socket: it would keep the port busy and answer nobody."""
         with contextlib.suppress(Exception):
             os.close(self._server.socket.detach())
 
@@ -170,7 +171,7 @@ def _bound(host: str, port: int | None, prepare: Callable[[tuple[str, int]], Che
     for candidate in range(FIRST_PORT, LAST_PORT + 1):
         try:
             return prepare((host, candidate))
-        except OSError as error:
+        except OSError as error:  # noqa: PERF203 - a hundred tries at most
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise
     return prepare((host, 0))
@@ -185,7 +186,8 @@ def _prepared(
 ) -> CheroServer:
     server = CheroServer(address, app, num_threads, on_error)
     server.ssl_adapter = None if context is None else TlsAdapter(context)
-    activated = os.environ.pop("LISTEN_PID", None)  # systemd's: cheroot would serve on descriptor 3, whatever that is
+    # systemd's variable: with it, cheroot would serve on descriptor 3, whatever that is in a training script.
+    activated = os.environ.pop("LISTEN_PID", None)
     try:
         server.prepare()
     except OSError as error:

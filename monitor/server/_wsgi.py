@@ -1,14 +1,14 @@
 """cheroot, made fit to live inside somebody else's process.
 
-As it comes, cheroot gives every new connection to a worker that then waits for its first byte, does TLS handshakes
-in the accepting thread, times out single reads but not requests, keeps the process alive through its threads,
-and prints to stderr. Here a connection reaches a worker only once it has something to say, a request has a
-deadline, the threads are daemons, and what goes wrong goes to logging.
+As it comes, cheroot gives every new connection to a worker that then waits for its first byte, does TLS
+handshakes in the accepting thread, times out single reads but not requests, keeps the process alive through
+its threads, and prints to stderr. Here a connection reaches a worker only once it has something to say, a
+request has a deadline, the threads are daemons, and what goes wrong goes to logging.
 """
 
 from __future__ import annotations
 
-import _pyio
+import _pyio  # type: ignore[import-not-found]  # what cheroot's own files are made of
 import contextlib
 import logging
 import queue
@@ -33,7 +33,7 @@ MAX_CONNECTIONS = 128
 MAX_QUEUED = 64
 READ_SECONDS = 15.0  # for a whole request, however slowly it trickles in
 WRITE_SECONDS = 60.0  # for a whole answer
-IDLE_SECONDS = 10.0
+IDLE_SECONDS = 10
 MAX_HEADER_BYTES = 32 * 1024
 _STOP = object()
 
@@ -55,23 +55,23 @@ class _TimedIO(socket.SocketIO):
         return super().write(b)
 
 
-class _Reader(StreamReader):  # type: ignore[misc]
+class _Reader(StreamReader):
     def __init__(self, raw: socket.SocketIO) -> None:
         _pyio.BufferedReader.__init__(self, raw, _pyio.DEFAULT_BUFFER_SIZE)
         self.bytes_read = 0
 
 
-class _Writer(StreamWriter):  # type: ignore[misc]
+class _Writer(StreamWriter):
     def __init__(self, raw: socket.SocketIO) -> None:
         _pyio.BufferedWriter.__init__(self, raw, _pyio.DEFAULT_BUFFER_SIZE)
         self.bytes_written = 0
 
 
-class _Request(HTTPRequest):  # type: ignore[misc]
+class _Request(HTTPRequest):
     """A request whose protocol errors are problems too, and to which X_Forged is not X-Forged."""
 
     def read_request_headers(self) -> bool:
-        if not super().read_request_headers():
+        if not super().read_request_headers():  # type: ignore[no-untyped-call]
             return False
         for name in [name for name in self.inheaders if b"_" in name]:
             del self.inheaders[name]
@@ -103,12 +103,12 @@ class _Request(HTTPRequest):  # type: ignore[misc]
             self.conn.is_responding = False
 
 
-class _Connection(HTTPConnection):  # type: ignore[misc]
+class _Connection(HTTPConnection):
     """A connection with a deadline for the request at hand."""
 
     RequestHandlerClass = _Request
 
-    def __init__(self, server: Any, sock: socket.socket, makefile: Any = None) -> None:
+    def __init__(self, server: Any, sock: socket.socket, makefile: Any = None) -> None:  # noqa: ARG002 - cheroot gives one
         super().__init__(server, sock)
         self.rfile = _Reader(_TimedIO(sock, "rb", self))
         self.wfile = _Writer(_TimedIO(sock, "wb", self))
@@ -122,7 +122,7 @@ class _Connection(HTTPConnection):  # type: ignore[misc]
         if isinstance(self.socket, ssl.SSLSocket) and self.requests_done == 0 and not self._shake_hands():
             return False
         self.requests_done += 1
-        return bool(super().communicate())
+        return bool(super().communicate())  # type: ignore[no-untyped-call]
 
     requests_done = 0
 
@@ -141,7 +141,8 @@ class _Connection(HTTPConnection):  # type: ignore[misc]
     def abort(self) -> None:
         """Wake whoever waits on this connection, from another thread."""
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)  # not SSLSocket's, which drops its state under the worker
+            # Not SSLSocket's own, which drops the TLS state while the worker uses it.
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         with contextlib.suppress(OSError, errors.FatalSSLAlert):
@@ -253,12 +254,14 @@ class _Workers:
             return
         try:
             self._server.put_conn(connection)
-        except (OSError, ValueError, KeyError, RuntimeError):  # the selector was closed meanwhile: we are stopping
+        except (OSError, ValueError, KeyError, RuntimeError):  # closed meanwhile: we are stopping
             connection.close()
 
 
-class CheroServer(Server):  # type: ignore[misc]
+class CheroServer(Server):
     """The WSGI server itself."""
+
+    _connections: Any
 
     ConnectionClass = _Connection
     keep_alive_conn_limit = MAX_CONNECTIONS

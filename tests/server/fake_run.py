@@ -1,4 +1,4 @@
-"""A run that nobody trains: believable curves from a formula, for the server's tests and for work on the page.
+"""A run that nobody trains: believable curves from a formula, for tests of the server and work on the page.
 
 ``python -m tests.server.fake_run --port 9477`` serves the page on one that moves.
 """
@@ -34,7 +34,14 @@ START = 1_790_000_000.0
 STEP_SECONDS = 0.12
 TOTAL_STEPS = 5000
 GROUPS = ((0, "decay", 3e-4), (1, "no_decay", 6e-4))
-PHASES = {"data": 0.012, "forward": 0.034, "backward": 0.055, "optimizer": 0.011, "monitor": 0.0003, "other": 0.0077}
+PHASES = {
+    "data": 0.012,
+    "forward": 0.034,
+    "backward": 0.055,
+    "optimizer": 0.011,
+    "monitor": 0.0003,
+    "other": 0.0077,
+}
 _OPTIMIZER_COLUMNS = (
     "step", "time", "count", "loss", "loss_min", "loss_max", "loss_ema", "gradient_norm", "gradient_norm_max",
     "clip_threshold", "step_seconds",
@@ -42,7 +49,7 @@ _OPTIMIZER_COLUMNS = (
 
 
 class FakeRun:
-    """Implement the server's RunAccess without torch: ``advance`` makes steps, commands apply at the next one."""
+    """Implement the server's RunAccess without torch: ``advance`` makes steps, which take commands."""
 
     def __init__(self, clock: Callable[[], float] = lambda: START, start: float = START) -> None:
         self._clock, self._start = clock, start
@@ -72,7 +79,14 @@ class FakeRun:
     def publish(self, kind: str, severity: Any, message: str, **more: Any) -> Event:
         """Add an event at the present step."""
         seq = len(self._events) + 1
-        event = Event(kind, severity, self._step, self._step, message, **{"time": self._clock(), "id": seq, "seq": seq, **more})
+        event = Event(
+            kind,
+            severity,
+            self._step,
+            self._step,
+            message,
+            **{"time": self._clock(), "id": seq, "seq": seq, **more},
+        )
         self._events.append(event)
         return event
 
@@ -184,11 +198,14 @@ class FakeRun:
                 raise QueueFullError("64 commands are waiting already; try again after the next step")
             if factor is not None and factor > 1:
                 raise CommandRefusedError(
-                    f"factor must be in (0, 1], got {factor}; attach(allow_increase=True) lifts the upper bound", "factor"
+                    f"factor must be in (0, 1], got {factor}; allow_increase=True lifts the upper bound",
+                    "factor",
                 )
             for group in groups or ():
                 if all(group not in (index, name) for index, name, _ in GROUPS):
-                    raise CommandRefusedError(f"there is no param group {group!r}; there are 0 (decay), 1 (no_decay)", "groups")
+                    raise CommandRefusedError(
+                        f"there is no param group {group!r}; there are 0 (decay), 1 (no_decay)", "groups"
+                    )
             if action == "undo" and not self._undo:
                 raise CommandRefusedError("there is no change to undo")
             if action == "checkpoint":
@@ -207,7 +224,7 @@ class FakeRun:
             self._records[record.id] = record
             return record
 
-    def command(self, id: str) -> CommandRecord | None:
+    def command(self, id: str) -> CommandRecord | None:  # noqa: A002 - as the server calls it
         """Return one command."""
         return self._records.get(id)
 
@@ -222,7 +239,9 @@ class FakeRun:
         lines += [f'training_metric{{run_id="fake-0a1b2c",name="m{index}"}} {index}' for index in range(40)]
         kept = [line for line in lines if not names or line.partition("{")[0] in names]
         if "openmetrics" in (accept or ""):
-            return "\n".join([*kept, "# EOF", ""]).encode(), "application/openmetrics-text; version=1.0.0; charset=utf-8"
+            return "\n".join(
+                [*kept, "# EOF", ""]
+            ).encode(), "application/openmetrics-text; version=1.0.0; charset=utf-8"
         return "\n".join([*kept, ""]).encode(), "text/plain; version=0.0.4; charset=utf-8"
 
     def scraped(self) -> None:
