@@ -1,0 +1,237 @@
+"""What the API says, as text for a person: numbers as they are, NaN as NaN, and ``-`` for what is not known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+Document = Mapping[str, Any]
+UNKNOWN = "-"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """Return a number with ``digits`` significant digits; the API's words for what is not finite as they are.
+
+    >>> number(2.30258), number(0.003), number(1.5e-05), number("NaN"), number(None)
+    ('2.303', '0.003', '1.5e-05', 'NaN', '-')
+    """
+    if value is None:
+        return UNKNOWN
+    if isinstance(value, str):
+        return value
+    if math.isfinite(value) and 10**digits <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}"
+
+
+def count(value: Any) -> str:
+    """Return a whole number with its thousands apart.
+
+    >>> count(12345)
+    '12,345'
+    """
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def duration(seconds: Any) -> str:
+    """Return a time span in its two largest units.
+
+    >>> duration(0.12), duration(42), duration(4000), duration(200000)
+    ('0.1 s', '42 s', '1 h 6 min', '2 d 7 h')
+    """
+    if seconds is None or isinstance(seconds, str):
+        return UNKNOWN
+    seconds = max(0.0, float(seconds))
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def size(num_bytes: Any) -> str:
+    """Return a size in GiB or MiB.
+
+    >>> size(3 * 2**30), size(5 * 2**20)
+    ('3.0 GiB', '5 MiB')
+    """
+    if num_bytes is None:
+        return UNKNOWN
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def percent(ratio: Any, digits: int = 0) -> str:
+    """Return a ratio in percent.
+
+    >>> percent(0.416), percent(0.0042, 2)
+    ('42 %', '0.42 %')
+    """
+    return UNKNOWN if ratio is None or isinstance(ratio, str) else f"{100 * ratio:.{digits}f} %"
+
+
+def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
+    """Return rows as lines with aligned columns; ``right`` names the columns that are flush right."""
+    rows, right = list(rows), set(right)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = (
+        [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    )
+    return ["  ".join(row).rstrip() for row in cells]
+
+
+def step_of(run: Document) -> int | None:
+    """Return the run's step: that of the optimizer that is furthest."""
+    return max((optimizer["global_step"] for optimizer in run["optimizers"]), default=None)
+
+
+def summary(run: Document | None, known: Document) -> dict[str, Any]:
+    """Return one run as ``monitor runs --json`` tells it; ``run`` is its last state, if it could be had."""
+    optimizers = run["optimizers"] if run else ()
+    first = optimizers[0] if optimizers else {}
+    groups = [group["applied"] for optimizer in optimizers for group in optimizer["groups"]]
+    return {
+        **{key: known[key] for key in ("run_id", "name", "state", "pid", "hostname", "url", "start_time", "end_time")},
+        "step": step_of(run) if run else None,
+        "target_steps": run["target_steps"] if run else None,
+        "loss": first.get("loss"),
+        "lr": groups[0] if groups else None,
+        "last_step_time": run["last_step_time"] if run else None,
+    }
+
+
+def runs_table(summaries: Sequence[Document], now: float) -> list[str]:
+    """Return the lines of ``monitor runs``."""
+    rows = [("RUN", "STATE", "STEP", "LOSS", "LR", "LAST STEP", "URL")]
+    for run in summaries:
+        last = run["last_step_time"]
+        age = UNKNOWN if last is None else f"{duration(now - last)} ago"
+        row = (run["run_id"], run["state"], count(run["step"]), number(run["loss"]), number(run["lr"]), age)
+        rows.append((*row, run["url"] or UNKNOWN))
+    return table(rows, right=(2, 3, 4, 5))
+
+
+def status(run: Document, url: str | None, now: float) -> list[str]:
+    """Return the lines of ``monitor status``."""
+    info = run["run"]
+    lines = [f"{info['run_id']}  {run['state']}" + (f"  {url}" if url else "")]
+    rows = [*_progress_rows(run, now)]
+    for optimizer in run["optimizers"]:
+        rows += _optimizer_rows(optimizer, is_only=len(run["optimizers"]) == 1)
+    rows += _other_rows(run)
+    lines += [f"  {line}" for line in table(rows)]
+    lines += [f"  {line}" for line in lr_table(groups_of(run))]
+    return lines
+
+
+def groups_of(run: Document) -> list[dict[str, Any]]:
+    """Return the param groups of a run in the form of ``GET /lr``."""
+    return [
+        {**group, "optimizer": optimizer["key"], "param_group": group["index"]}
+        for optimizer in run["optimizers"]
+        for group in optimizer["groups"]
+    ]
+
+
+def lr_table(groups: Sequence[Document]) -> list[str]:
+    """Return the learning rates, one param group a line."""
+    if not groups:
+        return []
+    rows = [("group", "LR applied", "scheduled", "factor")]
+    for group in groups:
+        figures = (number(group["applied"]), number(group["scheduled"]), number(group["factor"]))
+        rows.append((_group_name(group, groups), *figures))
+    return table(rows, right=(1, 2, 3))
+
+
+def outcome(record: Document, run_id: str) -> list[str]:
+    """Return what became of a command."""
+    action = record["action"] + (f" {number(record['factor'])}" if record["factor"] is not None else "")
+    if record["status"] == "pending":
+        return [f"{action}: accepted by {run_id} as {record['id']}, to be applied at its next step"]
+    if record["status"] != "applied":
+        return [f"{action}: {record['status']}: {record['message'] or 'no reason was given'}"]
+    at = "" if record["step"] is None else f" at step {count(record['step'])}"
+    lines = [f"{action}: applied{at} of {run_id}"]
+    if record["message"]:
+        lines[0] += f" ({record['message']})"
+    changes = record["changes"]
+    rows = [
+        (
+            _group_name(change, changes),
+            f"factor {number(change['factor_before'])} -> {number(change['factor_after'])}",
+            f"LR {number(change['lr_before'])} -> {number(change['lr_after'])}",
+        )
+        for change in changes
+    ]
+    return lines + [f"  {line}" for line in (table(rows) if rows else [])]
+
+
+def _group_name(group: Document, groups: Sequence[Document]) -> str:
+    name = f"{group['param_group']}" + (f" {group['name']}" if group["name"] else "")
+    return name if len({other["optimizer"] for other in groups}) == 1 else f"{group['optimizer']} {name}"
+
+
+def _progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
+    step, target = step_of(run), run["target_steps"]
+    parts = [count(step)]
+    if target and step is not None:
+        parts[0] += f" of {count(target)} ({percent(step / target)})"
+    if run["steps_per_second"] is not None and run["end_time"] is None:
+        parts.append(f"{number(run['steps_per_second'], 3)} steps/s")
+    if run["eta_seconds"] is not None and run["end_time"] is None:
+        parts.append(f"{duration(run['eta_seconds'])} left")
+    if run["last_step_time"] is not None:
+        parts.append(f"last {duration(now - run['last_step_time'])} ago")
+    yield "step", ", ".join(parts)
+    yield "time", f"{duration((run['end_time'] or now) - run['run']['start_time'])} since the start"
+
+
+def _optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, str]]:
+    if not is_only:
+        yield "optimizer", f"{optimizer['key']} ({optimizer['class_name']}), step {count(optimizer['global_step'])}"
+    loss = [number(optimizer["loss"])]
+    if optimizer["loss_ema"] is not None:
+        loss.append(f"smoothed {number(optimizer['loss_ema'])}")
+    if optimizer["loss_best"] is not None:
+        loss.append(f"best {number(optimizer['loss_best'])} at step {count(optimizer['loss_best_step'])}")
+    yield "loss", ", ".join(loss)
+    norm = [number(optimizer["gradient_norm"])]
+    if optimizer["clip_threshold"] is not None:
+        norm.append(f"clipped above {number(optimizer['clip_threshold'])}")
+    if optimizer["clip_share"] is not None:
+        norm.append(f"{percent(optimizer['clip_share'])} of the last steps")
+    yield "gradient norm", ", ".join(norm)
+    bad = {**optimizer["nonfinite"], **optimizer["skipped_steps"]}
+    if found := [f"{count(times)} {kind}" for kind, times in bad.items() if times]:
+        yield "not finite", ", ".join(found)
+
+
+def _other_rows(run: Document) -> Iterator[tuple[str, str]]:
+    for name, value in run["validation_losses"].items():
+        yield "validation" if len(run["validation_losses"]) == 1 else f"validation {name}", number(value)
+    for name, value in run["metrics"].items():
+        yield name, number(value)
+    if active := [kind for kind, is_active in run["events_active"].items() if is_active]:
+        yield "now", ", ".join(active)
+    if past := [f"{count(times)} {kind}" for kind, times in run["events_total"].items() if times]:
+        yield "events", ", ".join(past)
+    for gpu in run["gpus"]:
+        memory = f"{size(gpu['memory_used_bytes'])} of {size(gpu['memory_total_bytes'])}"
+        yield f"GPU {gpu['index']}", f"{gpu['model']}, {percent(gpu['utilization_ratio'])} busy, {memory}"
+    if host := run["host"]:
+        memory = f"{size(host['memory_used_bytes'])} of {size(host['memory_total_bytes'])} memory"
+        yield "host", f"{percent(host['cpu_utilization_ratio'])} CPU, {memory}"
+    if run["overhead_ratio"] is not None:
+        yield "monitor", f"{percent(run['overhead_ratio'], 2)} of the step time"
+    if errors := [f"{count(times)} in {room}" for room, times in run["errors"].items() if times]:
+        yield "own failures", ", ".join(errors)
