@@ -21,7 +21,18 @@ export function listGroups(run) {
   })));
 }
 
-/** Reckon old and new of each group. `last` is the record of the command that an undo would take back, if known. */
+/** Find the audit entry of the change that an undo would take back; null where this page cannot know it. */
+export function undoable(events) {
+  const applied = [];
+  for (const { kind, details = {} } of [...events].sort((a, b) => a.id - b.id)) {
+    if (kind !== "control" || details.status !== "applied") continue;
+    if (details.action === "undo") applied.pop();
+    else if (["reduce", "set", "restore"].includes(details.action)) applied.push(details);
+  }
+  return applied.at(-1) ?? null;
+}
+
+/** Reckon old and new of each group. `last` is the audit entry of the change that an undo would take back, if known. */
 export function preview(action, groups, chosen, value, last) {
   return groups.map((group) => ({ group, after: factorAfter(action, group, value, last) }))
     .filter(({ group, after }) => (action === "undo" ? after !== undefined : chosen.has(group.key)))
@@ -36,7 +47,7 @@ function factorAfter(action, group, value, last) {
   if (action === "set") return value;
   if (action === "restore") return 1;
   if (!last) return null;
-  return last.changes.find((change) => change.optimizer === group.optimizer && change.param_group === group.index)?.factor_before;
+  return last.before.find(([optimizer, index]) => optimizer === group.optimizer && index === group.index)?.[2];
 }
 
 /** Put rows that say the same into one: 64 groups on one schedule are one line to read. */

@@ -9,7 +9,7 @@ const CHARTS = [
   { id: "loss", title: "Loss", size: "wide", build: figures.loss, hasLog: true },
   { id: "learning-rate", title: "Learning rate", size: "half", build: figures.learningRate, hasLog: true, exponent: "e" },
   { id: "gradient-norm", title: "Gradient norm", size: "half", build: figures.gradientNorm, hasLog: true, isLog: true },
-  { id: "step-time", title: "Step time", unit: "ms", size: "half", build: figures.stepTime, fromZero: true },
+  { id: "step-time", title: "Step time", unit: "ms", size: "wide", build: figures.stepTime, fromZero: true },
   { id: "utilization", title: "GPU and CPU", unit: "%", size: "half", build: figures.utilization, isTime: true, range: [0, 101] },
   { id: "memory", title: "Memory", unit: "GiB", size: "half", build: figures.memory, isTime: true, fromZero: true },
 ];
@@ -114,12 +114,12 @@ class ChartCard {
   #plot(plotly, figure) {
     this.#drawLegend(figure.legend);
     const isFirst = !this.plot.classList.contains("js-plotly-plot");
-    plotly.react(this.plot, figure.traces, this.#layout(figure), { displayModeBar: false, responsive: true, doubleClick: "autosize", showTips: false });
+    plotly.react(this.plot, figure.traces, this.#layout(figure), { displayModeBar: false, responsive: true, doubleClick: false, showTips: false });
     if (isFirst && !this.spec.isTime) {
       this.plot.on("plotly_relayout", (change) => {
         if ("xaxis.range[0]" in change) this.callbacks.onZoom([change["xaxis.range[0]"], change["xaxis.range[1]"]]);
-        else if (change["xaxis.autorange"]) this.callbacks.onZoom(null);
       });
+      this.plot.on("plotly_doubleclick", () => this.callbacks.onZoom(null));
     }
   }
 
@@ -127,14 +127,15 @@ class ChartCard {
     const { theme, zoom } = this.view;
     const { spec } = this;
     const axis = { gridcolor: theme.grid, linecolor: theme.line, zeroline: false, tickfont: { size: 11, color: theme.muted }, automargin: true };
-    const xRange = zoom && !spec.isTime ? { range: [...zoom], autorange: false } : { autorange: true };
+    const steps = this.view.series.get("step");
+    const xRange = spec.isTime ? { autorange: true } : { range: zoom ? [...zoom] : [steps[0], Math.max(steps.at(-1), steps[0] + 1)], autorange: false };
     const y = this.isLog && spec.hasLog ? { type: "log", exponentformat: spec.exponent ?? "power", dtick: null } : { type: "linear", exponentformat: spec.exponent ?? "none" };
     return {
-      margin: { l: 44, r: 10, t: 12, b: 30 }, autosize: true, showlegend: false, hovermode: "x unified", dragmode: "zoom",
+      margin: { l: 44, r: 10, t: 12, b: 24 }, autosize: true, showlegend: false, hovermode: "x unified", dragmode: "zoom",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", shapes: figure.shapes,
       font: { family: "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif", size: 12, color: theme.text },
       hoverlabel: { bgcolor: theme.surface, bordercolor: theme.line, font: { color: theme.text }, namelength: 40 },
-      xaxis: { ...axis, ...xRange, type: spec.isTime ? "date" : "linear", separatethousands: true, nticks: 7, showgrid: false, ...(spec.isTime ? { fixedrange: true } : { hoverformat: ",d", tickformat: ",~r", unifiedhovertitle: { text: "step %{x:,d}" } }) },
+      xaxis: { ...axis, ...xRange, type: spec.isTime ? "date" : "linear", separatethousands: true, nticks: 7, tickangle: 0, showgrid: false, ...(spec.isTime ? { fixedrange: true, tickangle: 0, nticks: 5 } : { hoverformat: ",d", tickformat: ",~r", unifiedhovertitle: { text: "step %{x:,d}" } }) },
       yaxis: { ...axis, ...y, fixedrange: true, nticks: 6, ...(spec.range ? { range: spec.range } : {}), ...(spec.fromZero ? { rangemode: "tozero" } : {}) },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     };

@@ -59,9 +59,9 @@ export class ControlCard {
     this.submit.disabled = isSilent;
   }
 
-  /** Remember the command that an undo would take back. */
-  setUndoable(record) {
-    this.undoable = record;
+  /** Remember the audit entry of the change that an undo would take back. */
+  setUndoable(entry) {
+    this.undoable = entry;
   }
 
   #obstacle(run) {

@@ -13,18 +13,15 @@ const share = (used, total) => (used === null ? null : total ? `${format.bytes(u
 function gpuFacts(gpu) {
   const throttled = Object.entries(gpu.throttle_reasons ?? {}).filter(([, isOn]) => isOn).map(([reason]) => format.words(reason));
   const errors = Object.entries(gpu.ecc_errors ?? {}).filter(([, count]) => count > 0).map(([kind, count]) => `${format.integer(count)} ${kind}`);
-  return [
-    h("h3", {}, `GPU ${gpu.index} · ${gpu.model}`),
-    facts([
-      ["Busy", format.percent(gpu.utilization_ratio)],
-      ["Memory", share(gpu.memory_used_bytes, gpu.memory_total_bytes)],
-      ["PyTorch", gpu.cuda_allocated_bytes === null ? null : `${format.bytes(gpu.cuda_allocated_bytes)} allocated, ${format.bytes(gpu.cuda_reserved_bytes)} reserved`],
-      ["Power", gpu.power_watts === null ? null : `${Math.round(gpu.power_watts)} W${gpu.power_limit_watts ? ` of ${Math.round(gpu.power_limit_watts)} W` : ""}`],
-      ["Temperature", gpu.temperature_celsius === null ? null : `${Math.round(gpu.temperature_celsius)} °C`],
-      ["Held back by", throttled.join(", ")],
-      ["ECC errors", errors.join(", ")],
-    ]),
-  ];
+  return facts([
+    ["Busy", format.percent(gpu.utilization_ratio)],
+    ["Memory", share(gpu.memory_used_bytes, gpu.memory_total_bytes)],
+    ["PyTorch", gpu.cuda_allocated_bytes === null ? null : `${format.bytes(gpu.cuda_allocated_bytes)} allocated, ${format.bytes(gpu.cuda_reserved_bytes)} reserved`],
+    ["Power", gpu.power_watts === null ? null : `${Math.round(gpu.power_watts)} W${gpu.power_limit_watts ? ` of ${Math.round(gpu.power_limit_watts)} W` : ""}`],
+    ["Temperature", gpu.temperature_celsius === null ? null : `${Math.round(gpu.temperature_celsius)} °C`],
+    ["Held back by", throttled.join(", ")],
+    ["ECC errors", errors.join(", ")],
+  ]);
 }
 
 function counters(run, optimizer) {
@@ -46,13 +43,12 @@ export function renderDetails(element, run, optimizer) {
   const logged = [...Object.entries(run.validation_losses).map(([name, value]) => [`Validation loss, ${name}`, format.number(value)]),
     ...Object.entries(run.metrics).map(([name, value]) => [name, format.number(value)])];
   const { host, run: info } = run;
-  element.replaceChildren(...[
-    h("h2", { id: "details-title" }, "Details"),
-    logged.length ? [h("h3", {}, "Logged by the script"), facts(logged)] : null,
-    h("h3", {}, "Counters"), counters(run, optimizer),
-    run.gpus.map(gpuFacts),
-    h("h3", {}, "Machine"),
-    facts([
+  const block = (title, list) => (list ? h("div", { class: "block" }, h("h3", {}, title), list) : null);
+  const blocks = [
+    block("Logged by the script", facts(logged)),
+    block("Counters", counters(run, optimizer)),
+    ...run.gpus.map((gpu) => block(`GPU ${gpu.index} · ${gpu.model}`, gpuFacts(gpu))),
+    block("Machine", facts([
       ["CPU", format.percent(host?.cpu_utilization_ratio)],
       ["Memory", host ? share(host.memory_used_bytes, host.memory_total_bytes) : null],
       ["Training", host ? format.bytes(host.tree_resident_bytes) : null],
@@ -63,6 +59,7 @@ export function renderDetails(element, run, optimizer) {
       ["Optimizer", optimizer?.class_name],
       ["Versions", [info.torch_version && `torch ${info.torch_version}`, info.monitor_version && `monitor ${info.monitor_version}`].filter(Boolean).join(", ")],
       ["Commit", info.git_commit.slice(0, 12)],
-    ]),
-  ].flat(3).filter(Boolean));
+    ])),
+  ];
+  element.replaceChildren(h("h2", { id: "details-title" }, "Details"), h("div", { class: "blocks" }, blocks));
 }

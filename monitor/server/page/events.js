@@ -22,14 +22,14 @@ export class EventStore {
 
   /** Take what /events answered; returns the events that were not known before. */
   add({ events, next }) {
-    const fresh = events.filter((event) => !this.byId.has(event.id));
+    const fresh = new Set(events.map((event) => event.id).filter((id) => !this.byId.has(id)));
     for (const event of events) this.byId.set(event.id, event);
     for (const id of this.byId.keys()) {
       if (this.byId.size <= MAX_EVENTS) break;
       this.byId.delete(id);
     }
     this.next = Math.max(this.next, next);
-    return fresh;
+    return this.all.filter((event) => fresh.has(event.id));
   }
 
   get all() {
@@ -71,8 +71,9 @@ export class EventList {
     this.#render();
   }
 
-  /** Show all of `events`; read out the `fresh` ones that matter. */
-  update(events, fresh) {
+  /** Show all of `events`, with their optimizer where there are several; read out the `fresh` ones that matter. */
+  update(events, fresh, isSeveral) {
+    this.isSeveral = isSeveral;
     this.events = events;
     this.#render();
     for (const event of fresh) {
@@ -91,16 +92,16 @@ export class EventList {
 
   #item(event) {
     const isOwn = event.kind === "control" || event.kind === "state";
-    const ended = event.end_step === null ? "" : ` Ended at step ${integer(event.end_step)}.`;
-    const onset = !isOwn && event.start_step < event.step ? ` Began at step ${integer(event.start_step)}.` : "";
+    const onset = !isOwn && event.start_step < event.step ? `began at step ${integer(event.start_step)}` : "";
+    const ended = event.end_step === null ? "" : `ended at step ${integer(event.end_step)}`;
     return h("li", { class: "event", "data-severity": event.severity, "data-kind": event.kind },
       icon(isOwn ? "control" : event.severity),
       h("div", { class: "what" },
         h("strong", {}, words(event.kind)),
         isOwn ? null : h("span", { class: "tag", "data-severity": event.severity }, SEVERITY[event.severity] ?? event.severity),
-        event.optimizer ? h("span", { class: "tag" }, event.optimizer) : null,
+        event.optimizer && this.isSeveral ? h("span", { class: "tag" }, event.optimizer) : null,
         h("button", { type: "button", class: "link", "aria-label": `Show step ${integer(event.step)} on the charts`, onclick: () => this.onShow(event) }, `step ${integer(event.step)}`),
         h("time", { datetime: new Date((event.time || 0) * 1000).toISOString() }, clock(event.time))),
-      h("p", { class: "message" }, `${event.message}${onset}${ended}`));
+      h("p", { class: "message" }, [event.message, onset, ended].filter(Boolean).join(" · ")));
   }
 }

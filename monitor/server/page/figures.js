@@ -3,6 +3,7 @@
 import { bytes, duration, integer, number, percent, ranges, rate } from "./format.js";
 
 const MAX_LINES = 8;
+const MAX_BINS = 300;
 const MAX_MARKS = 40;
 const GIBIBYTE = 1024 ** 3;
 const RANK = { critical: 2, warning: 1, info: 0 };
@@ -38,6 +39,26 @@ function transparent(hex, alpha) {
   const channel = (start) => parseInt(hex.slice(start, start + 2), 16);
   return `rgba(${channel(1)}, ${channel(3)}, ${channel(5)}, ${alpha})`;
 }
+
+/**
+ * Thin rows to about `MAX_BINS`: returns a reader `(name, combine)` of columns, so that a chart a few hundred pixels wide
+ * neither blurs nor costs more than it shows.
+ */
+function binned(series, rows) {
+  const length = series.get("step", rows).length;
+  const size = Math.ceil(length / MAX_BINS);
+  return (name, combine) => {
+    const values = series.get(name, rows);
+    if (size < 2 || !values.length) return values;
+    return Array.from({ length: Math.ceil(length / size) }, (_, bin) => {
+      const known = finite(values.slice(bin * size, (bin + 1) * size));
+      return known.length ? combine(known) : null;
+    });
+  };
+}
+
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+const lastOf = (values) => values[values.length - 1];
 
 /** Events as vertical lines with a mark on top; the gravest ones first when there are too many to read. */
 function eventMarks(events, steps, theme) {
@@ -179,20 +200,21 @@ export function learningRate({ series, rows, isLog, theme, events, groups }) {
 }
 
 export function gradientNorm({ series, rows, isLog, theme, events }) {
-  const read = (name) => series.get(name, rows);
-  const [steps, norm, highest, threshold] = [read("step"), read("gradient_norm"), read("gradient_norm_max"), read("clip_threshold")];
-  if (!has(norm)) return { empty: "No gradient norm yet." };
+  const read = binned(series, rows);
+  const [steps, norm, lowest] = [read("step", lastOf), read("gradient_norm", mean), read("gradient_norm", least)];
+  const [highest, threshold] = [read("gradient_norm_max", most), read("clip_threshold", lastOf)];
+  if (!has(norm) && !series.marks.some(({ name }) => name === "gradient_norm")) return { empty: "No gradient norm yet." };
   const marks = eventMarks(events.filter((event) => /gradient|clipping|nonfinite/.test(event.kind)), steps, theme);
   const bad = nonfiniteMarks(series, "gradient_norm", steps, shown(norm, isLog), theme);
   return {
     traces: [
-      ...(has(highest) ? band(steps, shown(norm, isLog), shown(highest, isLog), theme.series[3]) : []),
+      ...(has(highest) ? band(steps, shown(lowest, isLog), shown(highest, isLog), theme.series[3]) : []),
       line("gradient norm", steps, shown(norm, isLog), theme.series[3]),
-      ...(has(threshold) ? [line("clip threshold", steps, shown(threshold, isLog), theme.series[1], { dash: "dash", width: 1.6 })] : []),
+      ...(has(threshold) ? [line("clip threshold", steps, shown(threshold, isLog), theme.series[1], { dash: "dash", width: 2.2 })] : []),
       ...bad, ...marks.traces,
     ],
     shapes: marks.shapes,
-    legend: [legend("before clipping", theme.series[3]), ...(has(highest) ? [legend("up to the highest", theme.series[3], "area")] : []),
+    legend: [legend("before clipping", theme.series[3]), ...(has(highest) ? [legend("lowest to highest", theme.series[3], "area")] : []),
       ...(has(threshold) ? [legend("clip threshold", theme.series[1], "dash")] : []),
       ...(bad.length ? [legend("NaN or Inf", theme.critical, "cross")] : [])],
     summary: `Gradient norm before clipping ${over(steps)}: last ${number(norm.at(-1))}` +
@@ -204,14 +226,15 @@ export function gradientNorm({ series, rows, isLog, theme, events }) {
 const PHASES = ["data", "forward", "backward", "optimizer", "monitor", "other"];
 
 export function stepTime({ series, rows, theme, events }) {
-  const steps = series.get("step", rows);
-  const total = series.get("step_seconds", rows);
-  const phases = PHASES.filter((phase) => finite(series.get(`phases.${phase}`, rows)).some((value) => value > 0));
+  const read = binned(series, rows);
+  const [steps, total] = [read("step", lastOf), read("step_seconds", mean)];
+  const times = Object.fromEntries(PHASES.map((phase) => [phase, read(`phases.${phase}`, mean)]));
+  const phases = PHASES.filter((phase) => times[phase].some((value) => value > 0));
   if (!has(total) && !phases.length) return { empty: "No step time yet: it needs two steps." };
   const millis = (values) => values.map((value) => (Number.isFinite(value) ? value * 1e3 : null));
   const marks = eventMarks(events.filter((event) => /stall|slowdown/.test(event.kind)), steps, theme);
   const areas = phases.map((phase, order) => ({
-    ...line(phase, steps, millis(series.get(`phases.${phase}`, rows)), theme.series[order], { width: 0.5, hover: "%{y:.3~g} ms" }),
+    ...line(phase, steps, millis(times[phase]), theme.series[order], { width: 0.5, hover: "%{y:.3~g} ms" }),
     stackgroup: "phases", fillcolor: transparent(theme.series[order], 0.55),
   }));
   return {
@@ -219,9 +242,9 @@ export function stepTime({ series, rows, theme, events }) {
     shapes: marks.shapes,
     legend: [...phases.map((phase, order) => legend(phase, theme.series[order], "area")), legend("whole step", theme.text)],
     summary: `Step time ${over(steps)}: last ${duration(total.at(-1))}; ` +
-      `${phases.map((phase) => `${phase} ${duration(series.get(`phases.${phase}`, rows).at(-1))}`).join(", ")}.`,
+      `${phases.map((phase) => `${phase} ${duration(times[phase].at(-1))}`).join(", ")}.`,
     table: [column("Step", steps, integer), column("Whole step", total, duration),
-      ...phases.map((phase) => column(phase, series.get(`phases.${phase}`, rows), duration))],
+      ...phases.map((phase) => column(phase, times[phase], duration))],
   };
 }
 

@@ -2,6 +2,7 @@
 
 import { get, serverTime } from "./api.js";
 import { Charts, loadPlotly, readTheme } from "./charts.js";
+import { undoable } from "./changes.js";
 import { ControlCard } from "./control.js";
 import { renderDetails } from "./details.js";
 import { byId, h, icon, setText } from "./dom.js";
@@ -37,7 +38,7 @@ class Picture {
 class Page {
   constructor() {
     Object.assign(this, {
-      picture: new Picture(), chosen: null, zoom: null, range: "all", failures: 0, answeredAt: null, refusal: "", theme: readTheme(), noticeKey: "", timer: 0, lastChange: null,
+      picture: new Picture(), chosen: null, zoom: null, range: "all", failures: 0, answeredAt: null, refusal: "", theme: readTheme(), noticeKey: "", timer: 0,
     });
     this.strip = new Strip();
     this.charts = new Charts(byId("cards"), (zoom) => this.#setZoom(zoom));
@@ -109,18 +110,9 @@ class Page {
     const fresh = picture.events.add(events);
     picture.run = run;
     this.#render();
-    if (events.events.length || isFirst) this.eventList.update(picture.events.all, isFirst ? [] : fresh);
-    if (events.events.length) await this.#learnLastChange(events.events);
-  }
-
-  /** An undo takes the last change back: the page asks for its record, to show what that would mean. */
-  async #learnLastChange(events) {
-    const last = events.findLast((event) => event.kind === "control" && event.details.command);
-    if (!last) return;
-    const record = await get(`/commands/${encodeURIComponent(last.details.command)}`).catch(() => null);
-    const isChange = ["reduce", "set", "restore"].includes(record?.action) && record.status === "applied";
-    if (isChange) this.control.setUndoable(record);
-    else if (!record || record.action === "undo") this.control.setUndoable(null);
+    if (!events.events.length && !isFirst) return;
+    this.eventList.update(picture.events.all, isFirst ? [] : fresh, run.optimizers.length > 1);
+    this.control.setUndoable(undoable(picture.events.all));
   }
 
   #startOver() {

@@ -51,7 +51,7 @@ export class Series {
 
   /** Add what /history answered for one optimizer or the system. Returns whether there was anything new. */
   append(tree) {
-    const incoming = flatten(tree);
+    const incoming = this.#unseen(flatten(tree));
     const added = incoming.get(this.index)?.length ?? 0;
     if (!added) return false;
     for (const name of incoming.keys()) {
@@ -66,6 +66,14 @@ export class Series {
     this.length += added;
     if (this.length > 2.5 * this.limit + this.recent) this.#compact();
     return true;
+  }
+
+  /** Readings of the system come by time while the cursor counts steps: some may come twice. */
+  #unseen(incoming) {
+    if (this.index !== "time" || !this.length) return incoming;
+    const newest = this.get("time").at(-1);
+    const first = (incoming.get("time") ?? []).findIndex((time) => time > newest);
+    return new Map([...incoming].map(([name, values]) => [name, first < 0 ? [] : values.slice(first)]));
   }
 
   #mark(incoming, added) {

@@ -20,17 +20,18 @@ class Tile {
   constructor(id, label) {
     this.value = h("data", { value: "" }, format.UNKNOWN);
     this.sign = icon("critical");
-    this.line = h("dd", { class: "value" }, this.sign, this.value);
+    this.unit = h("small");
+    this.line = h("dd", { class: "value" }, this.sign, this.value, this.unit);
     this.sub = h("dd", { class: "sub" });
     this.element = h("div", { class: "tile", id: `tile-${id}` }, h("dt", {}, label), this.line, this.sub);
   }
 
   /** Show `text` for the raw `value`; `alarm` is critical, warning or null. */
-  show(value, text, sub = "", alarm = null) {
+  show(value, text, sub = "", alarm = null, unit = "") {
+    setText(this.unit, unit);
     setText(this.value, text);
     setAttribute(this.value, "value", value ?? "");
     setText(this.sub, sub);
-    setAttribute(this.line, "data-long", text.length > 11 ? "" : null);
     setAttribute(this.element, "data-alarm", alarm);
     this.sign.toggleAttribute("hidden", !alarm);
   }
@@ -111,19 +112,21 @@ export class Strip {
     const factors = groups.map((group) => group.factor);
     const count = groups.length === 1 ? "1 param group" : `${groups.length} param groups`;
     const isReduced = factors.some((factor) => factor !== 1);
-    this.tiles["learning-rate"].show(applied[0], applied.length ? span(applied, format.rate) : format.UNKNOWN,
-      groups.length ? (isReduced ? `${span(factors, format.factor)} of the schedule` : `as scheduled, ${count}`) : "");
+    const highest = groups.length ? Math.max(...applied) : null;
+    const which = new Set(applied).size > 1 ? `highest of ${groups.length} groups` : count;
+    this.tiles["learning-rate"].show(highest, format.rate(highest),
+      groups.length ? `${which}, ${isReduced ? `${span(factors, format.factor)} of the schedule` : "as scheduled"}` : "");
 
     const { gradient_norm: norm = null, gradient_norm_window_max: most = null, clip_threshold: threshold = null, clip_share: share = null } = optimizer ?? {};
-    this.tiles["gradient-norm"].show(norm, format.number(norm), most === null ? "" : `at most ${format.number(most)} lately`, notFinite(norm) ? "critical" : null);
-    this.tiles.clipped.show(share, format.percent(share), threshold === null ? "no clipping seen" : `above a norm of ${format.number(threshold)}`);
+    this.tiles["gradient-norm"].show(norm, format.number(norm), most === null ? "" : `at most ${format.number(most)} of late`, notFinite(norm) ? "critical" : null);
+    this.tiles.clipped.show(share, format.percent(share), threshold === null ? "no clipping seen" : `to a norm of ${format.rate(threshold)}`);
   }
 
   #speed(run) {
     const speed = run.steps_per_second;
     const extra = [["tokens", run.tokens_per_second], ["samples", run.samples_per_second]].find(([, value]) => value !== null && value !== undefined);
-    this.tiles.speed.show(speed, speed === null ? format.UNKNOWN : `${format.number(speed, 3)} /s`,
-      extra ? `${format.integer(extra[1])} ${extra[0]}/s` : speed ? `steps; ${format.duration(1 / speed)} each` : "steps per second");
+    this.tiles.speed.show(speed, format.number(speed, 3),
+      extra ? `${format.integer(extra[1])} ${extra[0]}/s` : speed ? `${format.duration(1 / speed)} a step` : "", null, speed === null ? "" : "steps/s");
     const errors = Object.values(run.errors).reduce((sum, count) => sum + count, 0);
     const troubles = [errors ? `${errors} errors of ours` : "", run.dropped_steps ? `${format.integer(run.dropped_steps)} steps not recorded` : ""].filter(Boolean);
     this.tiles.overhead.show(run.overhead_ratio, format.percent(run.overhead_ratio), troubles.join(", ") || "of the step time", troubles.length ? "warning" : null);
