@@ -63,9 +63,8 @@ def _checked(body: Mapping[str, Any], allowed: tuple[str, ...], required: tuple[
 def _value(name: str, value: Any) -> Any:
     try:
         return _CHECKS[name](value)
-    except ValueError as error:
-        detail = f"{error or f'{name} must be {_MUST_BE[name]}'}, got {_shown(value)}."
-        raise Refusal(422, detail, field=name) from None
+    except ValueError:
+        raise Refusal(422, f"{name} must be {_MUST_BE[name]}, got {_shown(value)}.", field=name) from None
 
 
 def _factor(value: Any) -> float:

@@ -12,6 +12,8 @@ from monitor.server._gate import Gate, see_other, unauthorized
 from monitor.server._problems import Refusal
 
 PAGE_DIR = Path(__file__).parent / "page"
+# Not left to the machine's own table: a browser runs no module that comes as another type.
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _LOGIN_TYPE = "application/x-www-form-urlencoded"
 
 
@@ -69,7 +71,7 @@ def plotly_script() -> Path | None:
 def _file(folder: Path, name: str) -> Response:
     if any(part.startswith(".") for part in name.split("/")) or "\0" in name:
         raise Refusal(404, "There is no such file.")
-    response = send_from_directory(folder, name, conditional=True)
+    response = send_from_directory(folder, name, conditional=True, mimetype=_TYPES.get(Path(name).suffix))
     response.headers["Cache-Control"] = "no-cache"
     return response
 
