@@ -1,6 +1,7 @@
 """The nouns that travel between the rooms: frozen, without behaviour.
 
-Times are Unix seconds, durations seconds, sizes bytes, ratios 0 to 1. ``None`` is "not known" or "not offered"; NaN is NaN.
+Times are Unix seconds, durations seconds, sizes bytes, ratios 0 to 1.
+``None`` is "not known" or "not offered"; NaN is NaN.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class ParamGroup:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One evaluation of gradient clipping. ``factor`` is what the gradients were multiplied by (None for value clipping)."""
+    """One evaluation of gradient clipping. ``factor`` is what the gradients were multiplied by (None for value
+    clipping)."""
 
     kind: Literal["norm", "value"]
     threshold: float
@@ -75,7 +77,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value that the user logged: ``kind`` loss, val_loss, samples, tokens or metric; ``name`` the dataset or metric."""
+    """One value that the user logged: ``kind`` loss, val_loss, samples, tokens or metric; ``name`` the dataset or
+    metric."""
 
     kind: Literal["loss", "val_loss", "samples", "tokens", "metric"]
     name: str
@@ -86,9 +89,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened. An event that ends is published again under the same ``id`` with ``end_step`` and a new ``seq``.
+    """Something that happened. An event that ends is published again under the same ``id`` with ``end_step`` and a
+    new ``seq``.
 
-    ``kind`` is one of DETECTOR_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended), ``internal``
+    ``kind`` is one of DETECTOR_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended),
+    ``internal``
     (a failure of our own, contained). ``start_step`` is the onset, ``step`` where it was raised.
     """
 
@@ -223,7 +228,8 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSnapshot:
-    """Everything known about one optimizer. Loss fields may be NaN in ``loss`` alone; the windows hold finite losses."""
+    """Everything known about one optimizer. Loss fields may be NaN in ``loss`` alone; the windows hold finite
+    losses."""
 
     key: str
     class_name: str

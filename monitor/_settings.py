@@ -76,9 +76,7 @@ class Settings:
         default=30.0,
         metadata={"doc": "Seconds at most to wait at the end for one more scrape, if something has scraped; 0: none."},
     )
-    digest_interval: float = field(
-        default=0.25, metadata={"doc": "Seconds between two rounds of the recorder thread."}
-    )
+    digest_interval: float = field(default=0.25, metadata={"doc": "Seconds between two rounds of the recorder thread."})
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -91,9 +89,7 @@ class Settings:
                 "give both for TLS or none"
             )
         if self.client_cafile is not None and self.certfile is None:
-            raise ValueError(
-                f"client_cafile={self.client_cafile!r} needs TLS; give certfile and keyfile too"
-            )
+            raise ValueError(f"client_cafile={self.client_cafile!r} needs TLS; give certfile and keyfile too")
         if self.token is not None and self.token == self.read_token:
             raise ValueError("token and read_token must differ; the read-only one would allow control")
 
@@ -131,9 +127,16 @@ def _parse(name: str, type_: str, text: str) -> Any:
         if name == "gradient_norm":
             return int(text) if text.isdigit() else text
         if type_.startswith("bool"):
-            return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[
-                text.strip().lower()
-            ]
+            return {
+                "1": True,
+                "true": True,
+                "yes": True,
+                "on": True,
+                "0": False,
+                "false": False,
+                "no": False,
+                "off": False,
+            }[text.strip().lower()]
         if type_.startswith("int"):
             return int(text)
         if type_.startswith("float"):

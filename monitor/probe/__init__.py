@@ -1,11 +1,14 @@
 """The only code on the training thread: hooks and patches that note facts and append them to the tape.
 
 The way of a sample: :mod:`._patches` catches backward, clipping, scaler and data loading and writes into the thread's
-:class:`~._ledger.Ledger`; the step hooks of :mod:`._steps` close the ledger at each optimizer step and append one entry to the
+:class:`~._ledger.Ledger`; the step hooks of :mod:`._steps` close the ledger at each optimizer step and append one
+entry to the
 :class:`~._tape.Tape`; the recorder thread drains the tape.
 """
 
+from monitor.probe._ledger import current as current_ledger
 from monitor.probe._steps import StepProbe
-from monitor.probe._tape import Tape
+from monitor.probe._tape import SampleEntry, Tape
+from monitor.probe._values import Value, take
 
-__all__ = ["StepProbe", "Tape"]
+__all__ = ["SampleEntry", "StepProbe", "Tape", "Value", "current_ledger", "take"]

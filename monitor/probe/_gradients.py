@@ -16,7 +16,8 @@ from monitor.probe._values import Value, take
 class ClipNote:
     """One call of a clipping function, as seen on the training thread.
 
-    ``norms`` are L2 norms by device, taken before clipping (empty: not measured); ``measure`` is what the threshold was held
+    ``norms`` are L2 norms by device, taken before clipping (empty: not measured); ``measure`` is what the threshold
+    was held
     against: the total norm of the call's own type, or the largest absolute gradient; ``param_ids`` says whose gradients
     were clipped, None for all of the optimizer's; ``num_losses`` how many losses had been back-propagated by then.
     """

@@ -1,7 +1,9 @@
 """What has happened on this thread since the last optimizer step. One ledger a thread; no lock, no other reader.
 
-Which loss belongs to a step: the scalars back-propagated since the previous step of any optimizer (each network of a GAN gets its
-own), cut at that optimizer's own ``zero_grad`` (what was cleared is not applied). Two optimizers that step one after the
+Which loss belongs to a step: the scalars back-propagated since the previous step of any optimizer (each network of a
+GAN gets its
+own), cut at that optimizer's own ``zero_grad`` (what was cleared is not applied). Two optimizers that step one after
+the
 other share the loss that was back-propagated before both.
 """
 

@@ -1,7 +1,9 @@
 """The patches of torch, scoped: installed with the first run, removed with the last, the originals back by identity.
 
-A decorated function (the clipping functions, ``Optimizer.step``) is patched in the closure of its decorator, so that a reference imported before
-``attach`` is caught too and the public function object never changes. What a patch itself does is contained: an exception
+A decorated function (the clipping functions, ``Optimizer.step``) is patched in the closure of its decorator, so that
+a reference imported before
+``attach`` is caught too and the public function object never changes. What a patch itself does is contained: an
+exception
 of ours is reported, never raised, and the original is always called exactly once.
 """
 
@@ -9,8 +11,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from types import CellType, FunctionType, GeneratorType
 from time import perf_counter
+from types import CellType, FunctionType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from monitor.probe._steps import StepProbe
 
 PROBES: dict[int, StepProbe] = {}
-"""Every attached optimizer's probe by ``id(optimizer)``. Read by the patches, written by :func:`add` and :func:`remove`."""
+"""Every attached optimizer's probe by ``id(optimizer)``. Read by the patches, written by :func:`add` and
+:func:`remove`."""
 
 _LOCK = threading.Lock()
 _UNDO: list[Callable[[], None]] = []
@@ -81,7 +84,8 @@ def _uninstall() -> None:
 
 
 def guard(kind: type) -> bool:
-    """Make sure that an exception inside ``step`` of an optimizer class leaves no scaled LR behind: torch does not run the
+    """Make sure that an exception inside ``step`` of an optimizer class leaves no scaled LR behind: torch does not
+    run the
     post-hook then. Wraps the class's own ``step`` inside torch's decorator; False where that cannot be reached."""
     with _LOCK:
         if kind in _GUARDED:
@@ -287,7 +291,8 @@ Owners = list[tuple["StepProbe", frozenset[int] | None]]
 
 
 def _owners(params: list[Tensor]) -> Owners:
-    """Tell whose gradients these are: each probe with the ids of its own parameters among them, None for all of them."""
+    """Tell whose gradients these are: each probe with the ids of its own parameters among them, None for all of
+    them."""
     is_shared = len(PROBES) > 1
     return [(p, covered) for p in list(PROBES.values()) if (covered := p.coverage(params, is_shared)) != frozenset()]
 

@@ -77,13 +77,13 @@ class StepProbe:
         self._norm_at = 0
         self._clips: list[ClipNote] = []
         self._handles: list[Any] = []
-        self._thread = 0
+        self.thread = 0
         self._ledger = Ledger()
         self._is_stepping = False
         self._open: tuple[Any, ...] | None = None
         self._in_closure: list[Value | None] | None = None
         self._closure_norms: Sequence[Value] = ()
-        self._last_end = 0.0
+        self.last_end = 0.0
         self._step_seconds = 0.0
         self._norm_seconds = 0.0
         self._ids: frozenset[int] = frozenset()
@@ -139,8 +139,8 @@ class StepProbe:
                     self.abandon()  # the last step raised
                 self._is_stepping = True
                 thread = thread_id()
-                if thread != self._thread:
-                    self._thread, self._ledger = thread, current()
+                if thread != self.thread:
+                    self.thread, self._ledger = thread, current()
                 ledger = self._ledger
                 groups = optimizer.param_groups
                 scheduled = [g.get("lr") for g in groups]
@@ -205,7 +205,7 @@ class StepProbe:
                 )
                 ledger.data = ledger.forward = ledger.backward = ledger.monitor = ledger.other = 0.0
                 ledger.mark = end
-                self._last_end, last = end, self._last_end
+                self.last_end, last = end, self.last_end
                 self._step_seconds += 0.05 * (end - last - self._step_seconds) if last else 0.0
                 append(
                     StepEntry(
@@ -250,13 +250,21 @@ class StepProbe:
             end = perf_counter()
             losses = ledger.take_losses(id(self))
             scheduled = _lr_values([g.get("lr") for g in self.optimizer.param_groups])
-            phases = (ledger.data, ledger.forward, ledger.backward, 0.0, ledger.monitor, ledger.other + end - ledger.mark)
+            phases = (
+                ledger.data,
+                ledger.forward,
+                ledger.backward,
+                0.0,
+                ledger.monitor,
+                ledger.other + end - ledger.mark,
+            )
             ledger.data = ledger.forward = ledger.backward = ledger.monitor = ledger.other = 0.0
             ledger.mark = end
             amp = (None, None, _taken(scaler._scale))
             self._tape.append(
                 StepEntry(
-                    self._tape.next_sequence(), self.key, self.number, end, losses, (), scheduled, None, None, (), amp, True,
+                    self._tape.next_sequence(), self.key, self.number, end, losses, (), scheduled, None, None, (),
+                    amp, True,
                     phases, None,
                 )
             )  # fmt: skip
@@ -272,7 +280,8 @@ class StepProbe:
     # ---------------------------------------------------------------------------------------------- closures
 
     def _wrap_closure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Have the first evaluation of a closure measured: its loss and gradient are those of the point the step starts from."""
+        """Have the first evaluation of a closure measured: its loss and gradient are those of the point the step
+        starts from."""
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
             return None
@@ -362,7 +371,8 @@ class StepProbe:
 
 
 def _num_steps(kind: type) -> int:
-    """Count the different ``step`` functions that run when a subclass calls its parent's: each one would run the hooks."""
+    """Count the different ``step`` functions that run when a subclass calls its parent's: each one would run the
+    hooks."""
     steps = [vars(c)["step"] for c in kind.__mro__ if "step" in vars(c) and c is not Optimizer]
     return len({inspect.unwrap(s) for s in steps})
 

@@ -26,7 +26,8 @@ class Details(NamedTuple):
 
 
 class StepEntry(NamedTuple):
-    """One optimizer step as the hooks saw it. Times are ``perf_counter`` seconds, phases seconds in the order of ``PHASES``."""
+    """One optimizer step as the hooks saw it. Times are ``perf_counter`` seconds, phases seconds in the order of
+    ``PHASES``."""
 
     sequence: int
     optimizer: str
@@ -58,7 +59,8 @@ class SampleEntry(NamedTuple):
 class Tape:
     """Carry entries from the training thread to the recorder, in order.
 
-    A full tape drops its oldest entry; :attr:`num_dropped` counts them. ``num_groups`` shrinks the ring so that memory stays
+    A full tape drops its oldest entry; :attr:`num_dropped` counts them. ``num_groups`` shrinks the ring so that
+    memory stays
     bounded with very many param groups.
     """
 
@@ -81,7 +83,8 @@ class Tape:
         return n
 
     def drain(self, wall_offset: float) -> list[Step | Sample]:
-        """Take every entry whose values have arrived, oldest first. ``wall_offset`` turns the entries' times into Unix time."""
+        """Take every entry whose values have arrived, oldest first. ``wall_offset`` turns the entries' times into
+        Unix time."""
         out: list[Step | Sample] = []
         while self._ring:
             entry = self._ring[0]

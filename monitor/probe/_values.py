@@ -1,8 +1,11 @@
 """Scalars on their way from a tensor to a float without the host ever waiting for the device.
 
-On the CPU a value is read at once. On CUDA it is copied asynchronously, in stream order, into a cell of pinned host memory. An
-empty cell holds a signalling NaN, which no arithmetic produces (IEEE 754-2019, 6.2: operations quiet it); once the pattern is
-gone, the value has landed. So the reader needs no event, no stream and no CUDA call at all: nothing of ours can wait for the
+On the CPU a value is read at once. On CUDA it is copied asynchronously, in stream order, into a cell of pinned host
+memory. An
+empty cell holds a signalling NaN, which no arithmetic produces (IEEE 754-2019, 6.2: operations quiet it); once the
+pattern is
+gone, the value has landed. So the reader needs no event, no stream and no CUDA call at all: nothing of ours can wait
+for the
 device, and nothing can disturb a CUDA graph capture in another thread. Elsewhere (MPS, XPU) the value is cloned on the
 device and fetched by the recorder thread.
 """
@@ -102,8 +105,10 @@ _LANES: dict[torch.dtype, PinnedLane] = {}
 def take(tensor: Tensor) -> Value | None:
     """Note the present value of a one-element tensor; a later change in place does not alter it.
 
-    Returns a float for a CPU tensor, something to poll for a device tensor, and None where the value cannot be had without
-    disturbing the run: during a CUDA graph capture, for a tensor subclass (a distributed tensor would communicate), for a meta tensor.
+    Returns a float for a CPU tensor, something to poll for a device tensor, and None where the value cannot be had
+    without
+    disturbing the run: during a CUDA graph capture, for a tensor subclass (a distributed tensor would communicate),
+    for a meta tensor.
     """
     if tensor.is_cpu and (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter):
         return float(tensor.item())

@@ -1,8 +1,8 @@
 """HTTP: the API, the live page and the metrics endpoint of one run."""
 
 from monitor.server._access import RunAccess
-from monitor.server._app import create_app
+from monitor.server._app import create_app, run_document
 from monitor.server._auth import Security
 from monitor.server._serve import HttpServer
 
-__all__ = ["HttpServer", "RunAccess", "Security", "create_app"]
+__all__ = ["HttpServer", "RunAccess", "Security", "create_app", "run_document"]

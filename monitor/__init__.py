@@ -1,0 +1,82 @@
+"""Watch a PyTorch training run from the inside, and lower its learning rate while it goes on.
+
+    import monitor
+
+    with monitor.attach(optimizer, scheduler):
+        ...                                     # the loop, unchanged
+
+Importing this package imports neither torch nor flask: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from monitor._version import __version__
+
+if TYPE_CHECKING:
+    from monitor._attach import attach
+    from monitor._errors import (
+        AlreadyAttachedError,
+        ClosedRunError,
+        CommandRefusedError,
+        MonitorError,
+        QueueFullError,
+        StopTraining,
+    )
+    from monitor._records import CommandRecord, Event, Snapshot, Step
+    from monitor._run import LearningRate, Run
+    from monitor._settings import Settings
+    from monitor.control import Command
+
+__all__ = [
+    "AlreadyAttachedError",
+    "ClosedRunError",
+    "Command",
+    "CommandRecord",
+    "CommandRefusedError",
+    "Event",
+    "LearningRate",
+    "MonitorError",
+    "QueueFullError",
+    "Run",
+    "Settings",
+    "Snapshot",
+    "Step",
+    "StopTraining",
+    "__version__",
+    "attach",
+]
+
+_HOMES = {
+    "attach": "monitor._attach",
+    "Command": "monitor.control",
+    "LearningRate": "monitor._run",
+    "Run": "monitor._run",
+    "Settings": "monitor._settings",
+    **dict.fromkeys(("CommandRecord", "Event", "Snapshot", "Step"), "monitor._records"),
+    **dict.fromkeys(
+        (
+            "AlreadyAttachedError",
+            "ClosedRunError",
+            "CommandRefusedError",
+            "MonitorError",
+            "QueueFullError",
+            "StopTraining",
+        ),
+        "monitor._errors",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'monitor' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,133 @@
+"""``attach``: refuses what cannot be watched, before anything is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from monitor._errors import AlreadyAttachedError
+from monitor._log import make_visible
+from monitor._records import Event
+from monitor._run import Run, open_runs
+from monitor._settings import is_disabled, resolve
+
+
+def attach(
+    optimizer: Any,
+    scheduler: Any = None,
+    *,
+    on_event: Callable[[Event], Any] | None = None,
+    on_checkpoint: Callable[[], Any] | None = None,
+    **settings: Any,
+) -> Run:
+    """Watch a training run from here on: metrics, a live page, events, learning-rate control.
+
+    Nothing else in the script changes; with no command given the weights are bit-identical to a run without the
+    monitor.
+
+    Args:
+        optimizer: a ``torch.optim.Optimizer``, or a mapping of names to several.
+        scheduler: its scheduler, several, a mapping, or None. Only checked against the optimizer: the LR is always
+            read from the param groups at the moment of the update.
+        on_event: called with every :class:`monitor.Event`, on the recorder's thread.
+        on_checkpoint: called without arguments at a step boundary when a checkpoint is asked for.
+        **settings: see docs/settings.md; each has an environment variable too.
+
+    Returns:
+        The open :class:`monitor.Run`: a context manager, live at once. ``close()`` or the end of the process ends it
+        too.
+
+    Raises:
+        TypeError, ValueError: for what cannot be watched or set, with the value and the cure.
+        AlreadyAttachedError: if another open run watches the optimizer.
+
+    Example:
+        >>> with monitor.attach(optimizer, scheduler):     # doctest: +SKIP
+        ...     train(model, optimizer, scheduler)
+    """
+    if is_disabled():
+        from monitor._disabled import DisabledRun
+
+        return DisabledRun()  # type: ignore[return-value]
+    optimizers = _named(optimizer)
+    _check_schedulers(scheduler, optimizers)
+    for function, name in ((on_event, "on_event"), (on_checkpoint, "on_checkpoint")):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be callable, got {function!r}")
+    resolved = resolve(_known(settings))
+    make_visible()
+    for key, one in optimizers.items():
+        if any(one is other for run in open_runs() for other in run._optimizers.values()):
+            raise AlreadyAttachedError(
+                f"optimizer {key!r} is watched by another open run; close that one first (run.close())"
+            )
+    return Run(optimizers, resolved, detect=lambda _: (), on_event=on_event, on_checkpoint=on_checkpoint).open()
+
+
+def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    from dataclasses import fields
+    from difflib import get_close_matches
+
+    from monitor._settings import Settings
+
+    names = [f.name for f in fields(Settings)]
+    for name in settings:
+        if name not in names:
+            close = get_close_matches(name, names, 1)
+            hint = f"did you mean {close[0]!r}?" if close else "docs/settings.md lists them"
+            raise TypeError(f"attach has no setting {name!r}; {hint}")
+    return settings
+
+
+def _named(optimizer: Any) -> dict[str, Optimizer]:
+    """Return name -> optimizer, wrappers taken off."""
+    if isinstance(optimizer, Mapping):
+        if not optimizer:
+            raise ValueError("attach needs at least one optimizer, got an empty mapping")
+        named = {str(key): _unwrapped(one) for key, one in optimizer.items()}
+        if len({id(o) for o in named.values()}) < len(named):
+            raise ValueError(f"the same optimizer stands under two names in {list(named)}; name it once")
+        return named
+    one = _unwrapped(optimizer)
+    return {type(one).__name__: one}
+
+
+def _unwrapped(optimizer: Any) -> Optimizer:
+    inner = optimizer
+    for _ in range(4):  # accelerate and others wrap the optimizer that makes the steps
+        below = getattr(inner, "optimizer", None)
+        if not isinstance(below, Optimizer):
+            break
+        inner = below
+    if not isinstance(inner, Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer or a mapping of names to them, got {type(optimizer).__name__}"
+        )
+    return inner
+
+
+def _check_schedulers(scheduler: Any, optimizers: Mapping[str, Optimizer]) -> None:
+    for one in _flattened(scheduler):
+        below = getattr(one, "optimizer", None)
+        if below is None:
+            if isinstance(one, LRScheduler) or hasattr(one, "step"):
+                continue  # a schedule of another make: nothing to compare
+            raise TypeError(f"scheduler must be an LR scheduler, several, a mapping or None, got {type(one).__name__}")
+        if not any(_unwrapped(below) is known for known in optimizers.values()):
+            raise ValueError(
+                f"{type(one).__name__} drives another optimizer ({type(below).__name__}) than the one attached "
+                f"({', '.join(optimizers)}); attach that optimizer, or pass the scheduler made for this one"
+            )
+
+
+def _flattened(scheduler: Any) -> Iterable[Any]:
+    if scheduler is None:
+        return []
+    if isinstance(scheduler, Mapping):
+        return [s for one in scheduler.values() for s in _flattened(one)]
+    if isinstance(scheduler, list | tuple):
+        return [s for one in scheduler for s in _flattened(one)]
+    return [scheduler]

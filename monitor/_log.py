@@ -1,0 +1,48 @@
+"""Failures of our own: contained, counted, logged once per kind, shown."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+_LOG = logging.getLogger("monitor")
+
+
+def make_visible() -> None:
+    """Have what a user must see, such as the page's address, reach stderr where the program has not set up logging
+    itself."""
+    if _LOG.level == logging.NOTSET:
+        _LOG.setLevel(logging.INFO)
+    if not _LOG.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("monitor: %(message)s"))
+        _LOG.addHandler(handler)
+
+
+class Failures:
+    """Count failures by room. ``on_new`` takes ``(room, message)`` of each kind that was not seen before."""
+
+    def __init__(self, on_new: Callable[[str, str], None] = lambda *_: None) -> None:
+        self._counts: dict[str, int] = {}
+        self._seen: set[tuple[str, str]] = set()
+        self._on_new = on_new
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Failures so far, by room."""
+        return dict(self._counts)
+
+    def note(self, room: str, error: BaseException, *, quiet: bool = False) -> None:
+        """Count a failure; the first of its kind is logged with its traceback. Never raises."""
+        try:
+            self._counts[room] = self._counts.get(room, 0) + 1
+            kind = (room, type(error).__name__)
+            if kind in self._seen or len(self._seen) > 256:
+                return
+            self._seen.add(kind)
+            message = f"{room}: {type(error).__name__}: {error}"
+            if not quiet:
+                _LOG.warning("contained a failure in %s; training goes on", message, exc_info=error)
+            self._on_new(room, message)
+        except Exception:  # noqa: BLE001 - the last line of defence
+            pass

@@ -1,0 +1,81 @@
+"""What the user logs by hand: turned into tape entries without waiting for a device and without raising for a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from monitor.probe import SampleEntry, StepProbe, Tape, Value, current_ledger, take
+
+
+class LoggedValues:
+    """Put logged values on the tape. ``on_error`` takes ``(room, exception)`` of a value that is no number."""
+
+    def __init__(self, tape: Tape, on_error: Callable[[str, Exception], None]) -> None:
+        self._tape = tape
+        self._on_error = on_error
+
+    def note(
+        self,
+        probes: Sequence[StepProbe],
+        *,
+        loss: Any,
+        val_loss: Any,
+        samples: Any,
+        tokens: Any,
+        metrics: Mapping[str, Any],
+    ) -> None:
+        """Note everything that is not None."""
+        number = max(p.number for p in probes)
+        if loss is not None:
+            self._contained("loss", loss, lambda v: self._note_loss(probes, v))
+        named = val_loss if isinstance(val_loss, Mapping) else {"validation": val_loss}
+        for kind, values in (
+            ("val_loss", named),
+            ("samples", {"samples": samples}),
+            ("tokens", {"tokens": tokens}),
+            ("metric", metrics),
+        ):
+            for name, value in values.items():
+                if value is not None:
+                    self._contained(name, value, partial(self._append, kind, str(name), number))
+
+    def _note_loss(self, probes: Sequence[StepProbe], value: Value) -> None:
+        ledger = current_ledger()
+        if ledger.has_open_loss or not any(p.number for p in probes):
+            ledger.override = value
+            ledger.add_loss(value)
+            return
+        last = max(probes, key=lambda p: p.last_end)
+        self._append("loss", last.key, last.number, value)
+
+    def _append(self, kind: str, name: str, number: int, value: Value) -> None:
+        self._tape.append(SampleEntry(self._tape.next_sequence(), kind, name, value, number, perf_counter()))
+
+    def _contained(self, name: str, value: Any, note: Callable[[Value], None]) -> None:
+        try:
+            number = as_value(value)
+            if number is None:
+                return
+            note(number)
+        except Exception as error:  # noqa: BLE001
+            self._on_error("log", TypeError(f"{name}={value!r:.80} is not a number or a one-element tensor ({error})"))
+
+
+def as_value(value: Any) -> Value | None:
+    """Turn a number or a one-element tensor into a value for the tape; None where it cannot be had without a sync.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"it has {value.numel()} elements")
+        return take(value.detach())
+    if isinstance(value, str | bytes):
+        raise TypeError("it is text")
+    return float(value)

@@ -1,0 +1,498 @@
+"""One run: assembles the rooms, opens and closes them in order. The only room that knows the others."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from torch.optim import Optimizer
+
+from monitor._access import Access, Linger
+from monitor._errors import ClosedRunError
+from monitor._folder import RunFolder, make_run_id
+from monitor._identity import default_name, identify, script_path
+from monitor._log import Failures
+from monitor._logged import LoggedValues
+from monitor._records import CommandRecord, Event, Sample, Snapshot, State, Step
+from monitor._settings import Settings
+from monitor.control import Boundary, Command, Commands, Door, LearningRates, audit, describe
+from monitor.probe import StepProbe, Tape
+from monitor.recorder import Recorder
+from monitor.server import HttpServer, Security, create_app
+from monitor.system import GpuReader, HostReader, SystemSampler
+
+_LOG = logging.getLogger("monitor")
+_ENDED: tuple[State, ...] = ("finished", "failed", "interrupted")
+
+
+class LearningRate(NamedTuple):
+    """One row of ``run.lr``."""
+
+    optimizer: str
+    param_group: int
+    name: str | None
+    scheduled: float
+    factor: float
+    applied: float
+
+
+class Run:
+    """A training run that is being watched. Made by :func:`monitor.attach`; ends with its ``with`` block or
+    :meth:`close`.
+
+    Example:
+        >>> with monitor.attach(optimizer, scheduler) as run:     # doctest: +SKIP
+        ...     train()
+        >>> run.state                                             # doctest: +SKIP
+        'finished'
+    """
+
+    def __init__(
+        self,
+        optimizers: Mapping[str, Optimizer],
+        settings: Settings,
+        *,
+        detect: Callable[[Step | Sample], Iterable[Event]],
+        on_event: Callable[[Event], Any] | None,
+        on_checkpoint: Callable[[], Any] | None,
+    ) -> None:
+        self.settings = settings
+        self.name = settings.name or default_name()
+        self.id = make_run_id(self.name)
+        self.token = settings.token or secrets.token_urlsafe(24)
+        self._optimizers = dict(optimizers)
+        self._user_on_event = on_event
+        self._failures = Failures(self._post_failure)
+        self._first_thread = threading.get_ident()
+        self._pid = os.getpid()
+        self._is_closed = False
+        self._lock = threading.Lock()
+        start = time.time()
+        info = identify(self.id, self.name, start, self._optimizers.values())
+        num_groups = sum(len(o.param_groups) for o in self._optimizers.values())
+        self._tape = Tape(num_groups)
+        self._logged = LoggedValues(self._tape, self._failures.note)
+        doors = {key: Door(settings.min_lr) for key in self._optimizers}
+        self._rates = LearningRates(
+            self._optimizers, doors, min_lr=settings.min_lr, allow_increase=settings.allow_increase
+        )
+        self._boundary = Boundary(
+            self._rates,
+            next_step=lambda: self.step + 1,
+            on_checkpoint=on_checkpoint,
+            on_paused=self._on_paused,
+            stop_raises=settings.stop_raises,
+            on_error=self._failures.note,
+        )
+        self._commands = Commands(
+            self._boundary.check,
+            on_waiting=self._call_training_thread,
+            on_finished=self._on_finished,
+            timeout=settings.command_timeout,
+            is_training_thread=self._is_training_thread,
+        )
+        self._boundary.commands = self._commands
+        self._probes = [
+            StepProbe(
+                key,
+                optimizer,
+                self._tape,
+                doors[key],
+                on_boundary=self._on_boundary,
+                on_error=self._failures.note,
+                gradient_norm=settings.gradient_norm,
+                budget=settings.overhead_budget,
+            )
+            for key, optimizer in self._optimizers.items()
+        ]
+        self._recorder = Recorder(
+            self._tape,
+            info,
+            {key: type(o).__name__ for key, o in self._optimizers.items()},
+            window=settings.window,
+            target_steps=settings.total_steps,
+            stall_timeout=settings.stall_timeout,
+            detect=detect,
+            on_event=self._on_event,
+            on_tick=self._on_tick,
+            on_error=self._failures.note,
+            interval=settings.digest_interval,
+        )
+        self._sampler = SystemSampler(
+            settings.system_interval,
+            HostReader(),
+            GpuReader() if settings.gpu else None,
+            self._failures.note,
+        )
+        self._folder: RunFolder | None = None
+        self._server: HttpServer | None = None
+        self._linger = Linger()
+
+    # ------------------------------------------------------------------------------------------------- life
+
+    def open(self) -> Run:
+        """Start everything; called by ``attach``. What can fail without harm is reported, and the run goes on without
+        it."""
+        self._open_folder()
+        self._recorder.start()
+        self._contain("system", self._sampler.start)
+        if self.settings.serve:
+            self._contain("server", self._open_server)
+        for probe in self._probes:
+            probe.open()
+        _OPEN.add(self)
+        self._post_state("starting", f"run {self.id} started")
+        return self
+
+    def _open_folder(self) -> None:
+        s = self.settings
+        try:
+            self._folder = RunFolder.create(
+                s.directory,
+                self.id,
+                name=self.name,
+                start_time=self._recorder.snapshot.run.start_time,
+                script=script_path(),
+                token=self.token,
+                read_token=s.read_token,
+            )
+        except OSError as error:
+            if s.directory is not None:
+                raise ValueError(
+                    f"directory={str(s.directory)!r} cannot be written ({error}); give one that can, or leave it out"
+                ) from error
+            self._failures.note("folder", error)
+
+    def _open_server(self) -> None:
+        s = self.settings
+        access = Access(self, self._failures.note, self._linger)
+        app = create_app(
+            access,
+            Security(token=self.token, read_token=s.read_token, protect_metrics=s.protect_metrics, bind_host=s.host),
+            on_error=lambda e: self._failures.note("server", e),
+        )
+        try:
+            server = HttpServer(
+                app,
+                s.host,
+                s.port,
+                certfile=s.certfile,
+                keyfile=s.keyfile,
+                client_cafile=s.client_cafile,
+                on_error=lambda e: self._failures.note("server", e),
+            )
+        except OSError as error:
+            self._failures.note("server", error, quiet=True)
+            _LOG.warning("%s; the run goes on without a page and metrics", error)
+            return
+        self._server = server.start()
+        folder = self._folder
+        if folder is not None:
+            self._contain("folder", lambda: folder.update(state="running", url=server.url))
+        _LOG.info("live page: %s/?token=%s", server.url, self.token)
+
+    def __enter__(self) -> Run:
+        if self._is_closed:
+            raise ClosedRunError(f"run {self.id} has been closed; attach again for a new one")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(_end_state(kind))
+
+    def close(self, state: State = "finished") -> None:
+        """End the run: take out every hook and patch, publish the final state, join the threads, free the port.
+
+        Safe to repeat. Lingers up to ``linger`` seconds for one more scrape if something has scraped this run.
+
+        Args:
+            state: "finished", "failed" or "interrupted".
+
+        Raises:
+            ValueError: for another state.
+        """
+        if state not in _ENDED:
+            raise ValueError(f"state must be one of {', '.join(_ENDED)}, got {state!r}")
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        _OPEN.discard(self)
+        if os.getpid() != self._pid:
+            self._forget()
+            return
+        self._boundary.is_closed = True
+        self._boundary.wake()
+        self._contain("control", self._commands.close)
+        self._contain("control", self._warn_of_factors)
+        for probe in self._probes:
+            self._contain("probe", probe.close)
+        end = time.time()
+        self._post_state(state, f"run {self.id} {state} at step {self.step}")
+        self._recorder.set_state(state, end)
+        self._contain("recorder", self._recorder.stop)
+        self._contain("system", lambda: self._sampler.stop(2.0))
+        self._contain("folder", lambda: self._finish_folder(state, end))
+        if self._server is not None:
+            if state != "interrupted":
+                self._contain("server", lambda: self._linger.wait(self.settings.linger))
+            self._contain("server", self._server.stop)
+
+    def _finish_folder(self, state: State, end: float) -> None:
+        if self._folder is not None:
+            from monitor.server import run_document
+
+            self._folder.finish(state, end_time=end, final=run_document(self.snapshot()))
+
+    def _warn_of_factors(self) -> None:
+        reduced = self._rates.reduced()
+        if reduced:
+            groups = ", ".join(f"{key} group {i}: {factor:g}" for key, i, factor in reduced[:8])
+            _LOG.warning(
+                "the run ends with LR factors in force (%s); from here on the schedule's own LR is in force again",
+                groups,
+            )
+
+    def _forget(self) -> None:
+        """Let go of everything in a forked child, where the threads and the port are the parent's."""
+        self._is_closed = True
+        for probe in self._probes:
+            self._contain("probe", probe.close)
+
+    def _contain(self, room: str, function: Callable[[], Any]) -> None:
+        try:
+            function()
+        except Exception as error:  # noqa: BLE001
+            self._failures.note(room, error)
+
+    # ----------------------------------------------------------------------------------------- training thread
+
+    def _is_training_thread(self) -> bool:
+        threads = {p.thread for p in self._probes if p.thread}
+        return threading.get_ident() in (threads or {self._first_thread})
+
+    def _call_training_thread(self) -> None:
+        for probe in self._probes:
+            probe.has_errand = True
+        self._boundary.wake()
+
+    def _on_boundary(self, _: StepProbe) -> None:
+        for each in self._probes:
+            each.has_errand = False
+        self._boundary.pass_through()
+
+    def _on_paused(self, is_paused: bool) -> None:
+        state: State = "paused" if is_paused else "running"
+        self._recorder.set_state(state)
+        self._post_state(state, f"training {'pauses' if is_paused else 'goes on'} before step {self.step + 1}")
+
+    # ------------------------------------------------------------------------------------------ recorder thread
+
+    def _on_tick(self, now: float) -> None:
+        for probe in self._probes:
+            probe.wants_details = True
+        self._commands.expire(now)
+
+    def _on_event(self, event: Event) -> None:
+        if self._user_on_event is not None:
+            self._contain("on_event", lambda: self._user_on_event and self._user_on_event(event))
+
+    def _on_finished(self, record: CommandRecord) -> None:
+        severity = "info" if record.status == "applied" else "warning"
+        step = record.step if record.step is not None else self.step
+        self._recorder.post(
+            Event("control", severity, step, step, describe(record), end_step=step, details=audit(record))  # type: ignore[arg-type]
+        )
+        (_LOG.info if severity == "info" else _LOG.warning)("%s", describe(record))
+
+    def _post_state(self, state: State, message: str) -> None:
+        severity = "critical" if state == "failed" else "info"
+        step = self.step
+        self._recorder.post(Event("state", severity, step, step, message, end_step=step, details={"state": state}))  # type: ignore[arg-type]
+
+    def _post_failure(self, room: str, message: str) -> None:
+        recorder = getattr(self, "_recorder", None)
+        if recorder is not None:
+            step = self.step
+            recorder.post(Event("internal", "warning", step, step, message, end_step=step, details={"room": room}))
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    @property
+    def url(self) -> str | None:
+        """Address of the live page; None without HTTP."""
+        return None if self._server is None else self._server.url
+
+    @property
+    def state(self) -> State:
+        """starting, running, paused, finished, failed or interrupted."""
+        return self.snapshot().state
+
+    @property
+    def step(self) -> int:
+        """Steps that the first optimizer has made, earlier sessions of a resumed run included."""
+        return self._probes[0].number + self._tape.base_step
+
+    @property
+    def should_stop(self) -> bool:
+        """Tell whether a stop was asked for; a loop may look at it and leave."""
+        return self._boundary.should_stop
+
+    @property
+    def lr(self) -> list[LearningRate]:
+        """Scheduled, factor and applied LR of every param group, as of now. Reads LR tensors: on a device that
+        syncs."""
+        return [LearningRate(*row) for row in self._rates.table()]
+
+    def snapshot(self) -> Snapshot:
+        """Return the latest published state: immutable, at most one round of the recorder old."""
+        commands, system = self._commands, self._sampler.latest()
+        return replace(
+            self._recorder.snapshot,
+            commands_total=commands.totals,
+            commands_last_applied=commands.last_applied,
+            commands_pending=len(commands.waiting()),
+            errors=self._failures.counts,
+            host=system.host,
+            gpus=system.gpus,
+            collections=system.collections,
+        )
+
+    def history(self, since: int = 0, points: int = 1000) -> dict[str, Any]:
+        """Return the course of the run after step ``since`` as columns, at most ``points`` points per optimizer.
+
+        Example:
+            >>> run.history()["optimizers"]["AdamW"]["loss"][:3]     # doctest: +SKIP
+            [4.61, 4.58, 4.55]
+        """
+        document = self._recorder.history(since, points)
+        document["system"] = self._sampler.history(self._recorder.time_of(since), points)
+        return document
+
+    def events(self, since: int = 0) -> tuple[Event, ...]:
+        """Return the events whose ``seq`` is above ``since``, oldest first; the newest 2000 are kept."""
+        return self._recorder.log.since(since)
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until everything recorded so far is in :meth:`snapshot`; False if that took longer than ``timeout``
+        seconds."""
+        return self._recorder.flush(timeout)
+
+    # ------------------------------------------------------------------------------------------------ writing
+
+    def log(
+        self,
+        loss: Any = None,
+        *,
+        val_loss: Any = None,
+        samples: Any = None,
+        tokens: Any = None,
+        **metrics: Any,
+    ) -> None:
+        """Report values of your own. Tensors or numbers; never waits for a device, never raises for a value.
+
+        Args:
+            loss: replaces the captured loss of the step under way (of the last step, if nothing was back-propagated
+                since). It is shown as given: neither scaled nor summed.
+            val_loss: validation loss; a mapping names several data sets.
+            samples, tokens: how many were processed since the last report.
+            **metrics: anything else, by name; at most 64 names.
+
+        Example:
+            >>> run.log(val_loss=0.31, samples=64, accuracy=0.97)     # doctest: +SKIP
+        """
+        if self._is_closed:
+            return
+        self._logged.note(self._probes, loss=loss, val_loss=val_loss, samples=samples, tokens=tokens, metrics=metrics)
+
+    def reduce_lr(
+        self, factor: float, groups: Iterable[int | str] | None = None, over_steps: int = 0, reason: str = ""
+    ) -> Command:
+        """Multiply the LR factor in force by ``factor`` from the next step on.
+
+        Args:
+            factor: in (0, 1]; above 1 with ``attach(allow_increase=True)``.
+            groups: indices or names of param groups; default: all.
+            over_steps: reach the new factor geometrically over so many steps; 0: at once.
+            reason: kept in the audit entry.
+
+        Raises:
+            CommandRefusedError: (a ValueError) names the value and the cure. QueueFullError, ClosedRunError.
+
+        Example:
+            >>> run.reduce_lr(0.5, reason="loss spikes")     # doctest: +SKIP
+        """
+        return self._submit("reduce", factor, groups, over_steps, reason)
+
+    def set_lr_factor(
+        self, factor: float, groups: Iterable[int | str] | None = None, over_steps: int = 0, reason: str = ""
+    ) -> Command:
+        """Set the LR factor: applied LR = factor x scheduled LR. Safe to repeat. Otherwise as :meth:`reduce_lr`."""
+        return self._submit("set", factor, groups, over_steps, reason)
+
+    def restore_lr(self, groups: Iterable[int | str] | None = None, over_steps: int = 0, reason: str = "") -> Command:
+        """Set the LR factor to 1: the schedule's own LR is in force again."""
+        return self._submit("restore", None, groups, over_steps, reason)
+
+    def undo_lr(self, reason: str = "") -> Command:
+        """Take the last LR change back."""
+        return self._submit("undo", None, None, 0, reason)
+
+    def _submit(
+        self, action: str, factor: Any, groups: Iterable[int | str] | None, over_steps: int, reason: str
+    ) -> Command:
+        if isinstance(groups, int | str):
+            groups = (groups,)
+        return self._commands.submit(
+            action,
+            source="code",
+            factor=factor,
+            groups=None if groups is None else tuple(groups),
+            over_steps=over_steps,
+            reason=reason,
+        )
+
+
+def _end_state(kind: type[BaseException] | None) -> State:
+    if kind is None:
+        return "finished"
+    from monitor._errors import StopTraining
+
+    return (
+        "interrupted" if issubclass(kind, KeyboardInterrupt | SystemExit | GeneratorExit | StopTraining) else "failed"
+    )
+
+
+_OPEN: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def open_runs() -> list[Run]:
+    """Return the runs of this process that are open."""
+    return list(_OPEN)
+
+
+@atexit.register
+def _close_open_runs() -> None:
+    kind = getattr(sys, "last_type", None)
+    for run in open_runs():
+        run.close(_end_state(kind))
+
+
+def _after_fork_in_child() -> None:
+    for run in open_runs():
+        run._forget()
+    _OPEN.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,147 @@
+"""The step boundary: where the training thread comes by to carry out commands."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from monitor._errors import CommandRefusedError, StopTraining
+from monitor._records import CommandRecord
+from monitor.control._commands import Command, Commands
+from monitor.control._lr import LearningRates
+
+LR_ACTIONS = ("reduce", "set", "restore", "undo")
+_PAUSE_SECONDS = 0.2
+"""How long a paused training thread sleeps at most before it looks for a command again."""
+
+
+class Boundary:
+    """Carry out what waits, on the training thread, between two steps.
+
+    Args:
+        rates: the learning rates.
+        next_step: returns the global step that is about to be made.
+        on_checkpoint: called for ``checkpoint``; None: that action is refused.
+        on_paused: told True when training pauses and False when it goes on.
+        stop_raises: raise StopTraining after a stop.
+        on_error: takes ``(room, exception)``.
+    """
+
+    def __init__(
+        self,
+        rates: LearningRates,
+        *,
+        next_step: Callable[[], int],
+        on_checkpoint: Callable[[], Any] | None,
+        on_paused: Callable[[bool], None],
+        stop_raises: bool,
+        on_error: Callable[[str, Exception], None],
+    ) -> None:
+        self.should_stop = False
+        self.is_closed = False
+        self.is_paused = False
+        self.commands: Commands | None = None
+        self._rates = rates
+        self._next_step = next_step
+        self._on_checkpoint = on_checkpoint
+        self._on_paused = on_paused
+        self._stop_raises = stop_raises
+        self._on_error = on_error
+        self._came = threading.Event()
+
+    def check(self, record: CommandRecord) -> None:
+        """Refuse a command that cannot be carried out, before it is queued. Raises CommandRefusedError."""
+        if record.action in LR_ACTIONS:
+            self._rates.check(record.action, record.factor, record.groups, record.over_steps)
+            return
+        for field in ("factor", "groups", "over_steps"):
+            if value := getattr(record, field):
+                raise CommandRefusedError(f"{record.action} takes no {field}, got {value!r}; leave it out", field)
+        if record.action == "checkpoint" and self._on_checkpoint is None:
+            raise CommandRefusedError("this run has no checkpoint function; attach(on_checkpoint=...) gives it one")
+
+    def wake(self) -> None:
+        """Have a paused training thread look at once."""
+        self._came.set()
+
+    def pass_through(self) -> None:
+        """Carry out all that waits; stay while paused. Raises StopTraining if that was asked for; nothing else."""
+        commands = self.commands
+        if commands is None:
+            return
+        is_announced = False
+        while True:
+            while (command := commands.take()) is not None:
+                self._carry_out(commands, command)
+            if not self.is_paused or self.should_stop or self.is_closed:
+                break
+            if not is_announced:
+                self._on_paused(is_announced := True)
+            self._came.wait(_PAUSE_SECONDS)
+            self._came.clear()
+        self.is_paused = False
+        if is_announced:
+            self._on_paused(False)
+        if self.should_stop and self._stop_raises and not self.is_closed:
+            raise StopTraining("a stop was asked for; attach(stop_raises=False) only sets run.should_stop")
+
+    def _carry_out(self, commands: Commands, command: Command) -> None:
+        try:
+            changes, message = self._effect(command.record)
+            commands.finish(command, "applied", step=self._next_step(), message=message, changes=changes)
+        except CommandRefusedError as error:
+            commands.finish(command, "rejected", step=self._next_step(), message=str(error))
+        except Exception as error:  # noqa: BLE001 - a failure of ours must not reach the training loop
+            self._on_error("control", error)
+            commands.finish(command, "rejected", message=f"{type(error).__name__}: {error}")
+
+    def _effect(self, record: CommandRecord) -> tuple[Any, str]:
+        if record.action in LR_ACTIONS:
+            return self._rates.apply(record.action, record.factor, record.groups, record.over_steps), ""
+        if record.action == "pause":
+            self.is_paused = True
+            return (), "training waits at the step boundary"
+        if record.action == "resume":
+            was_paused, self.is_paused = self.is_paused, False
+            return (), "training goes on" if was_paused else "training was not paused"
+        if record.action == "stop":
+            self.should_stop = True
+            return (), "run.should_stop is true" + ("; StopTraining is raised" if self._stop_raises else "")
+        if self._on_checkpoint is None:
+            raise CommandRefusedError("this run has no checkpoint function; attach(on_checkpoint=...) gives it one")
+        result = self._on_checkpoint()
+        return (), "" if result is None else f"checkpoint: {result}"
+
+
+def describe(record: CommandRecord) -> str:
+    """Say in one sentence what became of a command: the audit entry."""
+    who = record.source + (f" ({record.actor})" if record.actor else "")
+    what = record.action if record.factor is None else f"{record.action} {record.factor:g}"
+    why = f": {record.reason}" if record.reason else ""
+    if record.status != "applied":
+        return f"{what} by {who} {record.status}: {record.message}{why}"
+    changes = "; ".join(
+        f"{c.optimizer} group {c.param_group}: factor {c.factor_before:.6g} to {c.factor_after:.6g}, "
+        f"LR {c.lr_before:.6g} to {c.lr_after:.6g}"
+        for c in record.changes[:4]
+    )
+    more = f"; and {len(record.changes) - 4} more groups" if len(record.changes) > 4 else ""
+    ramp = f" over {record.over_steps} steps" if record.over_steps else ""
+    return f"{what}{ramp} by {who} at step {record.step}{why}. {changes}{more}{record.message}".strip()
+
+
+def audit(record: CommandRecord) -> Mapping[str, Any]:
+    """Return the audit entry of an outcome as plain values."""
+    return {
+        "command_id": record.id,
+        "action": record.action,
+        "source": record.source,
+        "actor": record.actor,
+        "reason": record.reason,
+        "status": record.status,
+        "factor": record.factor,
+        "over_steps": record.over_steps,
+        "before": [[c.optimizer, c.param_group, c.factor_before, c.lr_before] for c in record.changes],
+        "after": [[c.optimizer, c.param_group, c.factor_after, c.lr_after] for c in record.changes],
+    }

@@ -1,0 +1,224 @@
+"""Commands: accepted on any thread, taken by the training thread at a step boundary, each with one outcome."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from monitor._errors import ClosedRunError, CommandRefusedError, MonitorError, QueueFullError
+from monitor._records import ACTIONS, CommandRecord, GroupChange
+
+MAX_WAITING = 64
+MAX_KEPT = 1024
+MAX_REASON = 500
+
+
+class Command:
+    """A command that was accepted.
+
+    Example:
+        >>> command = run.reduce_lr(0.5)     # doctest: +SKIP
+        >>> command.wait(10).status          # doctest: +SKIP
+        'applied'
+    """
+
+    def __init__(self, record: CommandRecord, is_training_thread: Callable[[], bool]) -> None:
+        self._record = record
+        self._done = threading.Event()
+        self._is_training_thread = is_training_thread
+
+    def __repr__(self) -> str:
+        r = self._record
+        return f"<Command {r.id} {r.action} {r.status}>"
+
+    @property
+    def id(self) -> str:
+        """Identity of the command, as in ``/api/v1/commands/{id}``."""
+        return self._record.id
+
+    @property
+    def record(self) -> CommandRecord:
+        """What is known of it now."""
+        return self._record
+
+    @property
+    def status(self) -> str:
+        """``pending``, ``applied``, ``rejected`` or ``expired``."""
+        return self._record.status
+
+    def wait(self, timeout: float | None = None) -> CommandRecord:
+        """Wait for the outcome and return it; after ``timeout`` seconds return what is known by then.
+
+        Raises:
+            MonitorError: on the training thread, where the outcome could never come: the command is applied at the next
+                step, which this very thread makes.
+        """
+        if not self._done.is_set() and self._is_training_thread():
+            raise MonitorError(
+                f"command {self.id} is applied at the next optimizer step, which this thread makes; "
+                "waiting for it here would never end. Wait on another thread, or look at .status after the step"
+            )
+        self._done.wait(timeout)
+        return self._record
+
+    def finish(self, record: CommandRecord) -> None:
+        """Store the outcome and wake who waits."""
+        self._record = record
+        self._done.set()
+
+
+class Commands:
+    """The queue of a run. ``submit`` from any thread; ``take`` from the training thread; ``expire`` from the recorder.
+
+    Args:
+        check: refuses a command before it is queued: ``check(record)`` raises CommandRefusedError.
+        on_waiting: called after a command was queued, to have the training thread come by.
+        on_finished: called with every outcome, from the thread that made it.
+        timeout: seconds until a command that no step has taken expires.
+        is_training_thread: tells whether the caller is the thread that makes the steps.
+        clock: Unix time.
+    """
+
+    def __init__(
+        self,
+        check: Callable[[CommandRecord], None],
+        *,
+        on_waiting: Callable[[], None],
+        on_finished: Callable[[CommandRecord], None],
+        timeout: float = 600.0,
+        is_training_thread: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._check = check
+        self._on_waiting = on_waiting
+        self._on_finished = on_finished
+        self._timeout = timeout
+        self._is_training_thread = is_training_thread
+        self._clock = clock
+        self._lock = threading.Lock()  # among those who submit; the training thread takes from the deque without it
+        self._waiting: deque[Command] = deque()
+        self._kept: dict[str, Command] = {}
+        self._is_closed = False
+        self.totals: dict[tuple[str, str, str], int] = {}
+        self.last_applied: dict[str, float] = {}
+
+    def submit(
+        self,
+        action: str,
+        *,
+        source: str,
+        factor: float | None = None,
+        groups: tuple[int | str, ...] | None = None,
+        over_steps: int = 0,
+        actor: str = "",
+        reason: str = "",
+    ) -> Command:
+        """Accept a command.
+
+        Raises:
+            CommandRefusedError: it cannot be; also counted and audited as rejected.
+            QueueFullError: too many are waiting.
+            ClosedRunError: the run has ended.
+        """
+        record = CommandRecord(
+            secrets.token_hex(8), action, source, self._clock(), factor, groups, over_steps, actor, reason
+        )
+        try:
+            self._refuse(record)
+        except CommandRefusedError as error:
+            self._count(replace(record, status="rejected", finished=self._clock(), message=str(error)))
+            raise
+        command = Command(record, self._is_training_thread)
+        with self._lock:
+            if self._is_closed:
+                raise ClosedRunError(f"the run has ended and takes no more commands; {action} was not applied")
+            if len(self._waiting) >= MAX_WAITING:
+                raise QueueFullError(
+                    f"{MAX_WAITING} commands are waiting for the next optimizer step already; wait for it and try again"
+                )
+            self._waiting.append(command)
+            self._kept[record.id] = command
+            while len(self._kept) > MAX_KEPT:
+                self._kept.pop(next(iter(self._kept)))
+        self._on_waiting()
+        return command
+
+    def _refuse(self, record: CommandRecord) -> None:
+        if record.action not in ACTIONS:
+            raise CommandRefusedError(f"unknown action {record.action!r}; there are {', '.join(ACTIONS)}", "action")
+        if not isinstance(record.reason, str):
+            raise CommandRefusedError(f"reason must be a string, got {record.reason!r}", "reason")
+        if len(record.reason) > MAX_REASON:
+            raise CommandRefusedError(
+                f"reason must have {MAX_REASON} characters or fewer, got {len(record.reason)}", "reason"
+            )
+        self._check(record)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Tell whether a command waits to be taken."""
+        return bool(self._waiting)
+
+    def take(self) -> Command | None:
+        """Take the oldest waiting command, or None. Its outcome is due then: :meth:`finish`."""
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
+
+    def finish(
+        self,
+        command: Command,
+        status: Any,
+        *,
+        step: int | None = None,
+        message: str = "",
+        changes: tuple[GroupChange, ...] = (),
+    ) -> None:
+        """Record the outcome of a command that was taken."""
+        record = replace(
+            command.record, status=status, step=step, finished=self._clock(), message=message, changes=changes
+        )
+        command.finish(record)
+        self._count(record)
+
+    def _count(self, record: CommandRecord) -> None:
+        key = (record.action, record.source, record.status)
+        self.totals = {**self.totals, key: self.totals.get(key, 0) + 1}
+        if record.status == "applied" and record.finished is not None:
+            self.last_applied = {**self.last_applied, record.action: record.finished}
+        self._on_finished(record)
+
+    def expire(self, now: float) -> None:
+        """Expire what has waited too long for a step."""
+        for command in list(self._waiting):
+            if now - command.record.created >= self._timeout:
+                self._drop(command, f"no optimizer step within {self._timeout:g} s")
+
+    def _drop(self, command: Command, message: str) -> None:
+        try:
+            self._waiting.remove(command)
+        except ValueError:
+            return  # the training thread was quicker
+        self.finish(command, "expired", message=message)
+
+    def close(self) -> None:
+        """Refuse what comes from now on and expire what still waits."""
+        with self._lock:
+            self._is_closed = True
+        for command in list(self._waiting):
+            self._drop(command, "the run ended before its next optimizer step")
+
+    def get(self, command_id: str) -> CommandRecord | None:
+        """Return a command by its id; the newest 1024 are kept."""
+        command = self._kept.get(command_id)
+        return None if command is None else command.record
+
+    def waiting(self) -> tuple[CommandRecord, ...]:
+        """Return the commands that are accepted and not yet applied, oldest first."""
+        return tuple(c.record for c in list(self._waiting))

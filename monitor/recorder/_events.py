@@ -1,0 +1,48 @@
+"""The log of what happened: bounded, numbered, counted."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from itertools import count
+
+from monitor._records import DETECTOR_KINDS, Event
+
+CAPACITY = 2000
+
+
+class EventLog:
+    """Number events and keep the newest. One writer (the recorder); readers copy."""
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._events: deque[Event] = deque(maxlen=capacity)
+        self._seq = count(1)
+        self._ids = count(1)
+        self._open: dict[tuple[str, str | None, int], int] = {}
+        self.last_seq = 0
+        self.totals = dict.fromkeys(DETECTOR_KINDS, 0)
+        self.active = dict.fromkeys(DETECTOR_KINDS, False)
+        self.last_time: dict[str, float] = {}
+        self.last_step: dict[str, int] = {}
+
+    def add(self, event: Event, time: float) -> Event:
+        """Give an event its number, id and time (if it has none) and keep it; an end takes the id of its start."""
+        key = (event.kind, event.optimizer, event.start_step)
+        is_end = event.end_step is not None and key in self._open
+        event_id = self._open.pop(key) if is_end else next(self._ids)
+        self.last_seq = next(self._seq)
+        event = replace(event, seq=self.last_seq, id=event_id, time=event.time or time)
+        if event.kind in self.totals:
+            if not is_end:
+                self.totals[event.kind] += 1
+                self.last_time[event.kind] = event.time
+                self.last_step[event.kind] = event.step
+            if event.end_step is None:
+                self._open[key] = event.id
+            self.active[event.kind] = any(k[0] == event.kind for k in self._open)
+        self._events.append(event)
+        return event
+
+    def since(self, seq: int) -> tuple[Event, ...]:
+        """Return the events after a sequence number, oldest first."""
+        return tuple(e for e in list(self._events) if e.seq > seq)

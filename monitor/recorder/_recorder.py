@@ -1,0 +1,301 @@
+"""The recorder thread: fetches what the training thread left on the tape, digests it, publishes a snapshot."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Protocol
+
+from monitor._records import Event, RunInfo, Sample, Snapshot, State, Step
+from monitor.recorder._aggregates import OptimizerAggregate, PaceAggregate, Throughput
+from monitor.recorder._events import EventLog
+from monitor.recorder._history import SeriesHistory, columns
+
+MAX_NAMES = 64
+_LOG = logging.getLogger("monitor")
+
+
+class Source(Protocol):
+    """Where steps come from: the tape."""
+
+    num_dropped: int
+
+    def drain(self, wall_offset: float) -> list[Step | Sample]:
+        """Return what has arrived, oldest first."""
+
+    @property
+    def drained_sequence(self) -> int:
+        """Number of the last entry drained."""
+
+
+class Recorder:
+    """Digest steps on a thread of its own.
+
+    Args:
+        source: the tape.
+        run: identity of the run.
+        optimizers: name -> class name, in the order of ``attach``; the first one paces the run.
+        window: steps in the trailing windows.
+        target_steps, stall_timeout: shown as they are.
+        detect: called with each step or validation loss, in order; returns events. Must not raise.
+        on_event: called with every event, in order. Must not raise.
+        on_tick: called once a round with the Unix time, before the snapshot is published. Must not raise.
+        on_error: takes ``(room, exception)``.
+        interval: seconds between rounds.
+        clock, counter: Unix time and the tape's monotonic clock.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        run: RunInfo,
+        optimizers: Mapping[str, str],
+        *,
+        window: int = 128,
+        target_steps: int | None = None,
+        stall_timeout: float = 600.0,
+        detect: Callable[[Step | Sample], Iterable[Event]] = lambda _: (),
+        on_event: Callable[[Event], None] = lambda _: None,
+        on_tick: Callable[[float], None] = lambda _: None,
+        on_error: Callable[[str, Exception], None],
+        interval: float = 0.25,
+        clock: Callable[[], float] = time.time,
+        counter: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.log = EventLog()
+        self._source = source
+        self._detect = detect
+        self._on_event = on_event
+        self._on_tick = on_tick
+        self._on_error = on_error
+        self._interval = interval
+        self._clock = clock
+        self._counter = counter
+        self._aggregates = {key: OptimizerAggregate(key, name, window) for key, name in optimizers.items()}
+        self._history = {key: SeriesHistory() for key in optimizers}
+        self._first = next(iter(optimizers))
+        self._pace = PaceAggregate(window)
+        self._samples = Throughput(window)
+        self._tokens = Throughput(window)
+        self._validation: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
+        self._num_refused_names = 0
+        self._held: dict[str, Step] = {}
+        self._holds_back = False
+        self._inbox: deque[Event] = deque(maxlen=1000)
+        self._state: State = "starting"
+        self._end_time: float | None = None
+        self._snapshot = Snapshot(
+            run=run,
+            state="starting",
+            time=clock(),
+            target_steps=target_steps,
+            stall_timeout=stall_timeout,
+            events_total=dict(self.log.totals),
+            events_active=dict(self.log.active),
+            optimizers=tuple(a.view() for a in self._aggregates.values()),
+            step_duration=self._pace.histogram(),
+            phase_seconds=self._pace.phases(),
+        )
+        self._round = threading.Condition()
+        self._wake = threading.Event()
+        self._is_flushing = False
+        self._num_rounds = 0
+        self._is_stopping = False
+        self._thread = threading.Thread(target=self._run, name="monitor-recorder", daemon=True)
+
+    # -------------------------------------------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Digest what is left and end the thread."""
+        self._is_stopping = True
+        self._wake.set()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until everything recorded so far has been digested and published; False if that took longer."""
+        deadline = self._counter() + timeout
+        target = getattr(self._source, "last_sequence", 0)
+        with self._round:
+            goal = self._num_rounds + 2  # the round under way may have drained already
+            while self._thread.is_alive():
+                is_through = self._num_rounds >= goal and self._source.drained_sequence >= target
+                left = deadline - self._counter()
+                if is_through or left <= 0:
+                    return is_through
+                self._is_flushing = True
+                self._wake.set()
+                self._round.wait(min(left, 0.05))
+        return self._source.drained_sequence >= target
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._interval)
+            self._wake.clear()
+            is_last = self._is_stopping
+            self.run_once(is_last or self._is_flushing)
+            with self._round:
+                self._num_rounds += 1
+                self._is_flushing = False
+                self._round.notify_all()
+            if is_last:
+                return
+
+    def run_once(self, releases_held: bool = True) -> None:
+        """Make one round: drain, digest, publish. Failures are contained record by record."""
+        try:
+            offset = self._clock() - self._counter()
+            for record in self._source.drain(offset):
+                self._contained(self._digest, record)
+            if releases_held:
+                for key in list(self._held):
+                    self._contained(self._digest_step, self._held.pop(key))
+            while self._inbox:
+                self._contained(self._add_event, self._inbox.popleft())
+            self._contained(self._on_tick, self._clock())
+            self._snapshot = self._build()
+        except Exception as error:  # noqa: BLE001
+            self._on_error("recorder", error)
+
+    def _contained(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except Exception as error:  # noqa: BLE001
+            self._on_error("recorder", error)
+
+    # ------------------------------------------------------------------------------------------------ digest
+
+    def _digest(self, record: Step | Sample) -> None:
+        if isinstance(record, Sample):
+            self._digest_sample(record)
+            return
+        held = self._held.pop(record.optimizer, None)
+        if held is not None:
+            self._digest_step(held)
+        if self._holds_back:  # the loss of this step may still be logged
+            self._held[record.optimizer] = record
+        else:
+            self._digest_step(record)
+
+    def _digest_step(self, step: Step) -> None:
+        aggregate = self._aggregates[step.optimizer]
+        aggregate.add(step)
+        self._pace.add(step, step.optimizer == self._first)
+        self._history[step.optimizer].add(step, aggregate.ema)
+        for event in self._detect(step):
+            self._add_event(event)
+
+    def _digest_sample(self, sample: Sample) -> None:
+        if sample.kind == "loss":
+            self._amend(sample)
+        elif sample.kind == "samples":
+            self._samples.add(sample.value, sample.time)
+        elif sample.kind == "tokens":
+            self._tokens.add(sample.value, sample.time)
+        elif sample.kind == "val_loss":
+            self._keep(self._validation, sample)
+            for event in self._detect(sample):
+                self._add_event(event)
+        else:
+            self._keep(self._metrics, sample)
+            for event in self._detect(sample):
+                self._add_event(event)
+
+    def _amend(self, sample: Sample) -> None:
+        """Give the last step the loss that was logged after it; from now on a step waits for what is logged after
+        it."""
+        self._holds_back = True
+        key = sample.name
+        held = self._held.get(key)
+        if held is not None and held.global_step == sample.step:
+            self._held[key] = replace(held, loss=sample.value)
+        else:
+            self._aggregates[key].amend_loss(sample.value)
+
+    def _keep(self, where: dict[str, float], sample: Sample) -> None:
+        if sample.name in where or len(where) < MAX_NAMES:
+            where[sample.name] = sample.value
+        else:
+            self._num_refused_names += 1
+            if self._num_refused_names == 1:
+                _LOG.warning("more than %d names logged; %r and other new ones are left out", MAX_NAMES, sample.name)
+
+    def _add_event(self, event: Event) -> None:
+        self._on_event(self.log.add(event, self._clock()))
+
+    # ----------------------------------------------------------------------------------------------- publish
+
+    def post(self, event: Event) -> None:
+        """Hand in an event from any thread; it is numbered and logged in the next round."""
+        self._inbox.append(event)
+
+    def set_state(self, state: State, end_time: float | None = None) -> None:
+        """Set what the next snapshot shows as the run's state."""
+        self._state, self._end_time = state, end_time
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The last published snapshot."""
+        return self._snapshot
+
+    def _build(self) -> Snapshot:
+        last, pace, log = self._snapshot, self._pace, self.log
+        optimizers = tuple(a.view() for a in self._aggregates.values())
+        rate = pace.steps_per_second
+        state = self._state
+        if state == "starting" and pace.last_time is not None:
+            state = "running"
+        eta = None
+        if last.target_steps is not None and rate and self._end_time is None:
+            eta = max(0.0, (last.target_steps - optimizers[0].global_step) / rate)
+        return replace(
+            last,
+            state=state,
+            time=self._clock(),
+            end_time=self._end_time,
+            last_step_time=pace.last_time,
+            optimizers=optimizers,
+            samples_total=self._samples.total,
+            tokens_total=self._tokens.total,
+            steps_per_second=rate,
+            samples_per_second=self._samples.rate,
+            tokens_per_second=self._tokens.rate,
+            eta_seconds=eta,
+            validation_losses=dict(self._validation),
+            metrics=dict(self._metrics),
+            step_duration=pace.histogram(),
+            phase_seconds=pace.phases(),
+            events_total=dict(log.totals),
+            events_active=dict(log.active),
+            last_event_time=dict(log.last_time),
+            last_event_step=dict(log.last_step),
+            last_event_seq=log.last_seq,
+            hook_seconds=pace.hook_seconds,
+            overhead_ratio=pace.overhead_ratio,
+            dropped_steps=self._source.num_dropped,
+        )
+
+    def time_of(self, step: int) -> float:
+        """Return the Unix time of a step, or of the first one kept after it; 0 before the run's first step."""
+        return self._history[self._first].time_of(step)
+
+    def history(self, since: int, points: int) -> dict[str, Any]:
+        """Return the course of each optimizer after a step as columns, at most ``points`` each, and the cursor for
+        the next call."""
+        chosen = {key: h.points(since, points) for key, h in self._history.items()}
+        last = max((b[-1].last for b in chosen.values() if b), default=since)
+        return {
+            "since": since,
+            "next": last,
+            "resolution": max((b.count for bs in chosen.values() for b in bs), default=1),
+            "optimizers": {key: columns(buckets) for key, buckets in chosen.items()},
+        }
