@@ -150,8 +150,8 @@ class GpuReader:
         except self._nvml.NVMLError as error:
             if is_library_gone(self._nvml, error):
                 raise
+            # The list of devices is kept: found anew without this card, the others might move up.
             asker.fail(f"GPU {device.index} ({device.uuid})", error)
-            self._devices = None
             return None
 
     def _read_device(self, asker: Asker, device: _Device) -> GpuReading:
@@ -186,7 +186,7 @@ class GpuReader:
             return {}
 
     def _find_devices(self, asker: Asker) -> tuple[_Device, ...]:
-        """Give the devices found before; find them anew when CUDA has been initialised or a card was lost."""
+        """Give the devices found before; find them anew when CUDA has been initialised or one was missing."""
         torch_devices = self._torch_devices() if self._torch_uuids is None else self._torch_uuids
         if self._devices is not None and torch_devices == self._torch_uuids:
             return self._devices
