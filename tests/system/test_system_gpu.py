@@ -238,6 +238,31 @@ def test_a_card_lost_from_the_start_is_looked_for_again():
     assert ([gpu.index for gpu in result.gpus], result.failure) == ([0, 1], None)
 
 
+def test_a_card_that_the_container_may_not_see_is_no_failure():
+    """A card whose handle is refused keeps its place in NVML's order and is left out."""
+    hidden = FakeCard(A, errors={"*": pynvml.NVML_ERROR_NO_PERMISSION})
+    nvml = FakeNvml([hidden, FakeCard(B)])
+    assert [gpu.uuid for gpu in read(nvml, variable="1")] == [B]
+
+
+def test_a_driver_that_goes_away_during_the_search_is_contained():
+    """The first round may be the one in which the driver goes."""
+    card = FakeCard(A, errors={"nvmlDeviceGetUUID": pynvml.NVML_ERROR_DRIVER_NOT_LOADED})
+    result = make_reader(FakeNvml([card])).read()
+    assert (result.gpus, str(result.failure)) == ((), "NVML: Driver Not Loaded")
+
+
+def test_a_module_that_is_newer_than_its_driver_costs_one_reading():
+    """pynvml says "library mismatch" with an error that is no NVMLError: the reading is absent."""
+
+    class Mismatched(FakeNvml):
+        def nvmlDeviceGetComputeRunningProcesses(self, handle):
+            raise pynvml.NVMLLibraryMismatchError("Unversioned function called")
+
+    (gpu,) = read(Mismatched([FakeCard(A, processes=[FakeProcess(PID, 5)])]))
+    assert (gpu.process_memory_bytes, gpu.power_watts) == (None, 540.5)
+
+
 def test_a_driver_that_goes_away_in_the_middle_of_a_round_is_contained():
     """A driver replaced under the process ends the round without readings, not with an exception."""
     card = FakeCard(A)
