@@ -1,0 +1,97 @@
+"""A positive quantity that has risen by a ratio and stays up: what gradient norms and step times have in common."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from monitor._records import Event, Step
+from monitor.detect._detector import Detector
+from monitor.detect._numbers import as_usable
+from monitor.detect._rise import Rise, RiseSettings
+
+
+class LastingRiseDetector(Detector):
+    """Raise an event when the median of the last records has stood ``ratio`` times above the level for ``patience``
+    records.
+
+    Works on the logarithm, so that the unit does not matter. Subclasses name the value and the message.
+    """
+
+    state_names = ("_recent", "_candidate", "_above")
+
+    def __init__(self, ratio: float, back_ratio: float, patience: int, median: int, rise: RiseSettings) -> None:
+        super().__init__()
+        self._rise = Rise(rise)
+        self._ratio = math.log(ratio)
+        self._back = math.log(back_ratio)
+        self._patience = patience
+        self._median = median
+        self._recent: list[float] = []
+        self._candidate: list[Any] | None = None
+        self._above = 0
+
+    def _value(self, step: Step) -> float | None:
+        raise NotImplementedError
+
+    def _message(self, before: float, now: float, step: int) -> str:
+        raise NotImplementedError
+
+    def update(self, step: Step) -> Event | None:
+        """Take the next record; see ``Detector.update``."""
+        is_muted = self._muted > 0 and self._is_muted()
+        value = self._value(step)
+        if value is None or value <= 0.0:
+            return None
+        value = math.log(value)
+        rise = self._rise
+        rise.update(value, step.global_step)
+        recent = self._recent
+        recent.append(value)
+        if len(recent) > self._median:
+            del recent[0]
+        if self._candidate is None:
+            onset = rise.onset
+            if not rise.is_alarm or onset is None:
+                return None
+            self._candidate, self._above = [onset.step, onset.last_good, onset.level], 0
+        return self._judge(step, is_muted)
+
+    def _judge(self, step: Step, is_muted: bool) -> Event | None:
+        assert self._candidate is not None
+        start, last_good, level = self._candidate
+        median = statistics.median(self._recent)
+        self._above = self._above + 1 if median > level + self._ratio else 0
+        if median < level + self._back and self._rise.sum <= 0.0:
+            self._candidate = None
+            if self._open is None:
+                return None
+            return self._end(step.global_step, f"{self.kind} over: back at {math.exp(median):.3g}")
+        if self._open is not None or is_muted or self._above < self._patience:
+            return None
+        before, now = math.exp(level), math.exp(median)
+        message = self._message(before, now, start)
+        return self._start(
+            step.optimizer, step.global_step, start, message, now, level=before, last_good_step=last_good
+        )
+
+    def mute(self, records: int) -> None:
+        """Start no event within the next ``records`` records; what still stands after them is raised then."""
+        self._muted = max(self._muted, records)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the detector knows, as plain values."""
+        return {**super().state_dict(), "rise": self._rise.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        super().load_state_dict(state)
+        self._rise.load_state_dict(state["rise"])
+
+
+def positive(value: Any) -> float | None:
+    """Return a usable number above 0, or None."""
+    number = as_usable(value)
+    return number if number is not None and number > 0.0 else None

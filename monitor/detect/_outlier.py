@@ -1,0 +1,55 @@
+"""``outlier``: one isolated point far above the level. Data, not the model: information only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monitor._records import Event, Step
+from monitor.detect._detector import Detector
+from monitor.detect._numbers import show
+from monitor.detect._rise import LossRise, RiseSettings
+
+
+class OutlierDetector(Detector):
+    """Report up to three records in a row that stood more than 6 scales above the level and came back by themselves.
+
+    Healthy runs whose loss is per rank or per small batch show dozens of them. The event comes with the record after
+    them and has its ``end_step`` already.
+
+    Args:
+        settings: see ``RiseSettings`` (``isolated``, ``isolated_records``).
+        rise: the loss's rise, when it is shared with other detectors; ``settings`` is not used then.
+    """
+
+    kind = "outlier"
+    severity = "info"
+
+    def __init__(self, settings: RiseSettings | None = None, *, rise: LossRise | None = None) -> None:
+        super().__init__()
+        self._rise = rise if rise is not None else LossRise(settings)
+
+    def update(self, step: Step) -> Event | None:
+        """Take the next record; see ``Detector.update``."""
+        self._rise.take(step)
+        is_muted = self._muted > 0 and self._is_muted()
+        point = self._rise.isolated
+        if point is None or is_muted:
+            return None
+        first, last, value, height, level = point
+        message = f"isolated point: loss {show(value)} at step {first}, {height:.0f} scales above {show(level)}"
+        self._start(step.optimizer, step.global_step, first, message, value, level=level, height=height)
+        return self._end(last, message)
+
+    def mute(self, records: int) -> None:
+        """Report nothing within the next ``records`` records."""
+        self._muted = max(self._muted, records)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the detector knows, as plain values."""
+        return {**super().state_dict(), "rise": self._rise.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        super().load_state_dict(state)
+        self._rise.load_state_dict(state["rise"])

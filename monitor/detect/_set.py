@@ -1,0 +1,162 @@
+"""All detectors of one optimizer: records in, events out, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from monitor._records import Event, Sample, Step
+from monitor.detect._clipping import ClippingDetector
+from monitor.detect._detector import Detector
+from monitor.detect._divergence import DivergenceDetector
+from monitor.detect._gradients import GradientExplosionDetector, GradientVanishingDetector
+from monitor.detect._nonfinite import NonfiniteDetector
+from monitor.detect._numbers import as_usable
+from monitor.detect._outlier import OutlierDetector
+from monitor.detect._overfit import OverfitDetector
+from monitor.detect._plateau import PlateauDetector
+from monitor.detect._rise import LossRise, RiseSettings
+from monitor.detect._slowdown import SlowdownDetector
+from monitor.detect._spike import SpikeDetector
+from monitor.detect._stall import StallDetector, StallSettings
+from monitor.detect._stuck import StuckDetector
+
+LR_RAISED = 1.5
+"""A learning rate above this times the one of the record before is an announced change."""
+MUTE_RECORDS = 64
+"""Records for which an announced change mutes; the memory of the level's scale."""
+
+
+def default_detectors(*, steps_per_record: float = 1.0, stall_timeout: float = 600.0) -> tuple[Detector, ...]:
+    """Make one detector of every kind, for one optimizer, as measured on real curves.
+
+    Args:
+        steps_per_record: optimizer steps that one record stands for; 1 in a live run, the logging interval of a file.
+        stall_timeout: seconds without a step that are a stall at the latest.
+
+    >>> [detector.kind for detector in default_detectors()][:3]
+    ['nonfinite', 'spike', 'outlier']
+    """
+    rise = LossRise(RiseSettings(steps_per_record=steps_per_record))
+    return (
+        NonfiniteDetector(),
+        SpikeDetector(rise=rise),
+        OutlierDetector(rise=rise),
+        DivergenceDetector(rise=rise),
+        PlateauDetector(),
+        OverfitDetector(),
+        GradientExplosionDetector(),
+        GradientVanishingDetector(),
+        ClippingDetector(),
+        StuckDetector(),
+        StallDetector(_stall_settings(stall_timeout)),
+        SlowdownDetector(),
+    )
+
+
+def rl_detectors(*, stall_timeout: float = 600.0) -> tuple[Detector, ...]:
+    """Make the detectors that mean something where the loss is no sign of health: nonfinite, stuck, stall and slowdown.
+
+    RL losses rise and fall with the returns; so do those of adversarial training.
+
+    >>> monitor.attach(optimizer, detectors=monitor.rl_detectors())
+    """
+    return (NonfiniteDetector(), StuckDetector(), StallDetector(_stall_settings(stall_timeout)), SlowdownDetector())
+
+
+def _stall_settings(stall_timeout: float) -> StallSettings:
+    return StallSettings(most=stall_timeout)
+
+
+class DetectorSet:
+    """Run detectors over the records of one optimizer.
+
+    A detector never raises for what a record holds: a missing loss is passed over; ints, numpy scalars and one-element
+    tensors are read; strings and complex numbers count as missing. Step numbers only name records (see ``Detector``).
+
+    Args:
+        detectors: of one optimizer; their state belongs to this set from here on. Default: ``default_detectors()``.
+
+    Example:
+        >>> detectors = DetectorSet()
+        >>> for step in steps:
+        ...     for event in detectors.update(step):
+        ...         print(event.kind, event.message, "over" if event.end_step is not None else "")
+    """
+
+    def __init__(self, detectors: Iterable[Detector] | None = None) -> None:
+        self._detectors = tuple(default_detectors() if detectors is None else detectors)
+        for detector in self._detectors:
+            if not isinstance(detector, Detector):
+                raise TypeError(
+                    f"detectors must be Detector objects, got {detector!r}; see monitor.detect.default_detectors()"
+                )
+        kinds = [detector.kind for detector in self._detectors]
+        doubled = sorted({kind for kind in kinds if kinds.count(kind) > 1})
+        if doubled:
+            raise ValueError(f"detectors must be of different kinds, got {', '.join(doubled)} more than once")
+        self._lr: list[float | None] = []
+
+    @property
+    def detectors(self) -> Sequence[Detector]:
+        """The detectors, in the order in which they are asked."""
+        return self._detectors
+
+    @property
+    def active(self) -> tuple[Event, ...]:
+        """The events of the conditions that hold now."""
+        return tuple(event for detector in self._detectors if (event := detector.active) is not None)
+
+    def update(self, step: Step) -> list[Event]:
+        """Take the next record; return the events that start or end with it, in the detectors' order."""
+        if step.groups:
+            self._follow_lr(step)
+        return [event for detector in self._detectors if (event := detector.update(step)) is not None]
+
+    def observe(self, sample: Sample) -> list[Event]:
+        """Take a logged value, such as ``Sample(kind="val_loss")``; return the events that start or end with it."""
+        return [event for detector in self._detectors if (event := detector.observe(sample)) is not None]
+
+    def tick(self, now: float, *, is_excused: bool = False) -> list[Event]:
+        """Take the time (the clock of ``Step.time``), a few times a minute; return a stall that starts.
+
+        ``is_excused``: a validation, a checkpoint or a pause goes on.
+        """
+        return [e for detector in self._detectors if (e := detector.tick(now, is_excused=is_excused)) is not None]
+
+    def announce(self, records: int = MUTE_RECORDS) -> None:
+        """Say that something was changed on purpose (batch size, raised LR): rises in the next records start no event.
+
+        nonfinite, plateau, overfit, stuck, stall and clipping are not muted. A rise that still stands after the mute is
+        raised then. ValueError for a negative number of records.
+        """
+        if records < 0:
+            raise ValueError(f"records must be at least 0, got {records!r}")
+        for detector in self._detectors:
+            detector.mute(records)
+
+    def _follow_lr(self, step: Step) -> None:
+        """Announce a learning rate raised more than 1.5 times from one record to the next. Falls need nothing."""
+        rates = [lr if type(lr := group.applied) is float else as_usable(lr) for group in step.groups]
+        if rates == self._lr:
+            return
+        for before, now in zip(self._lr, rates, strict=False):
+            if before is not None and now is not None and 0.0 < LR_RAISED * before < now:
+                self.announce()
+                break
+        self._lr = rates
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of all detectors, as plain values that JSON can hold."""
+        return {
+            "detectors": {detector.kind: detector.state_dict() for detector in self._detectors},
+            "lr": [as_usable(rate) for rate in self._lr],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned. A kind that only one side has keeps what it has."""
+        for detector in self._detectors:
+            known = state["detectors"].get(detector.kind)
+            if known is not None:
+                detector.load_state_dict(known)
+        self._lr = list(state["lr"])
