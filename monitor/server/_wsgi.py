@@ -11,6 +11,7 @@ from __future__ import annotations
 import _pyio  # type: ignore[import-not-found]  # what cheroot's own files are made of
 import contextlib
 import logging
+import os
 import queue
 import socket
 import ssl
@@ -284,6 +285,17 @@ class CheroServer(Server):
         except OSError as error:
             self.bind_error = error  # cheroot's own error has lost the number
             raise
+
+    @staticmethod
+    def bind_socket(socket_: socket.socket, bind_addr: Any) -> socket.socket:
+        if os.name == "posix":  # cheroot leaves it out for port 0; connections of yesterday must not keep a port
+            socket_.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            socket_.bind(bind_addr)
+        except OSError:
+            socket_.close()
+            raise
+        return socket_
 
     def process_conn(self, connection: _Connection) -> None:
         """Give a connection to a worker once there is something to read, so that idle ones hold none."""
