@@ -344,7 +344,8 @@ def _own_norms(
 ) -> list[Value]:
     if not probe.wants_norm():
         return []
-    own = params if covered is None else [p for p in params if id(p) in covered]
+    ids = probe.param_ids if covered is None else covered
+    own = [p for p in params if id(p) in ids]
     return total_norms(gradients_of(own), norm_type)
 
 

@@ -87,7 +87,6 @@ class StepProbe:
         self._step_seconds = 0.0
         self._norm_seconds = 0.0
         self._ids: frozenset[int] = frozenset()
-        self._num_params = -1
         self._num_groups = -1
         self._has_guard = False
         self._open_clips: list[ClipNote] = []
@@ -159,7 +158,7 @@ class StepProbe:
                     replaced = self._wrap_closure(args, kwargs)
                 losses = ledger.take_losses(id(self)) if replaced is None else ()
                 norms: Sequence[Value] = ()
-                if self._stride and replaced is None:
+                if replaced is None and (self._stride or self._clips):
                     norms = self._norms()
                 details = None
                 if self.wants_details:
@@ -295,7 +294,7 @@ class StepProbe:
                 pending.clear()
                 try:
                     self._in_closure = list(ledger.take_losses(id(self)))
-                    self._closure_norms = self._norms() if self._stride else ()
+                    self._closure_norms = self._norms()
                     self._open_clips, self._clips = self._clips, []
                 except Exception as error:  # noqa: BLE001
                     self.on_error("probe", error)
@@ -319,15 +318,20 @@ class StepProbe:
 
     def coverage(self, params: Sequence[Tensor], is_shared: bool) -> frozenset[int] | None:
         """Return which of this optimizer's parameters are among ``params``, by id; None for all of them."""
+        ids = self.param_ids
+        if not is_shared and len(params) >= len(ids):
+            return None
+        covered = ids.intersection(map(id, params))
+        return None if len(covered) == len(ids) else covered
+
+    @property
+    def param_ids(self) -> frozenset[int]:
+        """Every parameter of the optimizer, by id."""
         groups = self.optimizer.param_groups
-        if len(groups) != self._num_groups or self._num_params < 0:
+        if len(groups) != self._num_groups:
             self._num_groups = len(groups)
             self._ids = frozenset(id(p) for g in groups for p in g["params"])
-            self._num_params = len(self._ids)
-        if not is_shared and len(params) >= self._num_params:
-            return None
-        covered = self._ids.intersection(map(id, params))
-        return None if len(covered) == self._num_params else covered
+        return self._ids
 
     def add_clip(self, note: ClipNote) -> None:
         """Note a clip of this optimizer's gradients; it belongs to the coming step."""

@@ -1,0 +1,63 @@
+"""A probe on a real optimizer, without the rest of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from torch.optim import Optimizer
+
+from monitor._records import Sample, Step
+from monitor.control import Door
+from monitor.probe import StepProbe, Tape
+
+
+class Watched:
+    """Probes that share a tape, as in a run."""
+
+    def __init__(self, *optimizers: Optimizer, **settings: Any) -> None:
+        self.tape = Tape()
+        self.errors: list[Exception] = []
+        self.doors = [Door() for _ in optimizers]
+        self.probes = [
+            StepProbe(
+                f"{i}" if len(optimizers) > 1 else type(o).__name__,
+                o,
+                self.tape,
+                door,
+                on_boundary=lambda _: None,
+                on_error=lambda _, e: self.errors.append(e),
+                **settings,
+            )
+            for i, (o, door) in enumerate(zip(optimizers, self.doors, strict=True))
+        ]
+        for probe in self.probes:
+            probe.open()
+
+    def drain(self) -> list[Step]:
+        assert self.errors == []
+        out = self.tape.drain(0.0)
+        assert not any(isinstance(r, Sample) for r in out)
+        return out  # type: ignore[return-value]
+
+    def last(self) -> Step:
+        return self.drain()[-1]
+
+    def close(self) -> None:
+        for probe in self.probes:
+            probe.close()
+
+
+@pytest.fixture()
+def watch() -> Iterator[Callable[..., Watched]]:
+    """Return a function that watches optimizers until the end of the test."""
+    made: list[Watched] = []
+
+    def make(*optimizers: Optimizer, **settings: Any) -> Watched:
+        made.append(Watched(*optimizers, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
