@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from monitor.probe._compilation import skipped, untraced
-from monitor.probe._gradients import ClipNote, gradients_of, total_norms
+from monitor.probe._gradients import ClipNote
 from monitor.probe._ledger import current
 from monitor.probe._values import Value, take
 
@@ -332,7 +332,7 @@ def _measure_before(params: list[Tensor], norm_type: Any) -> tuple[Owners, list[
         owners = _owners(params)
         if float(norm_type) == 2.0 and len(owners) < 2:
             return owners, None
-        return owners, [_own_norms(probe, covered, params) for probe, covered in owners]
+        return owners, [_own_norms(probe, covered, params, 2.0)[0] for probe, covered in owners]
     except Exception as error:  # noqa: BLE001
         _report(error)
         return [], None
@@ -340,13 +340,13 @@ def _measure_before(params: list[Tensor], norm_type: Any) -> tuple[Owners, list[
 
 @untraced
 def _own_norms(
-    probe: StepProbe, covered: frozenset[int] | None, params: list[Tensor], norm_type: float = 2.0
-) -> list[Value]:
+    probe: StepProbe, covered: frozenset[int] | None, params: list[Tensor], *norm_types: float
+) -> list[list[Value]]:
+    """Measure one optimizer's share of what is clipped; nothing where this step's norm is not wanted."""
     if not probe.wants_norm():
-        return []
+        return [[] for _ in norm_types]
     ids = probe.param_ids if covered is None else covered
-    own = [p for p in params if id(p) in ids]
-    return total_norms(gradients_of(own), norm_type)
+    return probe.measure((p for p in params if id(p) in ids), *norm_types)
 
 
 @untraced
@@ -374,8 +374,7 @@ def _clip_value(original: Any) -> Any:
 def _note_value_clip(params: list[Tensor], clip_value: Any) -> None:
     try:
         for probe, covered in _owners(params):
-            norms = _own_norms(probe, covered, params)
-            extreme = _own_norms(probe, covered, params, float("inf"))
+            norms, extreme = _own_norms(probe, covered, params, 2.0, float("inf"))
             probe.add_clip(ClipNote("value", float(clip_value), norms, extreme, covered))
     except Exception as error:  # noqa: BLE001
         _report(error)

@@ -357,14 +357,20 @@ class StepProbe:
                 parts += note.norms
         if not self.wants_norm():
             return ()
+        rest = _params(self.optimizer)
+        (norms,) = self.measure((p for p in rest if id(p) not in covered) if covered else rest, 2.0)
+        return parts + norms
+
+    def measure(self, params: Iterable[Tensor], *norm_types: float) -> list[list[Value]]:
+        """Compute norms of the gradients there are, one list of values (by device) for each type of norm."""
         start = perf_counter()
-        rest = (p for g in self.optimizer.param_groups for p in g["params"] if id(p) not in covered)
-        grads = gradients_of(rest if covered else _params(self.optimizer))
-        if grads:
-            parts += total_norms(grads)
+        grads = gradients_of(params)
+        norms = [total_norms(grads, norm_type) for norm_type in norm_types]
         if self._is_auto:
             self._pace(perf_counter() - start)
-        return parts
+        else:
+            self._norm_at = self.number + self._stride
+        return norms
 
     def _pace(self, seconds: float) -> None:
         """Choose when to measure next so that the pass stays within its share of the step time."""
