@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flask import Request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from monitor.server import _json
 from monitor.server._problems import Refusal
@@ -35,6 +36,10 @@ def read_command(request: Request, allowed: tuple[str, ...], required: tuple[str
     Raises Refusal: 415 for another content type, 400 for what is not JSON, 422 for a field.
     """
     raw = request.get_data(cache=True)
+    if request.content_length is not None and len(raw) != request.content_length:
+        raise Refusal(400, f"The body ends after {len(raw)} of {request.content_length} bytes.")
+    if request.content_length is None and request.environ["wsgi.input"].read(1):
+        raise RequestEntityTooLarge  # a chunked body is read up to the limit and then silently no further
     if not raw and not required:
         return Command()
     if request.mimetype != "application/json":

@@ -68,14 +68,31 @@ class _Writer(StreamWriter):
         self.bytes_written = 0
 
 
+class _Headers(dict[bytes, bytes]):
+    """The headers of a request: what may come once comes once, and X_Forged is not X-Forged."""
+
+    _SINGLE = frozenset(
+        [b"Host", b"Content-Length", b"Content-Type", b"Authorization", b"Idempotency-Key", b"X-Csrf-Token"]
+    )
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        if b"_" in name:
+            return
+        if name in self._SINGLE and name in self:
+            raise ValueError(f"The header {name.decode('latin-1')} is given more than once.")
+        super().__setitem__(name, value)
+
+
 class _Request(HTTPRequest):
-    """A request whose protocol errors are problems too, and to which X_Forged is not X-Forged."""
+    """A request whose protocol errors are problems too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.inheaders = _Headers()
 
     def read_request_headers(self) -> bool:
         if not super().read_request_headers():  # type: ignore[no-untyped-call]
             return False
-        for name in [name for name in self.inheaders if b"_" in name]:
-            del self.inheaders[name]
         length = self.inheaders.get(b"Content-Length", b"0")
         if self.chunked_read and b"Content-Length" in self.inheaders:  # the seed of request smuggling
             self.simple_response("400 Bad Request", "Content-Length and Transfer-Encoding exclude each other.")
