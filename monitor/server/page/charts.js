@@ -74,13 +74,13 @@ class ChartCard {
 
   update(view) {
     this.view = view;
-    this.isDirty = true;
-    if (this.isVisible && !this.isHeld) this.draw();
+    if (this.isHeld) this.isDirty = true;
+    else this.draw();
   }
 
   draw() {
     if (!this.view) return;
-    this.isDirty = false;
+    this.isDirty = !this.isVisible; // words are kept up to date everywhere, drawing waits until it can be seen
     const { plotly } = this.callbacks;
     const figure = this.spec.build({ ...this.view, isLog: this.isLog });
     const asTable = this.isTable || !plotly();
@@ -96,7 +96,7 @@ class ChartCard {
     this.note.hidden = !figure.note;
     if (figure.empty) return;
     if (asTable) this.#tabulate(figure.table);
-    else this.#plot(plotly(), figure);
+    else if (this.isVisible) this.#plot(plotly(), figure);
   }
 
   #tabulate(columns) {
@@ -167,7 +167,7 @@ function swatch(color, kind) {
   return svg;
 }
 
-/** All charts of the page: hand them a view; those on screen are drawn now, the others when they come into sight. */
+/** All charts of the page: hand them a view; those on screen are drawn at once, the others when they come into sight. */
 export class Charts {
   /** @param onZoom called with [from, to] in steps, or null, when somebody drags over a chart */
   constructor(container, onZoom) {

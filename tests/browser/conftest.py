@@ -1,0 +1,138 @@
+"""A real Chromium for the page's tests, and a look at everything it complains about or asks other hosts for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from monitor.server import HttpServer, Security, create_app
+from tests.browser.page_run import PageRun
+from tests.server.fake_run import READ_TOKEN, TOKEN
+
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+def missing(what: str) -> None:
+    """Skip where a part from outside is missing, but never where everything has to be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is missing, and CI=true wants every test to run")
+    pytest.skip(f"{what} is missing")
+
+
+def find_chromium() -> str | None:
+    """Return the browser to test with: $CHROMIUM, or one that is installed."""
+    found = (os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), shutil.which("google-chrome"))
+    return next((path for path in found if path and Path(path).is_file()), None)
+
+
+@pytest.fixture(scope="package")
+def chromium():  # type: ignore[no-untyped-def]
+    """One browser for all of these tests; each test gets a profile of its own."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright")
+    path = find_chromium()
+    if path is None:
+        missing("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A page that looks at a run. ``complaints`` is what the browser's console or the page's code had to say."""
+
+    run: PageRun
+    server: HttpServer
+    page: object
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    expected: tuple[str, ...] = ()
+
+    def until(self, script: str, wanted: object) -> None:
+        """Wait until ``script`` gives what is wanted. (Playwright's own wait uses eval, which the page's policy forbids.)"""
+        found: object = None
+        for _ in range(300):
+            found = self.page.evaluate(script)  # type: ignore[attr-defined]
+            if found == wanted:
+                return
+            self.page.wait_for_timeout(50)  # type: ignore[attr-defined]
+        raise AssertionError(f"{script} gives {found!r}, not {wanted!r}")
+
+    def foreign(self) -> list[str]:
+        """Return the requests that went to another host."""
+        own = urlsplit(self.server.url).netloc
+        return [url for url in self.requests if urlsplit(url).scheme in ("http", "https") and urlsplit(url).netloc != own]
+
+
+@pytest.fixture
+def visit(chromium) -> Iterator[Callable[..., Visit]]:  # type: ignore[no-untyped-def]
+    """Open the page on a run: ``visit(run, token=..., width=..., clock=True, expected=("404",))``.
+
+    Afterwards the console must be empty but for what is ``expected``, and no other host have been asked.
+    """
+    visits: list[Visit] = []
+    contexts = []
+
+    def open_page(
+        run: PageRun | None = None,
+        *,
+        token: str = TOKEN,
+        width: int = 1280,
+        height: int = 900,
+        color_scheme: str = "light",
+        has_plotly: bool = True,
+        clock: bool = False,
+        expected: tuple[str, ...] = (),
+        port: int = 0,
+    ) -> Visit:
+        run = run or PageRun()
+        server = serve(run, port)
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=color_scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        seen = Visit(run, server, page, expected=expected)
+        visits.append(seen)
+        page.on("console", lambda message: seen.complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+        page.on("request", lambda request: seen.requests.append(request.url))
+        if not has_plotly:
+            page.route("**/plotly.min.js", lambda route: route.fulfill(status=404, body=""))
+        if clock:
+            page.clock.install()
+        page.goto(f"{server.url}/?token={token}")
+        return seen
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    for seen in visits:
+        seen.server.stop()
+    assert [name for name in (thread.name for thread in threading.enumerate()) if name.startswith("monitor-http")] == []
+    for seen in visits:
+        assert [text for text in seen.complaints if not any(part in text for part in seen.expected)] == []
+        assert seen.foreign() == []
+
+
+def serve(run: PageRun, port: int = 0) -> HttpServer:
+    """Serve a run; the caller stops it."""
+    return HttpServer(create_app(run, Security(token=TOKEN, read_token=READ_TOKEN)), port=port).start()

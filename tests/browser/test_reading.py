@@ -1,0 +1,235 @@
+"""What the page shows of a healthy run."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from playwright.sync_api import expect
+
+from monitor._records import Snapshot
+from tests.browser.page_run import PageRun
+from tests.server.fake_run import TOKEN
+
+LAST_STEP = "document.querySelector('#chart-loss .plot').data.find(({name}) => name === 'smoothed').x.at(-1)"
+FIRST_STEP_SHOWN = "document.querySelector('#chart-learning-rate .plot').layout.xaxis.range[0]"
+PLOTTED = "#chart-loss .js-plotly-plot .scatterlayer .trace"
+
+
+def raw(visit, tile: str) -> float:  # type: ignore[no-untyped-def]
+    """Return the number behind a tile's text."""
+    return float(visit.page.locator(f"#tile-{tile} data").get_attribute("value"))
+
+
+def shown_by_api(visit) -> dict:  # type: ignore[no-untyped-def]
+    """Ask the API as any client would."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    return json.loads(visit.page.request.get(f"{visit.server.url}/api/v1/run", headers=headers).text())
+
+
+def traces(visit, chart: str) -> list[dict]:  # type: ignore[no-untyped-def]
+    """Return what plotly was given for a chart."""
+    visit.page.wait_for_selector(f"#chart-{chart} .js-plotly-plot")
+    script = "plot => plot.data.map(({name, x, y, line}) => ({name, x: [...x], y: [...y], dash: line?.dash}))"
+    return visit.page.locator(f"#chart-{chart} .plot").evaluate(script)
+
+
+def test_it_loads_without_a_complaint_and_asks_no_other_host(visit) -> None:  # type: ignore[no-untyped-def]
+    """Everything comes from the run itself, under its Content-Security-Policy: the fixture looks at the console."""
+    seen = visit()
+    expect(seen.page.locator(PLOTTED).first).to_be_attached()
+    expect(seen.page.locator("#run-name")).to_have_text("fake")
+    expect(seen.page.locator("#state")).to_have_text("Running")
+    assert any(url.endswith("/static/plotly.min.js") for url in seen.requests)
+    assert all("token=" not in url for url in seen.requests[1:])
+
+
+def test_the_strip_shows_the_numbers_of_the_api(visit) -> None:  # type: ignore[no-untyped-def]
+    """Each tile carries the exact value beside its readable text."""
+    seen = visit()
+    expect(seen.page.locator("#progress-text")).to_contain_text("Step 300 of 5,000")
+    told = shown_by_api(seen)
+    optimizer = told["optimizers"][0]
+    assert raw(seen, "loss") == optimizer["loss"]
+    assert raw(seen, "best") == optimizer["loss_best"]
+    assert raw(seen, "learning-rate") == max(group["applied"] for group in optimizer["groups"])
+    assert raw(seen, "gradient-norm") == optimizer["gradient_norm"]
+    assert raw(seen, "clipped") == optimizer["clip_share"] == 0.33
+    assert raw(seen, "speed") == told["steps_per_second"]
+    assert raw(seen, "overhead") == told["overhead_ratio"]
+    assert raw(seen, "last-step") == told["last_step_time"]
+    assert float(seen.page.locator("#progress-bar").get_attribute("value")) == 300 / 5000
+    expect(seen.page.locator("#tile-clipped data")).to_have_text("33 %")
+
+
+def test_the_charts_hold_the_run_s_curves(visit) -> None:  # type: ignore[no-untyped-def]
+    """Loss, smoothed loss and each group's learning rate are drawn as the history gives them."""
+    seen = visit()
+    history = seen.run.history(0, 2000)["optimizers"]["AdamW"]
+    loss = {trace["name"]: trace for trace in traces(seen, "loss")}
+    assert loss["smoothed"]["x"] == history["step"]
+    assert loss["loss"]["y"] == history["loss"]
+    assert loss["smoothed"]["y"] == history["loss_ema"]
+    rates = {trace["name"]: trace for trace in traces(seen, "learning-rate")}
+    assert rates["0 decay"]["y"] == history["lr"]["0"]["applied"]
+    assert rates["1 no_decay"]["y"] == history["lr"]["1"]["applied"]
+    assert [trace["dash"] for trace in traces(seen, "gradient-norm") if trace["name"] == "clip threshold"] == ["dash"]
+
+
+def test_only_increments_are_asked_for(visit) -> None:  # type: ignore[no-untyped-def]
+    """The second poll carries the cursor of the first, and what it brings is appended."""
+    seen = visit()
+    expect(seen.page.locator("#progress-text")).to_contain_text("Step 300 ")
+    seen.run.advance(7)
+    expect(seen.page.locator("#progress-text")).to_contain_text("Step 307 ")
+    assert [since for since, _ in seen.run.asked][0] == 0
+    assert 0 not in [since for since, _ in seen.run.asked][1:]
+    assert seen.run.asked[-1][0] in (300, 307)
+    seen.until(LAST_STEP, 307)
+    assert [trace["x"] for trace in traces(seen, "loss") if trace["name"] == "loss"] == [list(range(1, 308))]
+
+
+def test_events_are_listed_marked_and_lead_to_their_step(visit) -> None:  # type: ignore[no-untyped-def]
+    """A spike is in the list, on the loss chart, and on top while it lasts; its step zooms every chart."""
+    run = PageRun(600)
+    spike = run.publish("spike", "warning", "loss rose from 2.31 to 4.87", optimizer="AdamW", start_step=590)
+    seen = visit(run)
+    item = seen.page.locator("#events .event[data-kind=spike]")
+    expect(item).to_contain_text("warning")
+    expect(item).to_contain_text("loss rose from 2.31 to 4.87 · began at step 590")
+    expect(seen.page.locator("#notices")).to_contain_text("loss rose from 2.31 to 4.87")
+    assert [trace["x"] for trace in traces(seen, "loss") if trace["name"] == "events"] == [[600]]
+    item.get_by_role("button", name="Show step 600").click()
+    seen.until(FIRST_STEP_SHOWN, 540)
+    seen.page.get_by_role("button", name="Reset zoom").click()
+    seen.until(FIRST_STEP_SHOWN, 1)
+    run.republish(spike, end_step=610)
+    expect(item).to_contain_text("ended at step 610")
+    expect(item).to_have_count(1)
+    expect(seen.page.locator("#notices")).to_be_empty()
+
+
+def test_the_list_of_events_can_be_narrowed(visit) -> None:  # type: ignore[no-untyped-def]
+    """Trouble leaves out what is information only."""
+    run = PageRun()
+    run.publish("outlier", "info", "one isolated point")
+    run.publish("plateau", "warning", "no progress")
+    page = visit(run).page
+    expect(page.locator("#events .event")).to_have_count(3)
+    page.get_by_role("radio", name="Trouble").check()
+    expect(page.locator("#events .event")).to_have_count(1)
+    expect(page.locator("#events .event")).to_contain_text("no progress")
+
+
+def test_groups_that_coincide_share_a_line(visit) -> None:  # type: ignore[no-untyped-def]
+    """64 groups on three schedules are three lines, each named after its groups; a changed one shows its schedule dashed."""
+    run = PageRun(50)
+
+    def with_many_groups(history: dict) -> dict:
+        columns = history["optimizers"]["AdamW"]
+        base = columns["lr"]["0"]["scheduled"]
+        columns["lr"] = {
+            str(index): {"scheduled": base, "applied": [lr * (0.5 if index >= 60 else 1) for lr in base]} for index in range(64)
+        }
+        columns["lr"]["7"] = {"scheduled": [lr * 2 for lr in base], "applied": [lr * 2 for lr in base]}
+        return history
+
+    run.alter_history = with_many_groups
+    seen = visit(run)
+    names = [(trace["name"], trace["dash"]) for trace in traces(seen, "learning-rate")]
+    assert names == [
+        ("groups 0–6, 8–59", "solid"),
+        ("group 7", "solid"),
+        ("groups 60–63, scheduled", "dash"),
+        ("groups 60–63", "solid"),
+    ]
+    expect(seen.page.locator("#chart-learning-rate")).to_contain_text("Param groups on the same curve share a line.")
+
+
+def test_several_optimizers_are_chosen_by_name(visit) -> None:  # type: ignore[no-untyped-def]
+    """A GAN's two curves are kept apart: strip and charts follow the choice."""
+    from dataclasses import replace
+
+    run = PageRun(50)
+
+    def two(snapshot: Snapshot) -> Snapshot:
+        (only,) = snapshot.optimizers
+        return replace(snapshot, optimizers=(replace(only, key="generator", loss=1.25), replace(only, key="critic", loss=-7.5)))
+
+    run.alter = two
+    run.alter_history = lambda history: {
+        **history,
+        "optimizers": {
+            "generator": history["optimizers"]["AdamW"],
+            "critic": {**history["optimizers"]["AdamW"], "loss": [-7.5] * len(history["optimizers"]["AdamW"]["step"])},
+        },
+    }
+    seen = visit(run)
+    expect(seen.page.locator("#tile-loss data")).to_have_text("1.250")
+    seen.page.get_by_role("combobox", name="Optimizer").select_option("critic")
+    expect(seen.page.locator("#tile-loss data")).to_have_text("−7.500")
+    assert [set(trace["y"]) for trace in traces(seen, "loss") if trace["name"] == "loss"] == [{-7.5}]
+    expect(seen.page.locator("#control .groups label")).to_have_count(5)
+
+
+def test_a_long_run_stays_small_in_the_page(visit) -> None:  # type: ignore[no-untyped-def]
+    """100,000 steps are drawn from a bounded number of points that still reach from the first to the last step."""
+    run = PageRun(100_000)
+    seen = visit(run)
+    loss = {trace["name"]: trace for trace in traces(seen, "loss")}
+    assert 500 <= len(loss["smoothed"]["x"]) <= 3000
+    assert loss["smoothed"]["x"][0] <= 100
+    assert loss["smoothed"]["x"][-1] == 100_000
+    run.advance(2000)
+    seen.until(LAST_STEP, 102_000)
+    assert len(traces(seen, "gradient-norm")[-1]["x"]) <= 3000
+
+
+def test_without_plotly_the_charts_are_tables(visit) -> None:  # type: ignore[no-untyped-def]
+    """The script is an extra: without it every chart is a table of its newest points, and nothing else is lost."""
+    seen = visit(has_plotly=False, expected=("404",))
+    table = seen.page.get_by_role("region", name="Loss: table")
+    expect(table.locator("tbody tr")).to_have_count(25)
+    expect(table.locator("tbody tr").first).to_contain_text("300")
+    expect(seen.page.locator(".js-plotly-plot")).to_have_count(0)
+    expect(seen.page.get_by_role("region", name="Memory: table")).to_contain_text("56.8 GiB")
+    expect(seen.page.get_by_role("region", name="Learning rate: table")).to_contain_text("1 no_decay")
+    seen.run.advance(1)
+    expect(table.locator("tbody tr").first).to_contain_text("301")
+
+
+def test_each_chart_is_also_a_table_and_a_sentence(visit) -> None:  # type: ignore[no-untyped-def]
+    """A screen reader gets the summary as the chart's name, and anyone the table at the press of a button."""
+    page = visit().page
+    expect(page.locator(PLOTTED).first).to_be_attached()
+    expect(page.get_by_role("img", name=re.compile("Loss from step 1 to 300: last .* lowest"))).to_be_visible()
+    page.get_by_role("button", name="Show as a table: Gradient norm").click()
+    expect(page.get_by_role("region", name="Gradient norm: table")).to_contain_text("Clip threshold")
+    expect(page.locator("#chart-gradient-norm .plot")).to_be_hidden()
+
+
+def test_the_loss_can_be_seen_on_a_logarithmic_scale(visit) -> None:  # type: ignore[no-untyped-def]
+    """The switch is a toggle button that says its state."""
+    page = visit().page
+    expect(page.locator(PLOTTED).first).to_be_attached()
+    button = page.get_by_role("button", name="Logarithmic scale: Loss")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "true")
+    assert page.locator("#chart-loss .plot").evaluate("plot => plot.layout.yaxis.type") == "log"
+
+
+def test_a_run_without_a_target_or_gpu_leaves_out_what_is_unknown(visit) -> None:  # type: ignore[no-untyped-def]
+    """No target: no bar and no ETA. No reading: a dash, never a zero."""
+    from dataclasses import replace
+
+    run = PageRun(40)
+    run.alter = lambda snapshot: replace(
+        snapshot, target_steps=None, eta_seconds=None, gpus=(), host=None, overhead_ratio=None, steps_per_second=None
+    )
+    run.alter_history = lambda history: {**history, "system": {"time": [], "gpus": {}}}
+    page = visit(run).page
+    expect(page.locator("#progress-text")).to_contain_text("Step 40 · running for")
+    expect(page.locator("#progress-bar")).to_be_hidden()
+    expect(page.locator("#tile-overhead data")).to_have_text("–")
+    expect(page.locator("#chart-memory")).to_contain_text("No reading of memory in use yet.")

@@ -1,0 +1,159 @@
+"""What the page shows when something is wrong: with the numbers, with the run, with the connection."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import serve
+from tests.browser.page_run import PageRun
+
+OFFLINE = ("ERR_", "Failed to load resource")
+
+
+def test_a_loss_that_is_nan_is_shown_as_nan_and_alarms(visit) -> None:  # type: ignore[no-untyped-def]
+    """Tile, notice, title and chart say it; nothing is smoothed away."""
+    run = PageRun(1500)  # the fake run's loss is NaN at this step
+    assert math.isnan(run.snapshot().optimizers[0].loss or 0)
+    page = visit(run).page
+    expect(page.locator("#tile-loss data")).to_have_text("NaN")
+    expect(page.locator("#tile-loss")).to_have_attribute("data-alarm", "critical")
+    expect(page.locator("#notices")).to_contain_text("Loss is NaN")
+    expect(page).to_have_title("▶ 1,500 · loss NaN · fake")
+    expect(page.locator("#chart-loss .legend")).to_contain_text("NaN or Inf")
+    marks = "document.querySelector('#chart-loss .plot').data.find(({name}) => name === 'not finite')"
+    assert page.evaluate(f"[{marks}.x, {marks}.text]") == [[1500], ["NaN"]]
+    assert page.evaluate("Number.isFinite(document.querySelector('#chart-loss .plot').data.at(-2).y[0])")
+    run.advance(1)
+    expect(page.locator("#tile-loss")).not_to_have_attribute("data-alarm", "critical")
+    expect(page.locator("#notices")).not_to_contain_text("Loss is NaN")
+
+
+@pytest.mark.parametrize(("value", "text"), [(math.inf, "Inf"), (-math.inf, "−Inf"), (None, "–")])
+def test_infinite_and_unknown_losses_are_told_apart(visit, value: float | None, text: str) -> None:  # type: ignore[no-untyped-def]
+    """Infinity alarms; a loss that nobody knows does not."""
+    run = PageRun()
+    run.alter_optimizer(loss=value)
+    page = visit(run).page
+    expect(page.locator("#tile-loss data")).to_have_text(text)
+    assert page.locator("#tile-loss").get_attribute("data-alarm") == (None if value is None else "critical")
+
+
+@pytest.mark.parametrize(
+    ("state", "title"), [("finished", "Run finished"), ("failed", "Run failed"), ("interrupted", "Run interrupted")]
+)
+def test_the_end_of_a_run_stays_on_the_page(visit, state: str, title: str) -> None:  # type: ignore[no-untyped-def]
+    """Its last state is shown as that, also after its server has gone; no stale mark then."""
+    seen = visit(clock=True, expected=OFFLINE)
+    expect(seen.page.locator("#state")).to_have_text("Running")
+    seen.run.state = state
+    seen.page.clock.run_for(1500)
+    expect(seen.page.locator("#state")).to_have_text(state.capitalize())
+    expect(seen.page.locator("#notices")).to_contain_text(title)
+    expect(seen.page.get_by_role("button", name="Review the change")).to_be_disabled()
+    seen.server.stop()
+    for _ in range(4):
+        seen.page.clock.run_for(6000)
+        seen.page.wait_for_timeout(20)
+    expect(seen.page.locator("#notices")).to_contain_text("The server has gone with the run")
+    expect(seen.page.locator("#state")).to_have_text(state.capitalize())
+    expect(seen.page.locator("#tile-loss data")).not_to_have_text("–")
+
+
+def lose(seen) -> None:  # type: ignore[no-untyped-def]
+    """Take the server away and let the page notice."""
+    seen.server.stop()
+    for _ in range(8):
+        seen.page.clock.run_for(1000)
+        seen.page.wait_for_timeout(20)
+    expect(seen.page.locator("#state")).to_have_text("No answer")
+
+
+def find_again(seen) -> None:  # type: ignore[no-untyped-def]
+    """Let the page's longest pause between two tries pass."""
+    for _ in range(17):
+        seen.page.clock.run_for(1000)
+        seen.page.wait_for_timeout(20)
+
+
+def test_silence_is_marked_and_ends_when_the_run_answers_again(visit) -> None:  # type: ignore[no-untyped-def]
+    """The page keeps the last figures, says since when they are old, sends nothing, and goes on from its cursor."""
+    seen = visit(clock=True, expected=OFFLINE)
+    expect(seen.page.locator("#progress-text")).to_contain_text("Step 300 ")
+    lose(seen)
+    expect(seen.page.locator("#notices")).to_contain_text("No answer for")
+    expect(seen.page.locator("#progress-text")).to_contain_text("Step 300 ")
+    expect(seen.page.get_by_role("button", name="Review the change")).to_be_disabled()
+    seen.run.advance(5)
+    server = serve(seen.run, seen.server.port)
+    try:
+        find_again(seen)
+        expect(seen.page.locator("#state")).to_have_text("Running")
+        expect(seen.page.locator("#progress-text")).to_contain_text("Step 305 ")
+        expect(seen.page.locator("#notices")).to_be_empty()
+        assert [since for since, _ in seen.run.asked].count(0) == 1
+    finally:
+        server.stop()
+
+
+def test_a_page_backs_off_from_a_run_that_does_not_answer(visit) -> None:  # type: ignore[no-untyped-def]
+    """One try a second would be noise: the pauses double."""
+    seen = visit(clock=True, expected=OFFLINE)
+    expect(seen.page.locator("#state")).to_have_text("Running")
+    lose(seen)
+    tries = len(seen.requests)
+    for _ in range(30):
+        seen.page.clock.run_for(1000)
+        seen.page.wait_for_timeout(10)
+    assert 1 <= len(seen.requests) - tries <= 5
+
+
+def test_another_run_on_the_same_port_starts_a_new_picture(visit) -> None:  # type: ignore[no-untyped-def]
+    """A new run_id empties the curves and the list of events, and asks from the start."""
+    seen = visit(clock=True, expected=OFFLINE)
+    expect(seen.page.locator("#run-id")).to_have_text("fake-0a1b2c")
+    seen.run.publish("plateau", "warning", "of the old run")
+    seen.page.clock.run_for(1500)
+    expect(seen.page.locator("#events")).to_contain_text("of the old run")
+    lose(seen)
+    other = PageRun(20, run_id="fake-999999")
+    server = serve(other, seen.server.port)
+    try:
+        find_again(seen)
+        expect(seen.page.locator("#run-id")).to_have_text("fake-999999")
+        assert other.asked[0][0] == 0
+        expect(seen.page.locator("#events")).not_to_contain_text("of the old run")
+        seen.until("document.querySelector('#chart-loss .plot').data.find(({name}) => name === 'smoothed').x.at(-1)", 20)
+    finally:
+        server.stop()
+
+
+def test_a_run_whose_steps_stop_shows_their_age(visit) -> None:  # type: ignore[no-untyped-def]
+    """The age ticks between answers and alarms once it exceeds the run's own limit."""
+    run = PageRun()
+    run.alter = lambda snapshot: replace(snapshot, last_step_time=snapshot.time - 700, stall_timeout=600.0)
+    page = visit(run).page
+    expect(page.locator("#tile-last-step data")).to_contain_text("11 min 4")
+    expect(page.locator("#tile-last-step")).to_have_attribute("data-alarm", "critical")
+
+
+def test_a_session_that_is_over_asks_to_log_in(visit) -> None:  # type: ignore[no-untyped-def]
+    """Without its cookie the page shows the server's words and a way back in."""
+    seen = visit(expected=("401", "404"))  # the login form has no icon
+    expect(seen.page.locator("#state")).to_have_text("Running")
+    seen.page.context.clear_cookies()
+    expect(seen.page.locator("#notices")).to_contain_text("This needs a token")
+    seen.page.get_by_role("button", name="Log in").click()
+    expect(seen.page.get_by_label("Token")).to_be_visible()
+
+
+def test_failures_of_the_monitor_itself_are_shown(visit) -> None:  # type: ignore[no-untyped-def]
+    """Errors of ours and lost steps stand on the overhead's tile."""
+    run = PageRun()
+    run.alter = lambda snapshot: replace(snapshot, errors={"recorder": 2, "server": 1}, dropped_steps=1234)
+    page = visit(run).page
+    expect(page.locator("#tile-overhead")).to_contain_text("3 errors of ours, 1,234 steps not recorded")
+    expect(page.locator("#tile-overhead")).to_have_attribute("data-alarm", "warning")
