@@ -1,0 +1,236 @@
+"""The recorder turns records into figures, windows, history and events; one writer, bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from monitor._records import Clip, Event, ParamGroup, RunInfo, Sample, Step
+from monitor.recorder import Recorder
+from monitor.recorder._history import SIZE, SeriesHistory, columns
+
+RUN = RunInfo("run-000000", "run", 0.0)
+
+
+class Source:
+    """A tape that was filled beforehand."""
+
+    def __init__(self) -> None:
+        self.records: list[Step | Sample] = []
+        self.num_dropped = 0
+        self.drained_sequence = 0
+        self.last_sequence = 0
+
+    def drain(self, wall_offset: float) -> list[Step | Sample]:
+        out, self.records = self.records, []
+        return out
+
+
+def step(number: int, loss: float | None = 1.0, **changes) -> Step:
+    made = Step("sgd", number, number, 100.0 + number, 1.0, loss, 2.0, (ParamGroup(0, None, 0.1, 0.1),))
+    return replace(made, **changes)
+
+
+def recorder(source: Source, **settings) -> Recorder:
+    settings.setdefault("on_error", lambda room, error: pytest.fail(f"{room}: {error!r}"))
+    return Recorder(source, RUN, {"sgd": "SGD"}, clock=lambda: 1000.0, counter=lambda: 0.0, **settings)
+
+
+def digest(records: Iterable[Step | Sample], **settings) -> Recorder:
+    source = Source()
+    rec = recorder(source, **settings)
+    source.records = list(records)
+    rec.run_once()
+    return rec
+
+
+def test_windows_hold_the_newest_finite_losses() -> None:
+    """Mean, extremes and deviation are those of the trailing window, NaN left out."""
+    losses = [50.0, 1.0, 2.0, math.nan, 3.0, 4.0]
+    view = digest([step(i + 1, loss) for i, loss in enumerate(losses)], window=4).snapshot.optimizers[0]
+    assert (view.loss_window_mean, view.loss_window_min, view.loss_window_max) == (2.5, 1.0, 4.0)
+    assert view.loss_window_stddev == pytest.approx(1.25**0.5)
+    assert view.loss == 4.0
+    assert view.nonfinite == {"loss": 1, "gradient": 0}
+
+
+def test_a_nan_loss_is_shown_and_poisons_nothing() -> None:
+    """The last loss is NaN; sums, smoothed loss and best stay finite and go on."""
+    rec = digest([step(1, 2.0), step(2, math.nan), step(3, math.inf)])
+    view = rec.snapshot.optimizers[0]
+    assert view.loss == math.inf
+    assert (view.loss_positive_sum, view.loss_positive_count, view.loss_ema) == (2.0, 1, 2.0)
+    assert view.nonfinite["loss"] == 2
+
+
+def test_negative_losses_have_their_own_sum() -> None:
+    """Summaries of either sign add up absolute values, so that both are counters."""
+    view = digest([step(1, -2.0), step(2, 3.0), step(3, -0.5)]).snapshot.optimizers[0]
+    assert (view.loss_positive_sum, view.loss_positive_count) == (3.0, 1)
+    assert (view.loss_negative_sum, view.loss_negative_count) == (2.5, 2)
+    assert view.loss == -0.5
+
+
+def test_the_smoothed_loss_is_unbiased_from_the_first_step() -> None:
+    """A constant loss gives exactly that constant as smoothed loss at every step."""
+    rec = digest([step(i, 5.0) for i in range(1, 4)])
+    assert rec.snapshot.optimizers[0].loss_ema == pytest.approx(5.0)
+
+
+def test_clips_and_skips_are_counted_by_step() -> None:
+    """Two clips of a kind within one step count once; a skipped step counts as skipped and not as a step."""
+    clips = (Clip("norm", 1.0, True, 0.5), Clip("norm", 1.0, False, 1.0), Clip("value", 0.1, False))
+    rec = digest([step(1, clips=clips), step(2, clips=(Clip("norm", 1.0, False, 1.0),)), step(2, is_skipped=True)])
+    view = rec.snapshot.optimizers[0]
+    assert view.clip_checks == {"norm": 2, "value": 1}
+    assert view.clips == {"norm": 1, "value": 0}
+    assert view.clip_share == 0.5
+    assert (view.steps, view.skipped_steps) == (2, {"amp_overflow": 1})
+    assert view.clip_factor == 1.0
+
+
+def test_speed_and_time_left() -> None:
+    """Steps a second come from the window; the time left from the planned steps."""
+    rec = digest([step(i, duration=0.5) for i in range(1, 11)], target_steps=30)
+    assert rec.snapshot.steps_per_second == 2.0
+    assert rec.snapshot.eta_seconds == 10.0
+    assert rec.snapshot.state == "running"
+
+
+def test_samples_tokens_metrics_and_validation() -> None:
+    """Counters add up and never take what is not finite; metrics keep the last value; names are bounded."""
+    errors = []
+    records = [
+        Sample("samples", "samples", 32.0, 1, 1.0),
+        Sample("samples", "samples", math.nan, 1, 1.5),
+        Sample("samples", "samples", 32.0, 2, 3.0),
+        Sample("val_loss", "test", 0.5, 2, 3.0),
+        *[Sample("metric", f"m{i}", float(i), 2, 3.0) for i in range(80)],
+        Sample("metric", "m3", 33.0, 2, 4.0),
+    ]
+    snapshot = digest(records, on_error=lambda *e: errors.append(e)).snapshot
+    assert snapshot.samples_total == 64.0
+    assert snapshot.samples_per_second == 16.0
+    assert snapshot.tokens_total is None
+    assert snapshot.validation_losses == {"test": 0.5}
+    assert (len(snapshot.metrics), snapshot.metrics["m3"]) == (64, 33.0)
+    assert errors == []
+
+
+def test_a_loss_logged_after_its_step_replaces_the_captured_one() -> None:
+    """From the first such loss on, a step waits for what is logged after it, so that detectors see the logged loss."""
+    seen = []
+    source = Source()
+    rec = recorder(source, detect=lambda r: seen.append(r) or ())
+    source.records = [step(1, 9.0), Sample("loss", "sgd", 1.0, 1, 0.0), step(2, 9.0)]
+    rec.run_once(releases_held=False)
+    source.records = [Sample("loss", "sgd", 2.0, 2, 0.0), step(3, 9.0)]
+    rec.run_once(releases_held=False)
+    assert [r.loss for r in seen] == [9.0, 2.0]
+    source.records = [Sample("loss", "sgd", 3.0, 3, 0.0)]
+    rec.run_once(releases_held=False)
+    rec.run_once(releases_held=True)
+    assert [r.loss for r in seen] == [9.0, 2.0, 3.0]
+    assert rec.snapshot.optimizers[0].loss == 3.0
+
+
+def test_events_are_numbered_counted_and_ended() -> None:
+    """An end takes the id of its start and a new seq; a kind is active from start to end and counted once."""
+    start = Event("spike", "warning", 5, 3, "rose", optimizer="sgd")
+    source = Source()
+    heard = []
+    rec = recorder(source, detect=lambda s: [start] if s.number == 5 else [], on_event=heard.append)
+    source.records = [step(5)]
+    rec.run_once()
+    assert rec.snapshot.events_active["spike"]
+    rec.post(replace(start, end_step=9))
+    rec.run_once()
+    first, second = rec.log.since(0)
+    assert first.id == second.id
+    assert (first.seq, second.seq) == (1, 2)
+    assert second.end_step == 9
+    assert not rec.snapshot.events_active["spike"]
+    assert rec.snapshot.events_total["spike"] == 1
+    assert rec.snapshot.last_event_step == {"spike": 5}
+    assert rec.log.since(1) == (second,)
+    assert heard == [first, second]
+
+
+def test_a_record_that_cannot_be_digested_costs_only_itself() -> None:
+    """A failure while digesting one record is reported; the others are digested."""
+    errors = []
+
+    def detect(record: Step) -> list[Event]:
+        if record.number == 2:
+            raise RuntimeError("detector broke")
+        return []
+
+    rec = digest([step(1), step(2), step(3)], detect=detect, on_error=lambda room, e: errors.append((room, str(e))))
+    assert errors == [("recorder", "detector broke")]
+    assert rec.snapshot.optimizers[0].steps == 3
+
+
+def test_history_keeps_extremes_at_any_length() -> None:
+    """100,000 steps fit in the bound; the one spike is in the maximum of its bucket, the one NaN shows."""
+    history = SeriesHistory()
+    for i in range(1, 100_001):
+        loss = 77.0 if i == 31_415 else math.nan if i == 60_000 else 1.0
+        history.add(step(i, loss), 1.0)
+    whole = columns(history.points(0, 100_000))
+    assert len(whole["step"]) <= 2 * SIZE
+    assert sum(whole["count"]) == 100_000
+    assert max(v for v in whole["loss_max"] if v is not None) == 77.0
+    assert sum(math.isnan(v) for v in whole["loss"]) == 1
+    assert whole["step"] == sorted(whole["step"])
+    few = columns(history.points(0, 100))
+    assert len(few["step"]) <= 100
+    assert sum(few["count"]) == 100_000
+
+
+def test_history_increments_are_complete_and_fine() -> None:
+    """Asking from the last cursor on gives every step after it, one by one, while the ring holds them."""
+    history = SeriesHistory()
+    for i in range(1, 5_001):
+        history.add(step(i, float(i)), None)
+    assert columns(history.points(4_990, 100))["loss"] == [float(i) for i in range(4_991, 5_001)]
+    assert history.points(5_000, 100) == []
+    assert history.time_of(4_990) == 100.0 + 4_990
+    assert history.time_of(0) == 0.0
+
+
+def test_reading_history_changes_nothing() -> None:
+    """Coarse reads merge copies, not what is kept."""
+    history = SeriesHistory(size=8)
+    for i in range(1, 200):
+        history.add(step(i, float(i)), None)
+    before = columns(history.points(0, 10_000))
+    history.points(0, 3)
+    assert columns(history.points(0, 10_000)) == before
+
+
+def test_flush_waits_for_what_was_recorded() -> None:
+    """flush returns True once all that was on the tape is in the snapshot, and False on a recorder that is gone."""
+    source = Source()
+    rec = Recorder(source, RUN, {"sgd": "SGD"}, on_error=lambda *_: None)
+    rec.start()
+    source.records = [step(1)]
+    assert rec.flush(10)
+    assert rec.snapshot.optimizers[0].steps == 1
+    rec.stop()
+    source.last_sequence = 5
+    assert not rec.flush(0.01)
+
+
+def test_what_is_left_on_the_tape_at_the_end_is_digested() -> None:
+    """stop digests the rest before the thread ends; the last snapshot shows the final state."""
+    source = Source()
+    rec = Recorder(source, RUN, {"sgd": "SGD"}, on_error=lambda *_: None, interval=60)
+    rec.start()
+    source.records = [step(1), step(2)]
+    rec.set_state("finished", 123.0)
+    rec.stop()
+    assert rec.snapshot.optimizers[0].steps == 2
+    assert (rec.snapshot.state, rec.snapshot.end_time, rec.snapshot.eta_seconds) == ("finished", 123.0, None)

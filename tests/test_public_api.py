@@ -1,0 +1,90 @@
+"""The front door is frozen: a name that comes or goes is a decision, not an accident."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import monitor
+
+NAMES = [
+    "AlreadyAttachedError",
+    "ClosedRunError",
+    "Command",
+    "CommandRecord",
+    "CommandRefusedError",
+    "Event",
+    "LearningRate",
+    "MonitorError",
+    "QueueFullError",
+    "Run",
+    "Settings",
+    "Snapshot",
+    "Step",
+    "StopTraining",
+    "__version__",
+    "attach",
+]
+
+
+def test_all_is_the_sorted_list_of_public_names() -> None:
+    """__all__ names exactly what a user may name, each of which is there."""
+    assert sorted(monitor.__all__) == NAMES
+    assert all(getattr(monitor, name) is not None for name in NAMES)
+
+
+def test_the_methods_of_a_run_are_those_of_the_design() -> None:
+    """What a user may call on a run, and nothing else without an underscore."""
+    public = {name for name in vars(monitor.Run) if not name.startswith("_")}
+    assert public == {
+        "close",
+        "events",
+        "flush",
+        "history",
+        "log",
+        "lr",
+        "open",
+        "reduce_lr",
+        "restore_lr",
+        "set_lr_factor",
+        "should_stop",
+        "snapshot",
+        "state",
+        "step",
+        "undo_lr",
+        "url",
+    }
+
+
+def test_the_disabled_run_answers_like_a_run() -> None:
+    """MONITOR_DISABLED=1 gives an object with the same public names."""
+    from monitor._disabled import DisabledRun
+
+    public = {n for n in vars(monitor.Run) if not n.startswith("_")} | {"id", "name", "token"}
+    assert public - {"open"} <= {n for n in dir(DisabledRun()) if not n.startswith("_")}
+
+
+def test_importing_the_front_door_imports_neither_torch_nor_flask() -> None:
+    """import monitor is cheap; the work begins with attach."""
+    code = "import sys, monitor; print(sorted({'torch', 'flask', 'prometheus_client', 'cheroot'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_public_callable_is_documented_and_typed() -> None:
+    """A docstring, and annotations for every parameter and result."""
+    for name in NAMES:
+        value = getattr(monitor, name)
+        if not callable(value):
+            continue
+        assert inspect.getdoc(value), name
+        members = (
+            [value]
+            if inspect.isfunction(value)
+            else [m for n, m in vars(value).items() if inspect.isfunction(m) and not n.startswith("_")]
+        )
+        for member in members:
+            assert inspect.getdoc(member), f"{name}.{member.__name__}"
+            hints = {p for p in inspect.signature(member).parameters if p != "self"} | {"return"}
+            assert hints - set(member.__annotations__) == set(), f"{name}.{member.__name__}"
