@@ -26,6 +26,10 @@ def test_no_screen_scrolls_sideways(visit, width: int) -> None:  # type: ignore[
     overflowing = """[...document.querySelectorAll('main *, header *')].filter((element) =>
         element.getBoundingClientRect().right > innerWidth + 1 && !element.closest('.scroll, .plot')).map((element) => element.outerHTML)"""
     assert page.evaluate(overflowing) == []
+    page.get_by_role("button", name="Review the change").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    table = page.get_by_role("dialog").locator(".scroll")
+    assert table.evaluate("box => box.scrollWidth <= box.clientWidth")  # the new rate is never out of sight
 
 
 def luminance(color: str) -> float:
@@ -36,7 +40,8 @@ def luminance(color: str) -> float:
 
 def test_it_follows_the_system_to_dark_and_back(visit) -> None:  # type: ignore[no-untyped-def]
     """Page and charts change together, without a reload."""
-    page = visit(color_scheme="dark").page
+    seen = visit(color_scheme="dark")
+    page = seen.page
     expect(page.locator(PLOTTED).first).to_be_attached()
     ground = "getComputedStyle(document.body).backgroundColor"
     ink = "document.querySelector('#chart-loss .plot').layout.font.color"
@@ -44,8 +49,7 @@ def test_it_follows_the_system_to_dark_and_back(visit) -> None:  # type: ignore[
     dark_ink = page.evaluate(ink)
     page.emulate_media(color_scheme="light")
     assert luminance(page.evaluate(ground)) > 200
-    expect(page.locator(PLOTTED).first).to_be_attached()
-    assert page.evaluate(ink) != dark_ink
+    seen.until(f"{ink} !== {dark_ink!r}", True)
 
 
 def test_text_from_the_run_stays_text(visit) -> None:  # type: ignore[no-untyped-def]

@@ -42,7 +42,7 @@ def test_a_reduction_shows_old_and_new_and_is_sent_once(visit) -> None:  # type:
     page, run = seen.page, seen.run
     page.get_by_label("Reason").fill("loss spikes")
     dialog = review(page)
-    assert cells(dialog) == [["0 decay", "×1 → ×0.5", "3e-4", "1.5e-4"], ["1 no_decay", "×1 → ×0.5", "6e-4", "3e-4"]]
+    assert cells(dialog) == [["0 decay", "3e-4 ×1", "1.5e-4 ×0.5"], ["1 no_decay", "6e-4 ×1", "3e-4 ×0.5"]]
     expect(dialog).to_contain_text("Reason: loss spikes")
     assert run.submitted == []
     dialog.get_by_role("button", name="Reduce it").dblclick()
@@ -106,7 +106,7 @@ def test_groups_steps_and_set(visit) -> None:  # type: ignore[no-untyped-def]
     page.get_by_label("Reach it over (steps)").fill("50")
     page.get_by_role("checkbox", name="1 no_decay").uncheck()
     dialog = review(page)
-    assert cells(dialog) == [["0 decay", "×1 → ×0.1", "3e-4", "3e-5"]]
+    assert cells(dialog) == [["0 decay", "3e-4 ×1", "3e-5 ×0.1"]]
     expect(dialog).to_contain_text("Reached geometrically over 50 steps.")
     dialog.get_by_role("button", name="Set it").click()
     expect(page.locator(".outcome")).to_be_visible()
@@ -126,12 +126,13 @@ def test_undo_shows_what_it_takes_back(visit) -> None:  # type: ignore[no-untype
     page.get_by_role("radio", name="Undo").check()
     expect(page.get_by_label("Factor")).to_be_hidden()
     dialog = review(page)
-    assert [row[:2] for row in cells(dialog)] == [["0 decay", "×0.05 → ×0.5"]]
+    assert [(row[0], *(cell.split(" ")[1] for cell in row[1:])) for row in cells(dialog)] == [("0 decay", "×0.05", "×0.5")]
     dialog.get_by_role("button", name="Undo it").click()
     run.advance(1)
     expect(page.locator(".outcome")).to_contain_text("undo applied at step 303")
     page.get_by_role("radio", name="Restore").check()
-    assert [row[1] for row in cells(review(page))] == ["×0.5 → ×1", "×1 → ×1"]
+    factors = [[cell.split(" ")[1] for cell in row[1:]] for row in cells(review(page))]
+    assert factors == [["×0.5", "×1"], ["×1", "×1"]]
 
 
 def test_a_refusal_is_shown_in_the_server_s_words(visit) -> None:  # type: ignore[no-untyped-def]

@@ -106,7 +106,9 @@ class ChartCard {
     for (let row = length - 1; row >= Math.max(0, length - TABLE_ROWS); row -= 1) {
       rows.push(h("tr", {}, filled.map(({ values, write }, order) => h(order ? "td" : "th", order ? {} : { scope: "row" }, write(values[row] ?? null)))));
     }
-    const caption = `Newest first: ${rows.length} of ${length} points. A point can stand for several steps.`;
+    const [first, last] = [columns[0].values[0], columns[0].values.at(-1)];
+    const stride = this.spec.isTime ? 1 : Math.round((last - first) / Math.max(1, length - 1));
+    const caption = `The newest ${rows.length} of ${length} points${stride > 1 ? `, each of about ${stride} steps` : ""}`;
     this.table.replaceChildren(h("table", {}, h("caption", {}, caption),
       h("thead", {}, h("tr", {}, filled.map(({ title }) => h("th", { scope: "col" }, title)))), h("tbody", {}, rows)));
   }

@@ -217,19 +217,23 @@ export class ControlCard {
   #showOutcome(line, record) {
     const text = describeOutcome(record);
     setAttribute(line, "data-status", record.status);
-    line.replaceChildren(icon(OUTCOME_ICON[record.status] ?? "info"), h("span", {}, text));
+    line.replaceChildren(icon(OUTCOME_ICON[record.status] ?? "info"), h("span", {}, unbroken(text)));
     if (!line.isConnected) this.outcomes.prepend(line);
     while (this.outcomes.childElementCount > MAX_OUTCOMES) this.outcomes.lastElementChild.remove();
     announce(text);
   }
 }
 
+/** Keep a number like 2.4e-4 on one line: its hyphen is no place to break. */
+function unbroken(text) {
+  return text.split(/(\S*e-\d+\S*)/).map((part) => (part.includes("e-") ? h("span", { class: "unbroken" }, part) : part));
+}
+
 function changeTable(rows) {
   const unsure = "as before";
   return h("table", {},
-    h("thead", {}, h("tr", {}, ["Param group", "Factor", "LR now", "LR after"].map((title) => h("th", { scope: "col" }, title)))),
+    h("thead", {}, h("tr", {}, ["Param group", "LR now", "LR after"].map((title) => h("th", { scope: "col" }, title)))),
     h("tbody", {}, merge(rows).map((row) => h("tr", {}, h("th", { scope: "row", class: "text" }, row.label),
-      h("td", {}, `${format.factor(row.factorBefore)} → ${row.after === null ? unsure : format.factor(row.factorAfter)}`),
-      h("td", { class: "before" }, format.rate(row.before)),
-      h("td", { class: "after" }, row.after === null ? unsure : format.rate(row.after))))));
+      h("td", {}, format.rate(row.before), " ", h("small", {}, format.factor(row.factorBefore))),
+      h("td", { class: "after" }, row.after === null ? unsure : [format.rate(row.after), " ", h("small", {}, format.factor(row.factorAfter))])))));
 }

@@ -54,7 +54,7 @@ export function percent(ratio) {
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return UNKNOWN;
   if (seconds < 1) return seconds < 1e-3 ? `${(seconds * 1e6).toPrecision(3)} µs` : `${Number((seconds * 1e3).toPrecision(3))} ms`;
-  if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`;
+  if (seconds < 60) return `${seconds < 10 && !Number.isInteger(seconds) ? seconds.toFixed(1) : Math.round(seconds)} s`;
   const units = [["d", 86400], ["h", 3600], ["min", 60], ["s", 1]];
   const first = units.findIndex(([, size]) => seconds >= size);
   const [[name, size], [nextName, nextSize]] = [units[first], units[first + 1]];
@@ -66,7 +66,7 @@ export function duration(seconds) {
 /** Write an age: whole seconds, so that a ticking figure does not flicker. */
 export function age(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return UNKNOWN;
-  return seconds < 1 ? "just now" : `${duration(Math.floor(seconds)).replace(/^(\d)\.0 s/, "$1 s")} ago`;
+  return seconds < 1 ? "just now" : `${duration(Math.floor(seconds))} ago`;
 }
 
 /** Write bytes in binary units: 11.8 GiB. */
