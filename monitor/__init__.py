@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from monitor._run import LearningRate, Run
     from monitor._settings import Settings
     from monitor.control import Command
+    from monitor.detect import default_detectors, rl_detectors
 
 __all__ = [
     "AlreadyAttachedError",
@@ -47,6 +48,8 @@ __all__ = [
     "StopTraining",
     "__version__",
     "attach",
+    "default_detectors",
+    "rl_detectors",
 ]
 
 _HOMES = {
@@ -55,6 +58,8 @@ _HOMES = {
     "LearningRate": "monitor._run",
     "Run": "monitor._run",
     "Settings": "monitor._settings",
+    "default_detectors": "monitor.detect",
+    "rl_detectors": "monitor.detect",
     **dict.fromkeys(("CommandRecord", "Event", "Snapshot", "Step"), "monitor._records"),
     **dict.fromkeys(
         (

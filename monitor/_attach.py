@@ -8,17 +8,18 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from monitor._errors import AlreadyAttachedError
 from monitor._log import make_visible
 from monitor._records import Event
-from monitor._run import Run, open_runs
+from monitor._run import Run, enter
 from monitor._settings import is_disabled, resolve
+from monitor.detect import Detector, DetectorSet
 
 
 def attach(
     optimizer: Any,
     scheduler: Any = None,
     *,
+    detectors: Iterable[Detector] | None = None,
     on_event: Callable[[Event], Any] | None = None,
     on_checkpoint: Callable[[], Any] | None = None,
     **settings: Any,
@@ -32,6 +33,8 @@ def attach(
         optimizer: a ``torch.optim.Optimizer``, or a mapping of names to several.
         scheduler: its scheduler, several, a mapping, or None. Only checked against the optimizer: the LR is always
             read from the param groups at the moment of the update.
+        detectors: what to look for; default: everything in docs/detection.md; ``()``: nothing;
+            ``monitor.rl_detectors()`` where the loss is no sign of health. Copied for each optimizer.
         on_event: called with every :class:`monitor.Event`, on the recorder's thread.
         on_checkpoint: called without arguments at a step boundary when a checkpoint is asked for.
         **settings: see docs/settings.md; each has an environment variable too.
@@ -57,14 +60,14 @@ def attach(
     for function, name in ((on_event, "on_event"), (on_checkpoint, "on_checkpoint")):
         if function is not None and not callable(function):
             raise TypeError(f"{name} must be callable, got {function!r}")
+    if detectors is not None:
+        detectors = tuple(detectors)
+        DetectorSet(detectors)  # refuses what is no detector, and two of a kind
     resolved = resolve(_known(settings))
     make_visible()
-    for key, one in optimizers.items():
-        if any(one is other for run in open_runs() for other in run._optimizers.values()):
-            raise AlreadyAttachedError(
-                f"optimizer {key!r} is watched by another open run; close that one first (run.close())"
-            )
-    return Run(optimizers, resolved, detect=lambda _: (), on_event=on_event, on_checkpoint=on_checkpoint).open()
+    run = Run(optimizers, resolved, detectors=detectors, on_event=on_event, on_checkpoint=on_checkpoint)
+    enter(run)
+    return run.open()
 
 
 def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -45,6 +45,13 @@ class DisabledRun:
         """Return no curves."""
         return {"since": since, "next": since, "resolution": 1, "optimizers": {}, "system": {"time": []}}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing to go on from."""
+        return {}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take any state, keep none."""
+
     def events(self, since: int = 0) -> tuple[Any, ...]:
         """Return no events."""
         return ()

@@ -9,8 +9,8 @@ import secrets
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -18,14 +18,16 @@ from typing import Any, NamedTuple
 from torch.optim import Optimizer
 
 from monitor._access import Access, Linger
-from monitor._errors import ClosedRunError
+from monitor._detection import Detection
+from monitor._errors import AlreadyAttachedError, ClosedRunError, StopTraining
 from monitor._folder import RunFolder, make_run_id
 from monitor._identity import default_name, identify, script_path
 from monitor._log import Failures
 from monitor._logged import LoggedValues
-from monitor._records import CommandRecord, Event, Sample, Snapshot, State, Step
+from monitor._records import CommandRecord, Event, Snapshot, State
 from monitor._settings import Settings
 from monitor.control import Boundary, Command, Commands, Door, LearningRates, audit, describe
+from monitor.detect import Detector
 from monitor.probe import StepProbe, Tape
 from monitor.recorder import Recorder
 from monitor.server import HttpServer, Security, create_app
@@ -62,9 +64,9 @@ class Run:
         optimizers: Mapping[str, Optimizer],
         settings: Settings,
         *,
-        detect: Callable[[Step | Sample], Iterable[Event]],
-        on_event: Callable[[Event], Any] | None,
-        on_checkpoint: Callable[[], Any] | None,
+        detectors: Iterable[Detector] | None = None,
+        on_event: Callable[[Event], Any] | None = None,
+        on_checkpoint: Callable[[], Any] | None = None,
     ) -> None:
         self.settings = settings
         self.name = settings.name or default_name()
@@ -76,11 +78,12 @@ class Run:
         self._first_thread = threading.get_ident()
         self._pid = os.getpid()
         self._is_closed = False
+        self._failed_with: type[BaseException] | None = None
         self._lock = threading.Lock()
         start = time.time()
         info = identify(self.id, self.name, start, self._optimizers.values())
         num_groups = sum(len(o.param_groups) for o in self._optimizers.values())
-        self._tape = Tape(num_groups)
+        self._tape = Tape(num_groups, on_error=self._failures.note)
         self._logged = LoggedValues(self._tape, self._failures.note)
         doors = {key: Door(settings.min_lr) for key in self._optimizers}
         self._rates = LearningRates(
@@ -115,6 +118,10 @@ class Run:
             )
             for key, optimizer in self._optimizers.items()
         ]
+        self._detection = Detection(
+            list(self._optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.note
+        )
+        self._last_activity = 0.0
         self._recorder = Recorder(
             self._tape,
             info,
@@ -122,7 +129,7 @@ class Run:
             window=settings.window,
             target_steps=settings.total_steps,
             stall_timeout=settings.stall_timeout,
-            detect=detect,
+            detect=self._detection.digest,
             on_event=self._on_event,
             on_tick=self._on_tick,
             on_error=self._failures.note,
@@ -142,15 +149,23 @@ class Run:
 
     def open(self) -> Run:
         """Start everything; called by ``attach``. What can fail without harm is reported, and the run goes on without
-        it."""
+        it.
+
+        Raises:
+            ValueError: for a ``directory`` that cannot be written or a certificate that cannot be used; nothing stays
+                behind then.
+        """
         self._open_folder()
-        self._recorder.start()
-        self._contain("system", self._sampler.start)
-        if self.settings.serve:
-            self._contain("server", self._open_server)
-        for probe in self._probes:
-            probe.open()
-        _OPEN.add(self)
+        try:
+            self._contain("recorder", self._recorder.start)
+            self._contain("system", self._sampler.start)
+            if self.settings.serve:
+                self._open_server()
+            for probe in self._probes:
+                self._contain("probe", probe.open)
+        except BaseException:
+            self.close("failed")
+            raise
         self._post_state("starting", f"run {self.id} started")
         return self
 
@@ -195,7 +210,8 @@ class Run:
             self._failures.note("server", error, quiet=True)
             _LOG.warning("%s; the run goes on without a page and metrics", error)
             return
-        self._server = server.start()
+        self._server = server
+        self._contain("server", server.start)
         folder = self._folder
         if folder is not None:
             self._contain("folder", lambda: folder.update(state="running", url=server.url))
@@ -228,26 +244,30 @@ class Run:
             if self._is_closed:
                 return
             self._is_closed = True
-        _OPEN.discard(self)
+        _leave(self)
         if os.getpid() != self._pid:
             self._forget()
             return
-        self._boundary.is_closed = True
-        self._boundary.wake()
-        self._contain("control", self._commands.close)
-        self._contain("control", self._warn_of_factors)
-        for probe in self._probes:
-            self._contain("probe", probe.close)
         end = time.time()
+        with ExitStack() as last:  # whatever happens on the way, Ctrl-C in the linger included: the rest is done too
+            if self._server is not None:
+                last.callback(self._contain, "server", self._server.stop)
+                if state != "interrupted":
+                    last.callback(self._contain, "server", lambda: self._linger.wait(self.settings.linger))
+            last.callback(self._contain, "folder", lambda: self._finish_folder(state, end))
+            last.callback(self._contain, "system", lambda: self._sampler.stop(2.0))
+            last.callback(self._contain, "recorder", self._recorder.stop)
+            last.callback(self._contain, "recorder", lambda: self._publish_end(state, end))
+            for probe in self._probes:
+                last.callback(self._contain, "probe", probe.close)
+            self._boundary.is_closed = True
+            self._boundary.wake()
+            self._contain("control", self._commands.close)
+            self._contain("control", self._warn_of_factors)
+
+    def _publish_end(self, state: State, end: float) -> None:
         self._post_state(state, f"run {self.id} {state} at step {self.step}")
         self._recorder.set_state(state, end)
-        self._contain("recorder", self._recorder.stop)
-        self._contain("system", lambda: self._sampler.stop(2.0))
-        self._contain("folder", lambda: self._finish_folder(state, end))
-        if self._server is not None:
-            if state != "interrupted":
-                self._contain("server", lambda: self._linger.wait(self.settings.linger))
-            self._contain("server", self._server.stop)
 
     def _finish_folder(self, state: State, end: float) -> None:
         if self._folder is not None:
@@ -267,6 +287,7 @@ class Run:
     def _forget(self) -> None:
         """Let go of everything in a forked child, where the threads and the port are the parent's."""
         self._is_closed = True
+        self._lock = threading.Lock()  # another thread of the parent may have held it
         for probe in self._probes:
             self._contain("probe", probe.close)
 
@@ -290,7 +311,12 @@ class Run:
     def _on_boundary(self, _: StepProbe) -> None:
         for each in self._probes:
             each.has_errand = False
-        self._boundary.pass_through()
+        try:
+            self._boundary.pass_through()
+        except StopTraining:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._failures.note("control", error)
 
     def _on_paused(self, is_paused: bool) -> None:
         state: State = "paused" if is_paused else "running"
@@ -303,10 +329,22 @@ class Run:
         for probe in self._probes:
             probe.wants_details = True
         self._commands.expire(now)
+        for event in self._detection.tick(now, is_excused=self._is_excused()):
+            self._recorder.post(event)
+
+    def _is_excused(self) -> bool:
+        """Tell whether a pause, a checkpoint, or batches without steps (a validation) explain the lack of steps."""
+        activity = max(p.last_activity for p in self._probes)
+        has_moved, self._last_activity = activity > self._last_activity, activity
+        return has_moved or self._boundary.is_busy
 
     def _on_event(self, event: Event) -> None:
-        if self._user_on_event is not None:
-            self._contain("on_event", lambda: self._user_on_event and self._user_on_event(event))
+        if self._user_on_event is None:
+            return
+        try:
+            self._user_on_event(event)
+        except BaseException as error:  # noqa: BLE001 - a sys.exit() in there would end the recorder's thread unheard
+            self._failures.note("on_event", error)
 
     def _on_finished(self, record: CommandRecord) -> None:
         severity = "info" if record.status == "applied" else "warning"
@@ -384,6 +422,37 @@ class Run:
         """Return the events whose ``seq`` is above ``since``, oldest first; the newest 2000 are kept."""
         return self._recorder.log.since(since)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to go on: step, best loss, detectors. Plain values, for a checkpoint.
+
+        LR factors are not in it: they travel in ``optimizer.state_dict()``.
+
+        Example:
+            >>> torch.save({"optimizer": opt.state_dict(), "monitor": run.state_dict()}, path)     # doctest: +SKIP
+        """
+        self.flush()
+        return {
+            "version": 1,
+            "step": self.step,
+            "best": self._recorder.best(),
+            "detectors": self._detection.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state_dict` of an earlier session.
+
+        Raises:
+            ValueError: for what state_dict did not make.
+        """
+        if state.get("version") != 1 or not {"step", "best", "detectors"} <= set(state):
+            raise ValueError(f"this is not what run.state_dict() returns: it has the keys {sorted(map(str, state))}")
+        try:
+            self._detection.load_state_dict(state["detectors"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the saved state of the detectors cannot be read: {error!r}") from error
+        self._tape.base_step = int(state["step"]) - self._probes[0].number
+        self._recorder.load_best(state["best"])
+
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything recorded so far is in :meth:`snapshot`; False if that took longer than ``timeout``
         seconds."""
@@ -452,6 +521,8 @@ class Run:
     def _submit(
         self, action: str, factor: Any, groups: Iterable[int | str] | None, over_steps: int, reason: str
     ) -> Command:
+        if os.getpid() != self._pid:
+            raise ClosedRunError(f"run {self.id} belongs to process {self._pid}; {action} it there, not in its child")
         if isinstance(groups, int | str):
             groups = (groups,)
         return self._commands.submit(
@@ -467,14 +538,13 @@ class Run:
 def _end_state(kind: type[BaseException] | None) -> State:
     if kind is None:
         return "finished"
-    from monitor._errors import StopTraining
-
     return (
         "interrupted" if issubclass(kind, KeyboardInterrupt | SystemExit | GeneratorExit | StopTraining) else "failed"
     )
 
 
-_OPEN: weakref.WeakSet[Run] = weakref.WeakSet()
+_OPEN: list[Run] = []
+_OPEN_LOCK = threading.Lock()
 
 
 def open_runs() -> list[Run]:
@@ -482,17 +552,69 @@ def open_runs() -> list[Run]:
     return list(_OPEN)
 
 
+def enter(run: Run) -> None:
+    """Count a run among the open ones, before it is opened: an optimizer belongs to one of them at most.
+
+    Raises:
+        AlreadyAttachedError: if another open run watches one of its optimizers.
+    """
+    with _OPEN_LOCK:
+        for key, one in run._optimizers.items():
+            if any(one is other for known in _OPEN for other in known._optimizers.values()):
+                raise AlreadyAttachedError(
+                    f"optimizer {key!r} is watched by another open run; close that one first (run.close())"
+                )
+        if not _OPEN:
+            _watch_threads()
+        _OPEN.append(run)
+
+
+def _leave(run: Run) -> None:
+    with _OPEN_LOCK:
+        if run in _OPEN:
+            _OPEN.remove(run)
+        if not _OPEN:
+            _unwatch_threads()
+
+
+_thread_hooks: list[Any] = []
+
+
+def _watch_threads() -> None:
+    """Have a run know of an exception that ended the thread it trains on: the process then ends as if all was well."""
+    before = threading.excepthook
+
+    def excepthook(args: Any) -> None:
+        ident = None if args.thread is None else args.thread.ident
+        for run in open_runs():
+            if any(probe.thread == ident for probe in run._probes):
+                run._failed_with = args.exc_type
+        before(args)
+
+    _thread_hooks[:] = [excepthook, before]
+    threading.excepthook = excepthook
+
+
+def _unwatch_threads() -> None:
+    if _thread_hooks and threading.excepthook is _thread_hooks[0]:
+        threading.excepthook = _thread_hooks[1]
+    _thread_hooks.clear()
+
+
 @atexit.register
 def _close_open_runs() -> None:
     kind = getattr(sys, "last_type", None)
     for run in open_runs():
-        run.close(_end_state(kind))
+        run.close(_end_state(kind or run._failed_with))
 
 
 def _after_fork_in_child() -> None:
+    global _OPEN_LOCK
+    _OPEN_LOCK = threading.Lock()  # another thread of the parent may have held it
     for run in open_runs():
         run._forget()
     _OPEN.clear()
+    _unwatch_threads()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -25,6 +25,8 @@ NAMES = [
     "StopTraining",
     "__version__",
     "attach",
+    "default_detectors",
+    "rl_detectors",
 ]
 
 
@@ -42,6 +44,7 @@ def test_the_methods_of_a_run_are_those_of_the_design() -> None:
         "events",
         "flush",
         "history",
+        "load_state_dict",
         "log",
         "lr",
         "open",
@@ -51,6 +54,7 @@ def test_the_methods_of_a_run_are_those_of_the_design() -> None:
         "should_stop",
         "snapshot",
         "state",
+        "state_dict",
         "step",
         "undo_lr",
         "url",

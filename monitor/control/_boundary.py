@@ -41,6 +41,7 @@ class Boundary:
         self.should_stop = False
         self.is_closed = False
         self.is_paused = False
+        self.is_busy = False
         self.commands: Commands | None = None
         self._rates = rates
         self._next_step = next_step
@@ -67,6 +68,13 @@ class Boundary:
 
     def pass_through(self) -> None:
         """Carry out all that waits; stay while paused. Raises StopTraining if that was asked for; nothing else."""
+        self.is_busy = True
+        try:
+            self._pass_through()
+        finally:
+            self.is_busy = False
+
+    def _pass_through(self) -> None:
         commands = self.commands
         if commands is None:
             return

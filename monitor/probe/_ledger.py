@@ -15,6 +15,9 @@ from typing import Any
 
 from monitor.probe._values import Value
 
+MAX_LOSSES = 65536
+"""Losses that a step may add up. Beyond, the loss of that step counts as unknown."""
+
 
 class Ledger:
     """The open account of one thread. Durations are seconds of host wall time since the last step."""
@@ -52,6 +55,9 @@ class Ledger:
         """Note one back-propagated scalar; None if it cannot be known."""
         if self.is_spent:
             self.clear_losses()
+        elif len(self.losses) >= MAX_LOSSES:  # nobody steps: what is kept must not grow without end
+            self.clear_losses()
+            value = None
         self.losses.append(value)
 
     def clear_losses(self) -> None:

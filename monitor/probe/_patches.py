@@ -9,18 +9,19 @@ of ours is reported, never raised, and the original is always called exactly onc
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
+from pkgutil import resolve_name
 from time import perf_counter
 from types import CellType, FunctionType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from monitor.probe._compilation import skipped, untraced
 from monitor.probe._gradients import ClipNote
-from monitor.probe._ledger import current
+from monitor.probe._ledger import Ledger, current
 from monitor.probe._values import Value, take
 
 if TYPE_CHECKING:
@@ -38,9 +39,10 @@ _GUARDED: set[type] = set()
 def add(probe: StepProbe) -> None:
     """Register a probe; install the patches with the first one."""
     with _LOCK:
-        if not PROBES:
-            _install()
+        is_first = not PROBES
         PROBES[id(probe.optimizer)] = probe
+        if is_first:
+            _install()
 
 
 def remove(probe: StepProbe) -> None:
@@ -58,14 +60,21 @@ def _report(error: Exception) -> None:
 
 
 def _install() -> None:
+    """Put every patch in. One that this torch has no place for is reported, and the others go in all the same."""
     from torch.nn.utils import clip_grad
-    from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-    _set(torch.autograd, "backward", _backward)
-    _set(torch.optim.Optimizer, "zero_grad", _zero_grad)
-    _set(torch.amp.GradScaler, "scale", _scale)
-    _set(torch.amp.GradScaler, "step", _scaler_step)
-    _set(_BaseDataLoaderIter, "__next__", _next)
+    for name, make in (
+        ("torch.autograd.backward", _backward),
+        ("torch.optim.Optimizer.zero_grad", _zero_grad),
+        ("torch.amp.GradScaler.scale", _scale),
+        ("torch.amp.GradScaler.step", _scaler_step),
+        ("torch.utils.data.dataloader._BaseDataLoaderIter.__next__", _next),
+    ):
+        owner, _, attribute = name.rpartition(".")
+        try:
+            _set(resolve_name(owner), attribute, make)
+        except Exception as error:  # noqa: BLE001
+            _report(error)
     for name, make in (
         ("clip_grad_norm_", _clip_norm),
         ("_clip_grads_with_norm_", _clip_with_norm),
@@ -100,13 +109,21 @@ def guard(kind: type) -> bool:
             try:
                 return original(self, *args, **kwargs)
             except BaseException:
-                probe = PROBES.get(id(self))
-                if probe is not None:
-                    probe.abandon()
+                _abandon(self)
                 raise
 
         _swap(cell, step)
         return True
+
+
+@untraced
+def _abandon(optimizer: Any) -> None:
+    probe = PROBES.get(id(optimizer))
+    if probe is not None:
+        try:
+            probe.abandon()
+        except Exception as error:  # noqa: BLE001
+            probe.on_error("probe", error)
 
 
 def _set(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -154,37 +171,51 @@ def _wearing(function: Any, original: Any) -> Any:
 
 def _backward(original: Any) -> Any:
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
-        ledger = current()
-        start = perf_counter()
-        is_outermost = ledger.depth == 0
-        noted = 0
-        if is_outermost:
-            try:
-                noted = _note_losses(ledger, tensors, grad_tensors, kwargs)
-            except Exception as error:  # noqa: BLE001
-                _report(error)
-        ledger.depth += 1
-        begin = perf_counter()
+        account = _begin_backward(tensors, grad_tensors, kwargs)
         try:
             original(tensors, grad_tensors, *args, **kwargs)
         except BaseException:
-            if noted:
-                del ledger.losses[-noted:]
+            if account is not None and (noted := account[1]):
+                del account[0].losses[-noted:]
             raise
         finally:
-            ledger.depth -= 1
-            if is_outermost:
-                end = perf_counter()
-                ledger.forward += start - ledger.mark
-                ledger.monitor += begin - start
-                ledger.backward += end - begin
-                ledger.mark = end
+            if account is not None:
+                _end_backward(*account)
 
     return backward
 
 
 @untraced
-def _note_losses(ledger: Any, tensors: Any, grad_tensors: Any, kwargs: dict[str, Any]) -> int:
+def _begin_backward(tensors: Any, grad_tensors: Any, kwargs: dict[str, Any]) -> tuple[Ledger, int, float, float] | None:
+    """Note what is about to be back-propagated: (ledger, number of losses, start, begin); None: account for nothing."""
+    try:
+        start = perf_counter()
+        ledger = current()
+        noted = _note_losses(ledger, tensors, grad_tensors, kwargs) if ledger.depth == 0 else 0
+        begin = perf_counter()
+        ledger.depth += 1
+        return ledger, noted, start, begin
+    except Exception as error:  # noqa: BLE001
+        _report(error)
+        return None
+
+
+@untraced
+def _end_backward(ledger: Ledger, _: int, start: float, begin: float) -> None:
+    ledger.depth -= 1
+    try:
+        if ledger.depth == 0:
+            end = perf_counter()
+            ledger.forward += start - ledger.mark
+            ledger.monitor += begin - start
+            ledger.backward += end - begin
+            ledger.mark = end
+    except Exception as error:  # noqa: BLE001
+        _report(error)
+
+
+@untraced
+def _note_losses(ledger: Ledger, tensors: Any, grad_tensors: Any, kwargs: dict[str, Any]) -> int:
     """Write the scalars that are back-propagated without an explicit gradient into the ledger; return how many."""
     if isinstance(tensors, Tensor):
         tensors = (tensors,)
@@ -195,14 +226,25 @@ def _note_losses(ledger: Any, tensors: Any, grad_tensors: Any, kwargs: dict[str,
     gradients = (grad_tensors,) if isinstance(grad_tensors, Tensor) else grad_tensors or (None,) * len(tensors)
     noted = 0
     for tensor, gradient in zip(tensors, gradients, strict=False):
-        if gradient is None and isinstance(tensor, Tensor):
-            ledger.add_loss(_unscaled(ledger, tensor))
+        # One of several elements without a gradient is the caller's mistake, which torch is about to name.
+        if gradient is None and isinstance(tensor, Tensor) and tensor.numel() == 1:
+            ledger.add_loss(_loss_value(ledger, tensor))
             noted += 1
     return noted
 
 
 @untraced
-def _unscaled(ledger: Any, tensor: Tensor) -> Value | None:
+def _loss_value(ledger: Ledger, tensor: Tensor) -> Value | None:
+    """Return the loss; None, which leaves this step's loss unknown, where looking at it fails."""
+    try:
+        return _unscaled(ledger, tensor)
+    except Exception as error:  # noqa: BLE001
+        _report(error)
+        return None
+
+
+@untraced
+def _unscaled(ledger: Ledger, tensor: Tensor) -> Value | None:
     if ledger.scaler is None:
         return take(tensor)
     raw: Value | None = getattr(tensor, "_monitor_unscaled", None)
@@ -229,15 +271,20 @@ def _scale(original: Any) -> Any:
     def scale(self: Any, outputs: Any) -> Any:
         scaled = original(self, outputs)
         if scaled is not outputs:
-            try:
-                current().scaler = self
-                if isinstance(outputs, Tensor) and outputs.numel() == 1:
-                    scaled._monitor_unscaled = take(outputs)
-            except Exception as error:  # noqa: BLE001
-                _report(error)
+            _note_scaler(self, outputs, scaled)
         return scaled
 
     return scale
+
+
+@untraced
+def _note_scaler(scaler: Any, outputs: Any = None, scaled: Any = None) -> None:
+    try:
+        current().scaler = scaler
+        if isinstance(outputs, Tensor) and outputs.numel() == 1:
+            scaled._monitor_unscaled = take(outputs)
+    except Exception as error:  # noqa: BLE001
+        _report(error)
 
 
 def _scaler_step(original: Any) -> Any:
@@ -245,9 +292,8 @@ def _scaler_step(original: Any) -> Any:
         probe = PROBES.get(id(getattr(optimizer, "optimizer", optimizer)))
         if probe is None or not self._enabled:
             return original(self, optimizer, *args, **kwargs)
-        ledger = current()
-        ledger.scaler = self
         number = probe.number
+        _note_scaler(self)
         result = original(self, optimizer, *args, **kwargs)
         if probe.number == number:
             probe.on_skipped(self)
@@ -261,17 +307,35 @@ def _scaler_step(original: Any) -> Any:
 
 def _next(original: Any) -> Any:
     def __next__(self: Any) -> Any:  # noqa: N807
-        ledger = current()
-        start = perf_counter()
+        start = _begin_data()
         try:
             return original(self)
         finally:
-            end = perf_counter()
-            ledger.other += start - ledger.mark
-            ledger.data += end - start
-            ledger.mark = end
+            if start is not None:
+                _end_data(start)
 
     return __next__
+
+
+@untraced
+def _begin_data() -> float | None:
+    try:
+        return perf_counter()
+    except Exception as error:  # noqa: BLE001
+        _report(error)
+        return None
+
+
+@untraced
+def _end_data(start: float) -> None:
+    try:
+        ledger = current()
+        end = perf_counter()
+        ledger.other += start - ledger.mark
+        ledger.data += end - start
+        ledger.mark = end
+    except Exception as error:  # noqa: BLE001
+        _report(error)
 
 
 # ------------------------------------------------------------------------------------------------------------ clipping
@@ -299,23 +363,40 @@ def _owners(params: list[Tensor]) -> Owners:
 
 def _clip_norm(original: Any) -> Any:
     def clip_grad_norm_(parameters: Any, max_norm: Any, norm_type: Any = 2.0, *args: Any, **kwargs: Any) -> Any:
-        ledger = current()
         params, parameters = _as_list(parameters)
         owners, norms = _measure_before(params, norm_type)
-        ledger.is_clipping = True
+        _set_clipping(True)
         try:
             total = original(parameters, max_norm, norm_type, *args, **kwargs)
         finally:
-            ledger.is_clipping = False
+            _set_clipping(False)
         _note_norm_clip(owners, max_norm, total, norms)
         return total
 
     return clip_grad_norm_
 
 
+@untraced
+def _set_clipping(is_clipping: bool) -> None:
+    try:
+        current().is_clipping = is_clipping
+    except Exception as error:  # noqa: BLE001
+        _report(error)
+
+
+@untraced
+def _is_clipping() -> bool:
+    """Tell whether the call comes from inside ``clip_grad_norm_``, which is noted already."""
+    try:
+        return current().is_clipping
+    except Exception as error:  # noqa: BLE001
+        _report(error)
+        return True
+
+
 def _clip_with_norm(original: Any) -> Any:
     def _clip_grads_with_norm_(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> None:
-        if not current().is_clipping:
+        if not _is_clipping():
             params, parameters = _as_list(parameters)
             owners, norms = _measure_before(params, 2.0)
             _note_norm_clip(owners, max_norm, total_norm, norms)
@@ -378,3 +459,11 @@ def _note_value_clip(params: list[Tensor], clip_value: Any) -> None:
             probe.add_clip(ClipNote("value", float(clip_value), norms, extreme, covered))
     except Exception as error:  # noqa: BLE001
         _report(error)
+
+
+def _after_fork_in_child() -> None:
+    global _LOCK
+    _LOCK = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from threading import get_ident
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -20,6 +20,8 @@ from monitor.probe._values import Value, take
 
 FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
+LEAVE_SECONDS = 1.0
+"""How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
 
 
 class Door(Protocol):
@@ -68,6 +70,7 @@ class StepProbe:
         self.on_error = on_error
         self.number = 0
         self.has_errand = False
+        self.is_at_boundary = False
         self.wants_details = True
         self._tape = tape
         self._on_boundary = on_boundary
@@ -106,18 +109,31 @@ class StepProbe:
             self._has_guard = _patches.guard(type(self.optimizer))
 
     def close(self) -> None:
-        """Remove everything; a second call does nothing."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        self.door.leave()
-        _patches.remove(self)
+        """Remove everything; a second call does nothing. From another thread than the one that trains it waits, a
+        second at most, until no step is under way."""
+        handles, self._handles = self._handles, []
+        try:
+            is_safe = not handles or self._is_between_steps()
+            for handle in handles:
+                _remove_hook(handle, is_safe)
+            self.door.leave()
+        finally:
+            _patches.remove(self)
+
+    def _is_between_steps(self) -> bool:
+        if get_ident() != self.thread:
+            deadline = perf_counter() + LEAVE_SECONDS
+            while (self._is_stepping or self.is_at_boundary) and perf_counter() < deadline:
+                sleep(0.001)
+        return not self._is_stepping and not self.is_at_boundary
 
     def abandon(self) -> None:
         """Forget the step that has just failed and put the LRs back."""
         self.door.leave()
         self._is_stepping = False
         self._open = None
+        self._in_closure = None
+        self._open_clips = []
 
     # ------------------------------------------------------------------------------------------------ hooks
 
@@ -129,7 +145,7 @@ class StepProbe:
         def pre_hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             start = clock()
             if self.has_errand:
-                self._on_boundary(self)
+                self._pass_boundary()
                 start = clock()
             try:
                 if self._is_stepping:
@@ -217,6 +233,13 @@ class StepProbe:
 
         return untraced(pre_hook), untraced(post_hook)
 
+    def _pass_boundary(self) -> None:
+        self.is_at_boundary = True
+        try:
+            self._on_boundary(self)
+        finally:
+            self.is_at_boundary = False
+
     def _enter(self, scheduled: list[Any]) -> tuple[list[Any], list[Any], Sequence[float]]:
         if not self._has_guard:
             self._has_guard = _patches.guard(type(self.optimizer))
@@ -272,9 +295,12 @@ class StepProbe:
 
     def on_zero_grad(self) -> None:
         """Forget losses and clips whose gradients are being cleared."""
-        current().note_zero_grad(id(self))
-        if self._clips:
-            self._clips = []
+        try:
+            current().note_zero_grad(id(self))
+            if self._clips:
+                self._clips = []
+        except Exception as error:  # noqa: BLE001
+            self.on_error("probe", error)
 
     # ---------------------------------------------------------------------------------------------- closures
 
@@ -311,6 +337,11 @@ class StepProbe:
         return losses, self._closure_norms
 
     # ------------------------------------------------------------------------------------------------- norms
+
+    @property
+    def last_activity(self) -> float:
+        """When the training thread was last seen to step, to back-propagate or to get a batch (``perf_counter``)."""
+        return self._ledger.mark
 
     def wants_norm(self) -> bool:
         """Tell whether the coming step is one whose gradient norm is measured."""
@@ -378,6 +409,20 @@ class StepProbe:
         allowed = self._budget * self._step_seconds
         stride = 1 if not allowed else min(1000, -(-self._norm_seconds // allowed))
         self._norm_at = self.number + max(1, int(stride))
+
+
+def _remove_hook(handle: Any, is_safe: bool) -> None:
+    """Take a hook out. While torch goes through the hooks, one that others follow cannot be taken out without an error
+    in the training loop: there it is replaced by one that does nothing."""
+    hooks = handle.hooks_dict_ref()
+    if is_safe or not hooks or next(reversed(hooks)) == handle.id:
+        handle.remove()
+    elif handle.id in hooks:
+        hooks[handle.id] = _nothing
+
+
+def _nothing(*_: Any) -> None:
+    """Stand where a hook of ours stood."""
 
 
 def _num_steps(kind: type) -> int:

@@ -56,20 +56,33 @@ class SampleEntry(NamedTuple):
     time: float
 
 
+class _Broken:
+    """What an entry that cannot be read resolves to."""
+
+
+_BROKEN = _Broken()
+
+
 class Tape:
     """Carry entries from the training thread to the recorder, in order.
 
     A full tape drops its oldest entry; :attr:`num_dropped` counts them. ``num_groups`` shrinks the ring so that
     memory stays
-    bounded with very many param groups.
+    bounded with very many param groups. ``on_error`` takes ``(room, exception)`` of an entry that cannot be read.
     """
 
-    def __init__(self, num_groups: int = 1, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(
+        self,
+        num_groups: int = 1,
+        clock: Callable[[], float] = perf_counter,
+        on_error: Callable[[str, Exception], None] = lambda *_: None,
+    ) -> None:
         capacity = max(512, CAPACITY * 16 // max(16, num_groups))
         self._ring: deque[StepEntry | SampleEntry] = deque(maxlen=capacity)
         self._sequence = count(1)
         self._expected = 1
         self._clock = clock
+        self._on_error = on_error
         self._details: dict[str, Details] = {}
         self._last_time: dict[str, float] = {}
         self.append = self._ring.append
@@ -88,20 +101,33 @@ class Tape:
         out: list[Step | Sample] = []
         while self._ring:
             entry = self._ring[0]
-            record = self._resolve(entry, wall_offset)
+            record = self._attempt(entry, wall_offset)
             if record is None:
                 break
-            try:
-                taken = self._ring.popleft()
-            except IndexError:  # pragma: no cover - the ring was cleared meanwhile
-                break
+            taken = self._take(entry)
             if taken is not entry:  # the ring overflowed between the look and the take
-                record = self._resolve(taken, wall_offset)
-            self.num_dropped += max(0, taken.sequence - self._expected)
-            self._expected = taken.sequence + 1
-            if record is not None:
+                record = self._attempt(taken, wall_offset)
+            if isinstance(record, Step | Sample):
                 out.append(record)
         return out
+
+    def _attempt(self, entry: StepEntry | SampleEntry, wall_offset: float) -> Step | Sample | _Broken | None:
+        """Resolve an entry. One that cannot be read must not stand in the way of all that follow: it is dropped."""
+        try:
+            return self._resolve(entry, wall_offset)
+        except Exception as error:  # noqa: BLE001
+            self.num_dropped += 1
+            self._on_error("tape", error)
+            return _BROKEN
+
+    def _take(self, seen: StepEntry | SampleEntry) -> StepEntry | SampleEntry:
+        try:
+            entry = self._ring.popleft()
+        except IndexError:  # pragma: no cover - the ring was cleared meanwhile
+            return seen
+        self.num_dropped += max(0, entry.sequence - self._expected)
+        self._expected = entry.sequence + 1
+        return entry
 
     @property
     def drained_sequence(self) -> int:

@@ -49,11 +49,21 @@ class _Cell:
             self._value = self._lane.read(self._index)
         return self._value
 
+    def __del__(self) -> None:
+        if self._value is None:  # nobody asked: a loss that was cleared or overridden, an entry that fell off the tape
+            self._lane.disown(self._index)
+
+    def __reduce__(self) -> tuple[type, tuple[float]]:
+        value = self.poll()  # the user saves a tensor that carries one of ours
+        return float, (float("nan") if value is None else value,)
+
 
 class PinnedLane:
     """A fixed set of pinned cells. The training thread sends, the recorder thread reads and gives the cells back.
 
-    ``host`` is the memory, float32 or float64, one element a cell; the default is pinned. A full lane drops the value.
+    ``host`` is the memory, float32 or float64, one element a cell: pinned, where a device writes to it. A full lane
+    drops the value. A cell that nobody reads any more is free again once its value has landed, not before: the copy
+    under way would be taken for the next value.
     """
 
     def __init__(self, host: Tensor) -> None:
@@ -65,17 +75,30 @@ class PinnedLane:
         self._floats = ((ctypes.c_double if is_wide else ctypes.c_float) * num).from_address(address)
         self._host = host
         self._free: deque[int] = deque(range(num))
+        self._disowned: deque[int] = deque()
         for i in range(num):
             self._words[i] = self._empty
 
     def send(self, tensor: Tensor) -> Pending | None:
         """Start the copy of a one-element tensor; None when every cell is on its way."""
+        if not self._free:
+            self._reclaim()
         try:
             index = self._free.popleft()
         except IndexError:
             return None
         self._cells[index].copy_(tensor.reshape(()), non_blocking=True)
         return _Cell(self, index)
+
+    def disown(self, index: int) -> None:
+        """Take back a cell that will not be read."""
+        self._disowned.append(index)
+
+    def _reclaim(self) -> None:
+        for _ in range(len(self._disowned)):
+            index = self._disowned.popleft()
+            if self.read(index) is None:
+                self._disowned.append(index)
 
     def read(self, index: int) -> float | None:
         """Return what has landed in a cell and free it, or None."""

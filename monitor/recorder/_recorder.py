@@ -125,6 +125,8 @@ class Recorder:
         """Wait until everything recorded so far has been digested and published; False if that took longer."""
         deadline = self._counter() + timeout
         target = getattr(self._source, "last_sequence", 0)
+        if self._thread is threading.current_thread():  # a callback of ours: the round that it waits for is this one
+            return self._source.drained_sequence >= target
         with self._round:
             goal = self._num_rounds + 2  # the round under way may have drained already
             while self._thread.is_alive():
@@ -283,6 +285,20 @@ class Recorder:
             overhead_ratio=pace.overhead_ratio,
             dropped_steps=self._source.num_dropped,
         )
+
+    def best(self) -> dict[str, tuple[float, int]]:
+        """Return the lowest smoothed loss and its step, by optimizer."""
+        return {
+            key: (a.best, a.best_step)
+            for key, a in self._aggregates.items()
+            if a.best is not None and a.best_step is not None
+        }
+
+    def load_best(self, best: Mapping[str, tuple[float, int]]) -> None:
+        """Go on from the best of an earlier session."""
+        for key, (loss, step) in best.items():
+            if key in self._aggregates:
+                self._aggregates[key].best, self._aggregates[key].best_step = float(loss), int(step)
 
     def time_of(self, step: int) -> float:
         """Return the Unix time of a step, or of the first one kept after it; 0 before the run's first step."""

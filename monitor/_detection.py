@@ -1,0 +1,83 @@
+"""The detectors of a run: one set an optimizer, fed by the recorder with every record, in order."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from monitor._records import Event, Sample, Step
+from monitor.detect import Detector, DetectorSet, default_detectors
+
+BATCH_SIZE = "batch_size"
+"""A metric of this name is an announcement: when it changes, rises are muted for a while."""
+
+
+class Detection:
+    """Run detectors on the recorder's thread; a detector that fails is reported and the others go on.
+
+    Args:
+        keys: names of the optimizers.
+        detectors: for the first optimizer, copied for the others; None: the default set; empty: none.
+        stall_timeout: seconds, for the default set.
+        on_error: takes ``(room, exception)``.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        detectors: Iterable[Detector] | None,
+        *,
+        stall_timeout: float,
+        on_error: Callable[[str, Exception], None],
+    ) -> None:
+        given = default_detectors(stall_timeout=stall_timeout) if detectors is None else tuple(detectors)
+        self._sets = {key: DetectorSet(copy.deepcopy(given)) for key in keys}
+        self._first = keys[0]
+        self._on_error = on_error
+        self._batch_size: float | None = None
+        self._lock = threading.Lock()
+
+    def digest(self, record: Step | Sample) -> list[Event]:
+        """Take one record; return the events that start or end with it."""
+        with self._lock:
+            if isinstance(record, Step):
+                return self._contained(lambda: self._sets[record.optimizer].update(record))
+            if record.kind == "metric" and record.name == BATCH_SIZE:
+                self._follow_batch_size(record.value)
+            return self._contained(lambda: self._sets[self._first].observe(record))
+
+    def tick(self, now: float, *, is_excused: bool) -> list[Event]:
+        """Take the time; return a stall that starts. Only the first optimizer paces the run."""
+        with self._lock:
+            return self._contained(lambda: self._sets[self._first].tick(now, is_excused=is_excused))
+
+    def _follow_batch_size(self, size: float) -> None:
+        if self._batch_size is not None and size != self._batch_size:
+            for one in self._sets.values():
+                one.announce()
+        self._batch_size = size
+
+    def _contained(self, ask: Callable[[], list[Event]]) -> list[Event]:
+        try:
+            return ask()
+        except Exception as error:  # noqa: BLE001
+            self._on_error("detect", error)
+            return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the detectors know, as plain values."""
+        with self._lock:
+            return {key: one.state_dict() for key, one in self._sets.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state; an optimizer that it does not know warms up.
+
+        Raises:
+            ValueError, KeyError: for what state_dict did not make.
+        """
+        with self._lock:
+            for key, one in self._sets.items():
+                if key in state:
+                    one.load_state_dict(state[key])
