@@ -142,7 +142,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> monitor.Run:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     corpus = Corpus(args.context)
@@ -174,6 +174,7 @@ def train(args: argparse.Namespace) -> None:
 
         print("\n--- a sample ---")
         print(corpus.decode(model.write(corpus.encode("def "), 200, generator)))
+    return run
 
 
 if __name__ == "__main__":

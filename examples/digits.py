@@ -62,7 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> monitor.Run:
     torch.manual_seed(args.seed)
     loader, (x_val, y_val) = load(args.batch_size, args.seed)
     model = CNN()
@@ -90,6 +90,7 @@ def train(args: argparse.Namespace) -> None:
             val_loss, accuracy = validate(model, x_val, y_val)
             run.log(val_loss=val_loss, accuracy=accuracy)
             print(f"step {step:5d}  loss {loss.item():.3f}  validation {val_loss:.3f}  accuracy {accuracy:.3f}")
+    return run
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> monitor.Run:
     torch.manual_seed(args.seed)
     images = torch.tensor(load_digits().data, dtype=torch.float32) / 8 - 1
     generator = nn.Sequential(mlp(NOISE, 128, 128, 64), nn.Tanh())
@@ -79,6 +79,7 @@ def train(args: argparse.Namespace) -> None:
 
     print("\n--- a sample ---")
     print(draw(generator(torch.randn(1, NOISE)).detach()))
+    return run
 
 
 if __name__ == "__main__":

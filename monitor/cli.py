@@ -1,0 +1,289 @@
+"""The command line. It finds runs by their folders and speaks HTTP to them; only ``demo`` ever imports torch.
+
+Exit status: 0 done, 1 failed or rejected, 2 usage.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import click
+
+from monitor import _report
+from monitor._client import ChoiceError, Client, ClientError, choose, token_of
+from monitor._folder import KnownRun, list_runs
+from monitor._version import __version__
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_LR_VERBS = ("reduce", "set", "restore", "undo")
+_QUICK_SECONDS = 2.0
+
+
+class _Lazy(click.Group):
+    """A group that imports what it does not hold itself only when asked: the other commands start without it."""
+
+    elsewhere: Mapping[str, str] = {"demo": "monitor._demo:demo", "replay": "monitor.cli_replay:replay"}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.elsewhere])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.elsewhere:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = self.elsewhere[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="monitor")
+def main() -> None:
+    """Look at training runs and lower their learning rate while they go on.
+
+    RUN is an id, a name or a unique prefix of either; without it, the only run that goes on.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Access:
+    """How a command reaches its run, as its options say."""
+
+    url: str | None
+    token: str | None
+    directory: str | None
+    cafile: str | None
+    certfile: str | None
+    keyfile: str | None
+
+    def client(self, url: str, run: KnownRun | None, timeout: float = 5.0) -> Client:
+        return Client(
+            url,
+            token_of(run, self.token),
+            timeout=timeout,
+            cafile=self.cafile,
+            certfile=self.certfile,
+            keyfile=self.keyfile,
+        )
+
+    def find(self, wanted: str | None, *, live_only: bool = True) -> tuple[KnownRun | None, Client | None]:
+        """Return the run's folder, if it is a known one, and the client to it, if it is served."""
+        runs = list_runs(self.directory)
+        if self.url:
+            if wanted:
+                raise click.UsageError(f"give RUN or --url, not both; got {wanted!r} and {self.url!r}")
+            address = self.url.rstrip("/")
+            run = next((run for run in runs if run.is_live and (run.url or "").rstrip("/") == address), None)
+            return run, self.client(self.url, run)
+        run = choose(runs, wanted, live_only=live_only)
+        return run, self.client(run.url, run) if run.is_live and run.url else None
+
+    def live(self, wanted: str | None) -> tuple[Client, str]:
+        """Return the client to a run that goes on, and what to call the run."""
+        run, client = self.find(wanted)
+        name = run.run_id if run else str(self.url)
+        if client is None:
+            raise ClientError(f"{name} serves no HTTP: attached with serve=False, or its port was taken")
+        return client, name
+
+
+def _reaching(command: _Function) -> _Function:
+    """Add the options that say how a run is reached, ``--json``, and the exit status of a refusal."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **given: Any) -> Any:
+        access = _Access(**{name: given.pop(name) for name in _Access.__dataclass_fields__})
+        try:
+            return command(*args, access=access, **given)
+        except ChoiceError as error:
+            raise click.UsageError(str(error)) from error
+        except ClientError as error:
+            raise click.ClickException(str(error)) from error
+
+    path = click.Path(exists=True, dir_okay=False)
+    for option in (
+        click.option("--keyfile", type=path, help="Private key of --certfile (PEM)."),
+        click.option("--certfile", type=path, help="Client certificate to show (PEM)."),
+        click.option("--cafile", type=path, help="CA of an https run (PEM); default: the system's."),
+        click.option(
+            "--dir", "directory", help="Where the run folders are; default: $MONITOR_DIR, else your data folder."
+        ),
+        click.option("--token", help="Token; default: the run folder's, else $MONITOR_TOKEN."),
+        click.option("--url", help="Address of a run that has no folder on this machine."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
+@main.command()
+@click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Print the newest N.")
+@_reaching
+def runs(access: _Access, limit: int, as_json: bool) -> None:
+    """List the runs known on this machine, newest last."""
+    summaries = [_summarise(access, run) for run in list_runs(access.directory)[-limit:]]
+    if as_json:
+        _print_json(summaries)
+    elif summaries:
+        _print(_report.runs_table(summaries, time.time()))
+    else:
+        click.echo("no run is known here; `monitor demo` makes one")
+
+
+def _summarise(access: _Access, run: KnownRun) -> dict[str, Any]:
+    known = asdict(run)
+    if not run.is_live or not run.url:
+        return _report.summary(run.read_final(), {**known, "url": run.url if run.is_live else None})
+    try:
+        live = access.client(run.url, run, _QUICK_SECONDS).get("/run")
+    except ClientError:
+        return _report.summary(None, {**known, "state": f"{run.state}, no answer"})
+    return _report.summary(live, {**known, "state": live["state"]})
+
+
+@main.command()
+@click.argument("run", required=False)
+@_reaching
+def status(access: _Access, run: str | None, as_json: bool) -> None:
+    """Show one run in full; of an ended one, its last state."""
+    known, client = access.find(run, live_only=False)
+    document = client.get("/run") if client else known.read_final() if known else None
+    if document is None:
+        raise ClientError(f"{known.run_id} is {known.state} and left no last state behind" if known else "no run")
+    document.pop("page", None)  # the live page's own business
+    if as_json:
+        _print_json(document)
+    else:
+        _print(_report.status(document, client.url if client else None, time.time()))
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, metavar="[RUN] [reduce F | set F | restore | undo]")
+@click.option("--group", "groups", multiple=True, metavar="N", help="Index or name of a param group; repeat for more.")
+@click.option("--over-steps", type=click.IntRange(min=0), default=None, help="Get there geometrically over N steps.")
+@click.option("--reason", default="", help="Kept with the command in the run's events.")
+@click.option("--wait/--no-wait", default=True, help="Wait until a step has applied it (default), or only send it.")
+@_reaching
+def lr(
+    access: _Access,
+    words: tuple[str, ...],
+    groups: tuple[str, ...],
+    over_steps: int | None,
+    reason: str,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Change the learning rate of a run that goes on, or show it.
+
+    \b
+    monitor lr                     show it
+    monitor lr reduce 0.5          multiply the factor in force by 0.5
+    monitor lr RUN set 0.25        set the factor to 0.25 of the schedule
+    monitor lr RUN restore         back to the schedule
+    monitor lr RUN undo            take the last change back
+
+    The schedule itself goes on untouched: applied = factor x scheduled.
+    """
+    run, verb, factor = _parse_lr(words)
+    given = {"groups": [_group(group) for group in groups] or None, "over_steps": over_steps, "reason": reason or None}
+    body = {name: value for name, value in {"factor": factor, **given}.items() if value is not None}
+    if unfit := set(body) - _FIELDS[verb]:
+        names = ", ".join(f"--{name.replace('groups', 'group').replace('_', '-')}" for name in sorted(unfit))
+        raise click.UsageError(f"{names} means nothing to {verb or 'showing the learning rate'}")
+    client, name = access.live(run)
+    if verb is None:
+        answer = client.get("/lr")
+        if as_json:
+            _print_json(answer)
+        else:
+            waiting = [f"{len(answer['pending'])} commands wait for the next step"] if answer["pending"] else []
+            _print([*(_report.lr_table(answer["groups"]) or ["no step has been made yet"]), *waiting])
+        return
+    _command(client, name, verb, body, wait, as_json)
+
+
+_FIELDS: dict[str | None, set[str]] = {
+    "reduce": {"factor", "groups", "over_steps", "reason"},
+    "set": {"factor", "groups", "over_steps", "reason"},
+    "restore": {"groups", "over_steps", "reason"},
+    "undo": {"reason"},
+    None: set(),
+}
+
+
+def _parse_lr(words: tuple[str, ...]) -> tuple[str | None, str | None, float | None]:
+    """Return run, verb and factor. A run may even be called like a verb: then it is followed by one."""
+    for word in words:
+        if word.startswith("-") and not _is_number(word):
+            raise click.NoSuchOption(word)
+    has_run = len(words) > 0 and (words[0] not in _LR_VERBS or (len(words) > 1 and words[1] in _LR_VERBS))
+    run, rest = (words[0], words[1:]) if has_run else (None, words)
+    if not rest:
+        return run, None, None
+    verb, values = rest[0], rest[1:]
+    if verb not in _LR_VERBS:
+        raise click.UsageError(f"expected one of {', '.join(_LR_VERBS)}, got {verb!r}")
+    if verb in ("restore", "undo"):
+        if values:
+            raise click.UsageError(f"{verb} takes no value, got {values[0]!r}")
+        return run, verb, None
+    if len(values) != 1:
+        raise click.UsageError(f"{verb} takes one factor, such as `{verb} 0.5`, got {len(values)} values")
+    factor = float(values[0]) if _is_number(values[0]) else math.nan
+    if not (math.isfinite(factor) and factor > 0):
+        raise click.UsageError(f"factor must be a finite number above 0, such as 0.5, got {values[0]!r}")
+    return run, verb, factor
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _group(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _add_action(action: str, help_text: str) -> None:
+    @main.command(action, help=help_text)
+    @click.argument("run", required=False)
+    @click.option("--reason", default="", help="Kept with the command in the run's events.")
+    @click.option("--wait/--no-wait", default=True, help="Wait for the outcome (default), or only send it.")
+    @_reaching
+    def act(access: _Access, run: str | None, reason: str, wait: bool, as_json: bool) -> None:
+        _command(*access.live(run), action, {"reason": reason} if reason else {}, wait, as_json)
+
+
+_add_action("pause", "Hold a run at its next step until `resume`.")
+_add_action("resume", "Let a paused run go on.")
+_add_action("stop", "Ask a run to stop: `run.should_stop` becomes true at its next step.")
+_add_action("checkpoint", "Call the run's `on_checkpoint` at its next step.")
+
+
+def _command(client: Client, name: str, action: str, body: Mapping[str, Any], wait: bool, as_json: bool) -> None:
+    record = client.send(action, body)
+    if wait:
+        record = client.wait(record)
+    if as_json:
+        _print_json(record)
+    else:
+        _print(_report.outcome(record, name), err=record["status"] not in ("applied", "pending"))
+    if record["status"] not in ("applied", "pending"):
+        raise SystemExit(1)
+
+
+def _print(lines: list[str], err: bool = False) -> None:
+    click.echo("\n".join(lines), err=err)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from monitor import _report
+from monitor._client import Client, ClientError, NoAnswerError, token_of
+from monitor._folder import RunFolder, list_runs
+from monitor.cli import main
+from monitor.server import HttpServer, Security, create_app
+from tests.server.fake_run import READ_TOKEN, TOKEN, FakeRun
+
+
+class QuickRun(FakeRun):
+    """A fake run that makes its next step as soon as a command is there."""
+
+    def submit(self, action: str, **given: Any) -> Any:
+        record = super().submit(action, **given)
+        self.advance()
+        return record
+
+
+@pytest.fixture
+def fake() -> FakeRun:
+    run = QuickRun(clock=time.time)
+    run.advance(300)
+    return run
+
+
+@pytest.fixture
+def server(fake: FakeRun) -> Iterator[HttpServer]:
+    app = create_app(fake, Security(token=TOKEN, read_token=READ_TOKEN))
+    with HttpServer(app, port=0) as http_server:
+        yield http_server
+
+
+def make_folder(run_id: str, url: str | None = None, token: str | None = TOKEN, **given: Any) -> RunFolder:
+    """A run of this process, listed in the test's own runs directory."""
+    name = run_id.rpartition("-")[0]
+    folder = RunFolder.create(None, run_id, **{"name": name, "start_time": time.time(), "token": token, **given})
+    folder.update(state="running", url=url)
+    return folder
+
+
+@pytest.fixture
+def folder(server: HttpServer) -> RunFolder:
+    return make_folder("fake-0a1b2c", server.url)
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words), prog_name="monitor")
+
+
+def call_json(*words: str) -> Any:
+    result = call(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.usefixtures("folder")
+class TestLearningRate:
+    def test_reduce_prints_the_outcome_at_its_step(self) -> None:
+        """`lr reduce` says at which step it took effect and what became of each group."""
+        result = call("lr", "reduce", "0.5", "--reason", "loss spikes")
+        assert result.exit_code == 0
+        lines = result.stdout.splitlines()
+        assert lines[0] == "reduce 0.5: applied at step 301 of fake-0a1b2c"
+        assert [line.split()[:5] for line in lines[1:]] == [
+            ["0", "decay", "factor", "1", "->"],
+            ["1", "no_decay", "factor", "1", "->"],
+        ]
+
+    @pytest.mark.parametrize("run", ["fake", "fake-0a1b2c", "fak", "fake-0"])
+    def test_the_run_may_stand_before_the_verb(self, run: str) -> None:
+        """`lr RUN reduce F` works with an id, a name and a prefix of either."""
+        record = call_json("lr", run, "reduce", "0.5")
+        assert (record["status"], record["factor"], record["over_steps"]) == ("applied", 0.5, 0)
+
+    def test_everything_that_was_asked_arrives(self, fake: FakeRun) -> None:
+        """Groups by index and by name, the ramp and the reason reach the run."""
+        record = call_json(
+            *("lr", "set", "0.25", "--group", "0", "--group", "no_decay", "--over-steps", "10", "--reason", "why")
+        )
+        assert (record["groups"], record["over_steps"], record["reason"]) == ([0, "no_decay"], 10, "why")
+        assert [group.factor for group in fake.snapshot().optimizers[0].groups] == [0.25, 0.25]
+
+    def test_restore_and_undo_take_no_factor(self, fake: FakeRun) -> None:
+        """`restore` and `undo` work without a value and refuse one."""
+        assert call("lr", "reduce", "0.5").exit_code == 0
+        assert call("lr", "undo").exit_code == 0
+        assert call("lr", "reduce", "0.5").exit_code == 0
+        assert call("lr", "fake", "restore").exit_code == 0
+        assert [group.factor for group in fake.snapshot().optimizers[0].groups] == [1.0, 1.0]
+        assert call("lr", "restore", "1").exit_code == 2
+
+    def test_no_wait_only_sends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With --no-wait the answer is the accepted command."""
+        monkeypatch.setattr(QuickRun, "submit", FakeRun.submit)
+        result = call("lr", "reduce", "0.5", "--no-wait")
+        assert result.exit_code == 0
+        assert result.stdout.startswith("reduce 0.5: accepted by fake-0a1b2c as c0001")
+
+    def test_without_a_verb_it_is_shown(self) -> None:
+        """`lr` alone lists applied and scheduled learning rates."""
+        assert [group["name"] for group in call_json("lr")["groups"]] == ["decay", "no_decay"]
+        assert call("lr", "fake").stdout.splitlines()[0].split() == ["group", "LR", "applied", "scheduled", "factor"]
+
+    def test_what_the_run_refuses_is_status_1_with_its_reason(self) -> None:
+        """A factor above 1, an unknown group and an undo of nothing are refused in the run's own words."""
+        for words, reason in (
+            (("set", "2"), "factor must be in (0, 1], got 2.0; allow_increase=True lifts the upper bound"),
+            (("set", "0.5", "--group", "9"), "there is no param group 9; there are 0 (decay), 1 (no_decay)"),
+            (("undo",), "there is no change to undo"),
+        ):
+            result = call("lr", *words)
+            assert (result.exit_code, result.stderr) == (1, f"Error: {reason}\n")
+            assert result.stdout == ""
+
+    @pytest.mark.parametrize("status", ["rejected", "expired"])
+    def test_a_command_that_came_to_nothing_is_status_1(
+        self, fake: FakeRun, status: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An accepted command that is rejected or expires later is told with its reason, as JSON too."""
+
+        real = fake.command
+        monkeypatch.setattr(fake, "command", lambda key: replace(real(key), status=status, message="no step came"))
+        result = call("lr", "reduce", "0.5")
+        assert (result.exit_code, result.stderr) == (1, f"reduce 0.5: {status}: no step came\n")
+        result = call("lr", "reduce", "0.5", "--json")
+        assert (result.exit_code, json.loads(result.stdout)["status"]) == (1, status)
+
+    @pytest.mark.parametrize("factor", ["0", "-1", "nan", "inf", "a", "0,5", ""])
+    def test_a_factor_that_cannot_be_is_refused_at_the_door(self, fake: FakeRun, factor: str) -> None:
+        """Zero, negative, non-finite and no numbers are status 2; the message names the value; nothing is sent."""
+        result = call("lr", "reduce", factor)
+        assert result.exit_code == 2
+        assert f"got {factor!r}" in result.stderr
+        assert fake.snapshot().commands_total == {}
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("reduce",),
+            ("reduce", "0.5", "0.5"),
+            ("fake", "shrink", "0.5"),
+            ("fake", "reduce"),
+            ("--gruop", "1"),
+            ("reduce", "0.5", "--over-steps", "-1"),
+            ("undo", "--group", "0"),
+            ("restore", "--nonsense"),
+            ("--reason", "why"),
+        ],
+    )
+    def test_wrong_usage_is_status_2(self, fake: FakeRun, words: tuple[str, ...]) -> None:
+        """Too few words, too many, unknown verbs and options that mean nothing are usage errors."""
+        result = call("lr", *words)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "Error: " in result.stderr
+        assert fake.snapshot().commands_total == {}
+
+    def test_a_run_may_be_called_like_a_verb(self, server: HttpServer) -> None:
+        """`lr undo reduce 0.5` reduces the run named undo."""
+        make_folder("undo-000001", server.url)
+        assert call("lr", "undo", "reduce", "0.5").stdout.startswith("reduce 0.5: applied at step 301 of undo-000001")
+
+
+@pytest.mark.usefixtures("folder")
+class TestActions:
+    @pytest.mark.parametrize(("action", "state"), [("pause", "paused"), ("stop", "finished")])
+    def test_actions_reach_the_run(self, fake: FakeRun, action: str, state: str) -> None:
+        """`pause` and `stop` are applied, with their reason kept."""
+        record = call_json(action, "fake", "--reason", "lunch")
+        assert (record["action"], record["status"], record["reason"]) == (action, "applied", "lunch")
+        assert fake.state == state
+
+    def test_resume_follows_pause(self, fake: FakeRun) -> None:
+        """`resume` lets a paused run go on."""
+        assert call("pause").exit_code == 0
+        assert call("resume").exit_code == 0
+        assert fake.state == "running"
+
+    def test_checkpoint_without_a_callable_is_refused(self) -> None:
+        """A run without `on_checkpoint` says so."""
+        result = call("checkpoint")
+        assert result.exit_code == 1
+        assert "this run has no on_checkpoint" in result.stderr
+
+
+@pytest.mark.usefixtures("folder")
+class TestStatus:
+    def test_figures_are_those_of_the_run(self, fake: FakeRun) -> None:
+        """`status` prints the step, the loss and the learning rates that the snapshot holds."""
+        text, snapshot = call("status").stdout, fake.snapshot()
+        assert text.startswith("fake-0a1b2c  running  http://127.0.0.1:")
+        assert "300 of 5,000 (6 %), 8.33 steps/s" in text
+        assert f"{snapshot.optimizers[0].loss:.4g}, smoothed" in text
+        assert f"{snapshot.optimizers[0].groups[1].applied:.4g}" in text
+
+    def test_json_is_the_document_of_the_api(self) -> None:
+        """`status --json` gives what GET /api/v1/run gives, without the page's own part."""
+        document = call_json("status", "fake")
+        assert document["run"]["run_id"] == "fake-0a1b2c"
+        assert "page" not in document
+
+    def test_nan_is_shown_as_nan(self, fake: FakeRun) -> None:
+        """A loss that is NaN is printed as NaN, in text and in JSON."""
+        fake.advance(1200)
+        assert call_json("status")["optimizers"][0]["loss"] == "NaN"
+        assert any(line.split()[:2] == ["loss", "NaN,"] for line in call("status").stdout.splitlines())
+        assert "NaN" in call("runs").stdout
+
+    def test_an_ended_run_shows_its_last_state(self, folder: RunFolder) -> None:
+        """After the end the last state comes from the run folder."""
+        document = call_json("status")
+        folder.finish("finished", end_time=time.time(), final={**document, "state": "finished"})
+        assert call("status", "fake").stdout.startswith("fake-0a1b2c  finished\n")
+        assert call("status").exit_code == 1
+
+    def test_a_run_that_left_nothing_is_said_to_be_so(self, folder: RunFolder) -> None:
+        """A run that ended without a last state is status 1 with that reason."""
+        folder.finish("failed", end_time=time.time())
+        result = call("status", "fake")
+        assert (result.exit_code, result.stderr) == (1, "Error: fake-0a1b2c is failed and left no last state behind\n")
+
+
+class TestRuns:
+    def test_no_runs(self) -> None:
+        """Without any run the list is empty and says so."""
+        assert call_json("runs") == []
+        assert call("runs").stdout == "no run is known here; `monitor demo` makes one\n"
+
+    def test_running_ended_and_silent_runs_are_listed(self, folder: RunFolder, server: HttpServer) -> None:
+        """Each run has a line: what goes on by its API, what ended by its folder, what does not answer as such."""
+        document = call_json("status")
+        ended = make_folder("ended-000001", server.url, start_time=1.0)
+        ended.finish("finished", end_time=2.0, final={**document, "state": "finished"})
+        make_folder("silent-000001", "http://127.0.0.1:9")
+        make_folder("local-000001")
+        found = {run["name"]: run for run in call_json("runs")}
+        assert next(iter(found)) == "ended"
+        assert {name: run["state"] for name, run in found.items()} == {
+            "ended": "finished",
+            "fake": "running",
+            "silent": "running, no answer",
+            "local": "running",
+        }
+        assert found["fake"]["step"] == found["ended"]["step"] == 300
+        assert (found["silent"]["step"], found["ended"]["url"]) == (None, None)
+        lines = call("runs").stdout.splitlines()
+        assert len(lines) == 5
+        assert lines[1].split()[:3] == ["ended-000001", "finished", "300"]
+
+    def test_only_the_newest_are_listed(self) -> None:
+        """-n limits the list to the newest."""
+        for number in range(3):
+            make_folder(f"run-{number}", start_time=float(number))
+        assert [run["run_id"] for run in call_json("runs", "-n", "2")] == ["run-1", "run-2"]
+
+
+class TestChoice:
+    def test_the_only_running_run_needs_no_name(self, folder: RunFolder, server: HttpServer) -> None:
+        """Ended runs do not make the choice ambiguous."""
+        make_folder("old-000001", server.url).finish("finished", end_time=1.0)
+        assert call("status").exit_code == 0
+
+    def test_several_running_runs_are_listed(self, folder: RunFolder, server: HttpServer) -> None:
+        """Without RUN, or with a prefix of two, the refusal names the candidates."""
+        make_folder("fake-ffffff", server.url)
+        for words in (("status",), ("lr", "reduce", "0.5"), ("status", "fake"), ("pause", "f")):
+            result = call(*words)
+            assert result.exit_code == 2
+            assert "fake-0a1b2c  running" in result.stderr
+            assert "fake-ffffff  running" in result.stderr
+        assert call("status", "fake-f").exit_code == 0
+
+    def test_a_running_run_beats_an_ended_one_of_the_same_name(self, folder: RunFolder, server: HttpServer) -> None:
+        """A name means the run that goes on."""
+        make_folder("fake-000000", server.url).finish("finished", end_time=1.0)
+        assert call_json("status", "fake")["run"]["run_id"] == "fake-0a1b2c"
+
+    def test_refusals_say_why(self, folder: RunFolder) -> None:
+        """An unknown run is usage; no running run, an ended one and one without HTTP are failures."""
+        assert (call("status", "nope").exit_code, "no run 'nope'" in call("status", "nope").stderr) == (2, True)
+        make_folder("quiet-000001")
+        assert "quiet-000001 serves no HTTP" in call("lr", "quiet").stderr
+        for run in list_runs():
+            RunFolder(run).finish("finished", end_time=1.0)
+        assert (call("pause").exit_code, "no run is going on" in call("pause").stderr) == (1, True)
+        assert (call("pause", "fake").exit_code, "'fake' has ended" in call("pause", "fake").stderr) == (1, True)
+
+
+class TestReaching:
+    def test_an_address_and_a_token_need_no_folder(self, server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """--url with --token, or with $MONITOR_TOKEN, reaches a run that this machine has no folder of."""
+        assert call("lr", "reduce", "0.5", "--url", server.url, "--token", TOKEN).exit_code == 0
+        result = call("lr", "reduce", "0.5", "--url", server.url)
+        assert (result.exit_code, "give it with --token or $MONITOR_TOKEN" in result.stderr) == (1, True)
+        monkeypatch.setenv("MONITOR_TOKEN", TOKEN)
+        assert call("lr", "reduce", "0.5", "--url", server.url).exit_code == 0
+        assert call("lr", "reduce", "0.5", "--url", server.url.removeprefix("http://")).exit_code == 0
+
+    def test_a_known_address_brings_its_token(self, folder: RunFolder, server: HttpServer) -> None:
+        """--url of a run of this machine uses the token of its folder."""
+        assert call("lr", "--url", f"{server.url}/").exit_code == 0
+        assert call("lr", "fake", "--url", server.url).exit_code == 2
+
+    def test_the_read_token_may_look_only(self, server: HttpServer) -> None:
+        """With the read-only token `status` works and `lr reduce` is refused."""
+        assert call("status", "--url", server.url, "--token", READ_TOKEN).exit_code == 0
+        assert call("lr", "reduce", "0.5", "--url", server.url, "--token", READ_TOKEN).exit_code == 1
+
+    def test_another_runs_directory(self, server: HttpServer, tmp_path: Path) -> None:
+        """--dir looks for runs somewhere else."""
+        other = RunFolder.create(tmp_path / "other", "far-000001", name="far", start_time=1.0, token=TOKEN)
+        other.update(state="running", url=server.url)
+        assert call("status", "far").exit_code == 2
+        assert call("status", "far", "--dir", str(tmp_path / "other")).exit_code == 0
+
+    @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:99999", "http://x:port", "/tmp"])
+    def test_no_address(self, url: str) -> None:
+        """What is no http(s) URL is refused by name."""
+        result = call("status", "--url", url)
+        assert result.exit_code == 1
+        assert repr(url) in result.stderr
+
+    def test_nobody_there(self) -> None:
+        """A closed port is told in a sentence, not in a traceback."""
+        result = call("status", "--url", "http://127.0.0.1:9")
+        assert (result.exit_code, result.stderr) == (
+            1,
+            "Error: http://127.0.0.1:9 does not answer (connection refused)\n",
+        )
+
+    def test_the_token_given_beats_the_folders_beats_the_environment(self, folder: RunFolder) -> None:
+        """Option, run folder, $MONITOR_TOKEN: in this order."""
+        environ = {"MONITOR_TOKEN": "from-environment"}
+        assert token_of(folder.run, "given", environ) == "given"
+        assert token_of(folder.run, None, environ) == TOKEN
+        assert token_of(None, None, environ) == "from-environment"
+        assert token_of(None, None, {}) is None
+
+
+class TestClient:
+    def test_a_lost_answer_is_asked_for_again_once(self, fake: FakeRun, server: HttpServer) -> None:
+        """A command whose answer got lost counts once: it is sent again under the same key."""
+
+        class Lossy(Client):
+            answers = 0
+
+            def _read(self, status: int, content: bytes) -> dict[str, Any]:
+                Lossy.answers += 1
+                if Lossy.answers == 1:
+                    raise NoAnswerError("lost")
+                return super()._read(status, content)
+
+        record = Lossy(server.url, TOKEN).send("reduce", {"factor": 0.5})
+        assert (record["id"], Lossy.answers) == ("c0001", 2)
+        assert [group.factor for group in fake.snapshot().optimizers[0].groups] == [0.5, 0.5]
+
+    def test_something_else_at_the_address(self) -> None:
+        """An answer that is not ours is refused as such."""
+
+        def stranger(environ: Any, start_response: Any) -> list[bytes]:
+            start_response("200 OK", [("Content-Type", "text/html")])
+            return [b"<h1>hello</h1>"]
+
+        with HttpServer(stranger, port=0) as server, pytest.raises(ClientError, match="is no run of ours"):
+            Client(server.url).get("/run")
+
+
+class TestReport:
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(0, "0"), (0.5, "0.5"), (123456.7, "123,457"), (1e12, "1e+12"), (-0.00012345, "-0.0001234"), ("-Inf", "-Inf")],
+    )
+    def test_numbers(self, value: Any, text: str) -> None:
+        """Four significant digits; what is not finite comes through."""
+        assert _report.number(value) == text
+
+    def test_two_optimizers_are_told_apart(self) -> None:
+        """With several optimizers each group is named after its own."""
+        group = {"param_group": 0, "name": None, "applied": 0.1, "scheduled": 0.1, "factor": 1.0}
+        lines = _report.lr_table([{**group, "optimizer": "generator"}, {**group, "optimizer": "discriminator"}])
+        assert [line.split()[:2] for line in lines[1:]] == [["generator", "0"], ["discriminator", "0"]]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["status"], ["lr", "reduce", "0.5"], ["runs"], ["replay", "--help"]])
+def test_the_command_line_never_imports_torch(words: list[str]) -> None:
+    """The commands that speak HTTP, and the help, start without torch, flask or prometheus_client."""
+    code = (
+        "import sys\nfrom monitor.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'flask', 'prometheus_client', 'numpy', 'psutil'} & set(sys.modules)\n"
+        "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
+    assert (done.returncode, "imported" in done.stderr) == (0, False), done.stderr
+
+
+def test_module_and_help() -> None:
+    """`python -m monitor --help` names every command."""
+    done = subprocess.run([sys.executable, "-m", "monitor", "--help"], capture_output=True, text=True, check=True)
+    commands = {line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()}
+    expected = {"checkpoint", "demo", "lr", "pause", "replay", "resume", "runs", "status", "stop"}
+    assert expected <= commands
