@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from monitor._log import make_visible
+from monitor._open_runs import enter
 from monitor._records import Event
-from monitor._run import Run, enter
+from monitor._run import Run
 from monitor._settings import is_disabled, resolve
 from monitor.detect import Detector, DetectorSet
 

@@ -63,7 +63,15 @@ class LoggedValues:
                 return
             note(number)
         except Exception as error:  # noqa: BLE001
-            self._on_error("log", TypeError(f"{name}={value!r:.80} is not a number or a one-element tensor ({error})"))
+            self._on_error(
+                "log", TypeError(f"{name} is not a number or a one-element tensor ({_shown(value)}: {error})")
+            )
+
+
+def _shown(value: Any) -> str:
+    """Describe a value without looking into it: the repr of a tensor waits for its device, and any repr may raise."""
+    kind = type(value).__name__
+    return f"{kind} {value!r:.60}" if isinstance(value, str | bytes | int | float) else kind
 
 
 def as_value(value: Any) -> Value | None:

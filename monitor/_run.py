@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import secrets
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,11 +17,12 @@ from torch.optim import Optimizer
 
 from monitor._access import Access, Linger
 from monitor._detection import Detection
-from monitor._errors import AlreadyAttachedError, ClosedRunError, StopTraining
+from monitor._errors import ClosedRunError, StopTraining
 from monitor._folder import RunFolder, make_run_id
 from monitor._identity import default_name, identify, script_path
 from monitor._log import Failures
 from monitor._logged import LoggedValues
+from monitor._open_runs import leave
 from monitor._records import CommandRecord, Event, Snapshot, State
 from monitor._settings import Settings
 from monitor.control import Boundary, Command, Commands, Door, LearningRates, audit, describe
@@ -72,22 +71,21 @@ class Run:
         self.name = settings.name or default_name()
         self.id = make_run_id(self.name)
         self.token = settings.token or secrets.token_urlsafe(24)
-        self._optimizers = dict(optimizers)
+        self.optimizers = dict(optimizers)
         self._user_on_event = on_event
         self._failures = Failures(self._post_failure)
         self._first_thread = threading.get_ident()
         self._pid = os.getpid()
         self._is_closed = False
-        self._failed_with: type[BaseException] | None = None
         self._lock = threading.Lock()
         start = time.time()
-        info = identify(self.id, self.name, start, self._optimizers.values())
-        num_groups = sum(len(o.param_groups) for o in self._optimizers.values())
+        info = identify(self.id, self.name, start, self.optimizers.values())
+        num_groups = sum(len(o.param_groups) for o in self.optimizers.values())
         self._tape = Tape(num_groups, on_error=self._failures.note)
         self._logged = LoggedValues(self._tape, self._failures.note)
-        doors = {key: Door(settings.min_lr) for key in self._optimizers}
+        doors = {key: Door(settings.min_lr) for key in self.optimizers}
         self._rates = LearningRates(
-            self._optimizers, doors, min_lr=settings.min_lr, allow_increase=settings.allow_increase
+            self.optimizers, doors, min_lr=settings.min_lr, allow_increase=settings.allow_increase
         )
         self._boundary = Boundary(
             self._rates,
@@ -116,16 +114,16 @@ class Run:
                 gradient_norm=settings.gradient_norm,
                 budget=settings.overhead_budget,
             )
-            for key, optimizer in self._optimizers.items()
+            for key, optimizer in self.optimizers.items()
         ]
         self._detection = Detection(
-            list(self._optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.note
+            list(self.optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.note
         )
         self._last_activity = 0.0
         self._recorder = Recorder(
             self._tape,
             info,
-            {key: type(o).__name__ for key, o in self._optimizers.items()},
+            {key: type(o).__name__ for key, o in self.optimizers.items()},
             window=settings.window,
             target_steps=settings.total_steps,
             stall_timeout=settings.stall_timeout,
@@ -225,7 +223,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(_end_state(kind))
+        self.close_for(kind)
 
     def close(self, state: State = "finished") -> None:
         """End the run: take out every hook and patch, publish the final state, join the threads, free the port.
@@ -244,9 +242,9 @@ class Run:
             if self._is_closed:
                 return
             self._is_closed = True
-        _leave(self)
+        leave(self)
         if os.getpid() != self._pid:
-            self._forget()
+            self.forget()
             return
         end = time.time()
         with ExitStack() as last:  # whatever happens on the way, Ctrl-C in the linger included: the rest is done too
@@ -284,7 +282,11 @@ class Run:
                 groups,
             )
 
-    def _forget(self) -> None:
+    def close_for(self, error: type[BaseException] | None) -> None:
+        """End the run in the state that an exception of this kind calls for; None: all went well."""
+        self.close(_end_state(error))
+
+    def forget(self) -> None:
         """Let go of everything in a forked child, where the threads and the port are the parent's."""
         self._is_closed = True
         self._lock = threading.Lock()  # another thread of the parent may have held it
@@ -302,6 +304,10 @@ class Run:
     def _is_training_thread(self) -> bool:
         threads = {p.thread for p in self._probes if p.thread}
         return threading.get_ident() in (threads or {self._first_thread})
+
+    def is_trained_by(self, thread: int | None) -> bool:
+        """Tell whether this thread, by its identifier, has made the latest steps."""
+        return any(probe.thread == thread for probe in self._probes)
 
     def _call_training_thread(self) -> None:
         for probe in self._probes:
@@ -541,80 +547,3 @@ def _end_state(kind: type[BaseException] | None) -> State:
     return (
         "interrupted" if issubclass(kind, KeyboardInterrupt | SystemExit | GeneratorExit | StopTraining) else "failed"
     )
-
-
-_OPEN: list[Run] = []
-_OPEN_LOCK = threading.Lock()
-
-
-def open_runs() -> list[Run]:
-    """Return the runs of this process that are open."""
-    return list(_OPEN)
-
-
-def enter(run: Run) -> None:
-    """Count a run among the open ones, before it is opened: an optimizer belongs to one of them at most.
-
-    Raises:
-        AlreadyAttachedError: if another open run watches one of its optimizers.
-    """
-    with _OPEN_LOCK:
-        for key, one in run._optimizers.items():
-            if any(one is other for known in _OPEN for other in known._optimizers.values()):
-                raise AlreadyAttachedError(
-                    f"optimizer {key!r} is watched by another open run; close that one first (run.close())"
-                )
-        if not _OPEN:
-            _watch_threads()
-        _OPEN.append(run)
-
-
-def _leave(run: Run) -> None:
-    with _OPEN_LOCK:
-        if run in _OPEN:
-            _OPEN.remove(run)
-        if not _OPEN:
-            _unwatch_threads()
-
-
-_thread_hooks: list[Any] = []
-
-
-def _watch_threads() -> None:
-    """Have a run know of an exception that ended the thread it trains on: the process then ends as if all was well."""
-    before = threading.excepthook
-
-    def excepthook(args: Any) -> None:
-        ident = None if args.thread is None else args.thread.ident
-        for run in open_runs():
-            if any(probe.thread == ident for probe in run._probes):
-                run._failed_with = args.exc_type
-        before(args)
-
-    _thread_hooks[:] = [excepthook, before]
-    threading.excepthook = excepthook
-
-
-def _unwatch_threads() -> None:
-    if _thread_hooks and threading.excepthook is _thread_hooks[0]:
-        threading.excepthook = _thread_hooks[1]
-    _thread_hooks.clear()
-
-
-@atexit.register
-def _close_open_runs() -> None:
-    kind = getattr(sys, "last_type", None)
-    for run in open_runs():
-        run.close(_end_state(kind or run._failed_with))
-
-
-def _after_fork_in_child() -> None:
-    global _OPEN_LOCK
-    _OPEN_LOCK = threading.Lock()  # another thread of the parent may have held it
-    for run in open_runs():
-        run._forget()
-    _OPEN.clear()
-    _unwatch_threads()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
