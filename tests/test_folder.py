@@ -166,9 +166,7 @@ def test_the_oldest_ended_runs_are_pruned(tmp_path: Path) -> None:
     """No more folders than asked for are kept; runs that go on stay, however old."""
     create(tmp_path, "old-live", start_time=0.0)
     for number in range(5):
-        create(tmp_path, f"run-{number}", start_time=float(number + 1)).finish(
-            "finished", end_time=9.0, final={}
-        )
+        create(tmp_path, f"run-{number}", start_time=float(number + 1)).finish("finished", end_time=9.0, final={})
     create(tmp_path, "new-live", start_time=10.0, keep=4)
     assert [run.run_id for run in list_runs(tmp_path)] == ["old-live", "run-3", "run-4", "new-live"]
 

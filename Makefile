@@ -1,0 +1,50 @@
+# Every target sets up what it needs: a virtual environment in .venv, and the programs in .ci/programs.
+#
+#   make demo        train a small GPT under the monitor, with its live page     (ARGS=--exit: end with the training)
+#   make test        all tests                                                   (ARGS='tests/test_cli.py -x')
+#   make lint        ruff and mypy
+#   make bench       what the monitor costs, against what people use today       (ARGS=--quick)
+#   make docs-check  what the documentation shows is run, what it lists is complete
+#   make clean       remove what these targets made
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test lint bench docs-check programs clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.ready
+	$(BIN)/monitor demo $(ARGS)
+
+test: $(VENV)/.ready programs
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/overhead.py $(ARGS)
+
+docs-check: $(VENV)/.ready
+	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
+
+programs:
+	@.ci/programs
+
+# A torch that is already in the environment stays as it is; only an environment without one gets ours.
+$(VENV)/.ready: pyproject.toml .ci/constraints.txt
+	@.ci/programs
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet --constraint .ci/constraints.txt torch
+	$(PIP) install --quiet --editable '.[all]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .bench-venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
