@@ -15,7 +15,8 @@ from typing import Any
 
 from monitor.server import _problems
 from monitor.server._auth import is_loopback
-from monitor.server._wsgi import NUM_THREADS, CheroServer, TlsAdapter
+from monitor.server._connection import TlsAdapter
+from monitor.server._wsgi import NUM_THREADS, CheroServer
 
 FIRST_PORT = 9477
 LAST_PORT = 9577

@@ -342,7 +342,7 @@ def wait_until(is_true) -> None:
 
 def test_a_client_that_trickles_is_cut_off(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time, the request does not: 408 after the deadline of the whole request."""
-    monkeypatch.setattr("monitor.server._wsgi.READ_SECONDS", 0.5)
+    monkeypatch.setattr("monitor.server._connection.READ_SECONDS", 0.5)
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
         sock.sendall(b"GET /healthz HTTP/1.1\r\n")
         trickle = threading.Event()
@@ -370,7 +370,7 @@ def test_a_client_that_trickles_is_cut_off(server: HttpServer, monkeypatch: pyte
 
 def test_slow_clients_in_every_thread_give_way(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many stuck requests as threads delay others by the deadline, not for good."""
-    monkeypatch.setattr("monitor.server._wsgi.READ_SECONDS", 0.5)
+    monkeypatch.setattr("monitor.server._connection.READ_SECONDS", 0.5)
     with ExitStack() as stack:
         for _ in range(2 * NUM_THREADS):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -382,7 +382,7 @@ def test_a_client_that_does_not_read_is_cut_off(
     server: HttpServer, run: FakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer too large for the socket's buffer does not hold a thread past its deadline."""
-    monkeypatch.setattr("monitor.server._wsgi.WRITE_SECONDS", 0.3)
+    monkeypatch.setattr("monitor.server._connection.WRITE_SECONDS", 0.3)
     monkeypatch.setattr(run, "render_metrics", lambda accept, names: (b"x" * 50_000_000, "text/plain"))
     with socket.create_connection(("127.0.0.1", server.port)) as sock:
         sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")

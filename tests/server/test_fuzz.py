@@ -1,0 +1,75 @@
+"""Whatever is sent as a command, it is accepted or refused: never a 500, never a change without a 202."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from monitor.server import Security, create_app
+from monitor.server import _json as strict
+from tests.server.fake_run import TOKEN, FakeRun
+from tests.server.wire import CONTROL, JSON
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+_bodies = _values | st.fixed_dictionaries(
+    {"factor": st.floats() | _values},
+    optional={
+        "groups": st.lists(st.integers(-2, 3) | st.text(max_size=9)) | _values,
+        "over_steps": _values,
+        "reason": _values,
+    },
+)
+_relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def post(raw: bytes) -> tuple[FakeRun, Any]:
+    run = FakeRun()
+    errors: list[BaseException] = []
+    client = create_app(run, Security(token=TOKEN), on_error=errors.append).test_client()
+    response = client.post("/api/v1/lr/reduce", data=raw, headers={**CONTROL, **JSON})
+    assert errors == []
+    return run, response
+
+
+def check(run: FakeRun, response: Any) -> None:
+    assert response.status_code in (202, 400, 422)
+    assert len(run.commands()) == (response.status_code == 202)
+    if response.status_code != 202:
+        assert response.content_type == "application/problem+json"
+        assert response.json["detail"]
+
+
+@_relaxed
+@given(_bodies)
+def test_any_json_is_accepted_or_refused(body: Any) -> None:
+    """Objects of the right shape with wrong values, and values of any other shape."""
+    check(*post(json.dumps(body).encode()))
+
+
+@_relaxed
+@given(st.binary(max_size=60))
+def test_any_bytes_are_accepted_or_refused(body: bytes) -> None:
+    """Bytes that are JSON by luck at most."""
+    check(*post(body))
+
+
+@_relaxed
+@given(_values)
+def test_what_is_encoded_is_json_and_nothing_is_lost(value: Any) -> None:
+    """Every value comes back, with only those floats changed that JSON lacks."""
+
+    def spelled(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: spelled(inner) for key, inner in item.items()}
+        if isinstance(item, list):
+            return [spelled(inner) for inner in item]
+        return strict.plain(item)
+
+    assert json.loads(strict.encode(value)) == spelled(value)
