@@ -1,8 +1,7 @@
-"""What the server's tests share: a fake run, its application, a real server, and a look for what is left behind."""
+"""What the server's tests share: a fake run, its application and a real server."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -45,9 +44,3 @@ def server(app: Flask, errors: list[BaseException]) -> Iterator[HttpServer]:
     with HttpServer(app, port=0, on_error=errors.append) as http_server:
         yield http_server
     assert errors == []
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_is_left() -> Iterator[None]:
-    yield
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("monitor-http")] == []

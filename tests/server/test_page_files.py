@@ -8,8 +8,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from monitor.server import Security, _page, create_app
+from tests.requirements import need_module
 from tests.server.fake_run import TOKEN, FakeRun
-from tests.server.needs import need_package
 from tests.server.wire import READ
 
 
@@ -89,7 +89,7 @@ def test_no_path_leads_out_of_the_folder(page: FlaskClient, name: str) -> None:
 
 def test_the_script_of_the_charts_comes_from_the_installed_package(client: FlaskClient) -> None:
     """plotly's own file, whole, cached by the browser for a day."""
-    need_package("plotly", "pip install 'training-monitor[page]'")
+    need_module("plotly")
     with client.get("/static/plotly.min.js", headers=READ) as response:
         assert response.status_code == 200
         assert response.mimetype == "text/javascript"

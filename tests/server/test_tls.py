@@ -16,7 +16,7 @@ from flask import Flask
 
 from monitor.server import HttpServer
 from monitor.server._wsgi import NUM_THREADS
-from tests.server.needs import need_program
+from tests.requirements import need
 from tests.server.wire import CONTROL, raw
 
 
@@ -28,7 +28,7 @@ class Certificate(NamedTuple):
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Certificate]:
     """Two self-signed certificates: the server's and a client's."""
-    openssl = need_program("openssl", "apt install openssl")
+    openssl = need("openssl")
     folder = tmp_path_factory.mktemp("tls")
     made = {}
     for name in ("server", "client"):
@@ -156,7 +156,7 @@ def test_a_key_with_a_passphrase_is_refused_without_asking(
     app: Flask, certificates: dict[str, Certificate], tmp_path: Path
 ) -> None:
     """OpenSSL would ask on the terminal, and the training would wait for an answer."""
-    openssl = need_program("openssl", "apt install openssl")
+    openssl = need("openssl")
     server = certificates["server"]
     locked = str(tmp_path / "locked.key")
     subprocess.run(
