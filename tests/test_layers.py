@@ -22,7 +22,7 @@ EDGES = {"probe", "control", "system", "export", "server"}
 CORE = {"recorder", "detect"}
 
 # The front of the house: it assembles the rooms, and the parts of the assembly know each other.
-FRONT = {"_run", "_attach", "_detection", "_access", "_disabled", "_log", "_logged", "_identity"}
+FRONT = {"_run", "_attach", "_detection", "_access", "_disabled", "_log", "_logged", "_identity", "_open_runs"}
 
 # room -> rooms that it may import. A room may always import itself.
 MAY_IMPORT: dict[str, set[str]] = {

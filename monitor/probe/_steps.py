@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.optim import Optimizer
 
+from monitor._errors import StopTraining
 from monitor.probe import _patches
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import ClipNote, gradients_of, total_norms
@@ -20,6 +21,7 @@ from monitor.probe._values import Value, take
 
 FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
+MAX_CLIPS = 4096
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
 
@@ -46,7 +48,7 @@ class StepProbe:
         optimizer: the optimizer itself; nothing of it is replaced.
         tape: where entries go.
         door: applies LR factors (see ``control``).
-        on_boundary: called first at each step boundary when :attr:`has_errand` is set; may raise to stop the training.
+        on_boundary: called first at each step boundary when :attr:`has_errand` is set; may raise StopTraining.
         on_error: takes ``(room, exception)`` of a failure of ours.
         gradient_norm: "auto", "off" or a stride.
         budget: share of the step time that "auto" may use.
@@ -143,11 +145,11 @@ class StepProbe:
         clock, thread_id = perf_counter, get_ident
 
         def pre_hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            start = clock()
-            if self.has_errand:
-                self._pass_boundary()
-                start = clock()
             try:
+                start = clock()
+                if self.has_errand:
+                    self._pass_boundary()
+                    start = clock()
                 if self._is_stepping:
                     if self._is_nested:
                         return None
@@ -183,18 +185,21 @@ class StepProbe:
                 ledger.mark = begin = clock()
                 self._open = (start, losses, norms, scheduled, applied, factors, details, begin)
                 return replaced
+            except StopTraining:
+                raise
             except Exception as error:  # noqa: BLE001
+                self._ledger.is_spent = True  # else the losses of this step would count for the next one
                 self.on_error("probe", error)
                 return None
 
         def post_hook(*_: Any) -> None:
-            done = clock()
             try:
                 if door.is_entered:
                     door.leave()
+                done = clock()
                 opened = self._open
                 if opened is None:
-                    self._is_stepping = False
+                    self.abandon()
                     return
                 self._open = None
                 self._is_stepping = False
@@ -367,6 +372,8 @@ class StepProbe:
     def add_clip(self, note: ClipNote) -> None:
         """Note a clip of this optimizer's gradients; it belongs to the coming step."""
         note.num_losses = len(current().losses)
+        if len(self._clips) >= MAX_CLIPS:  # nobody steps: what is kept must not grow without end
+            self._clips = []
         self._clips.append(note)
 
     def _norms(self) -> Sequence[Value]:
