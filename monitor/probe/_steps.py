@@ -213,6 +213,7 @@ class StepProbe:
                 amp = None
                 if ledger.scaler is not None:
                     amp = self._amp_values()
+                    ledger.scaler = None  # the next loss may be an unscaled one
                 self.number = number = self.number + 1
                 end = clock()
                 phases = (
@@ -288,6 +289,7 @@ class StepProbe:
             ledger.data = ledger.forward = ledger.backward = ledger.monitor = ledger.other = 0.0
             ledger.mark = end
             amp = (None, None, _taken(scaler._scale))
+            ledger.scaler = None
             self._tape.append(
                 StepEntry(
                     self._tape.next_sequence(), self.key, self.number, end, losses, (), scheduled, None, None, (),

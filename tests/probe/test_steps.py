@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from monitor.probe import _patches, current_ledger
+from monitor.probe import _patches
 
 
 def train(net: nn.Module, opt: torch.optim.Optimizer, steps: int = 1, after=lambda: None) -> None:
@@ -108,7 +108,6 @@ def test_unfused_overflow_is_a_skipped_step(watch) -> None:
         scaler.step(opt)
         scaler.update()
         opt.zero_grad()
-    current_ledger().scaler = None
     steps = watched.drain()
     assert [s.is_skipped for s in steps] == [False, True, False]
     assert [s.loss for s in steps] == losses
@@ -131,7 +130,6 @@ def test_fused_overflow_is_a_skipped_step_with_unscaled_norm(watch) -> None:
         scaler.step(opt)
         scaler.update()
         opt.zero_grad()
-    current_ledger().scaler = None
     first, second = watched.drain()
     assert (first.is_skipped, second.is_skipped) == (False, True)
     assert first.gradient_norm == pytest.approx(norms[0])
@@ -146,8 +144,21 @@ def test_a_scaled_loss_divided_afterwards_is_still_unscaled(watch) -> None:
     (scaler.scale(loss) / 2).backward()
     scaler.step(opt)
     scaler.update()
-    current_ledger().scaler = None
     assert watched.last().loss == pytest.approx(loss.item() / 2)
+
+
+def test_a_loss_after_the_scaler_was_put_away_is_taken_as_it_is(watch) -> None:
+    """A loop that drops its scaler shows the plain loss from then on."""
+    net, opt = net_and(torch.optim.SGD, lr=0.1)
+    watched = watch(opt)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(net(torch.ones(1, 3)).pow(2).sum()).backward()
+    scaler.step(opt)
+    scaler.update()
+    loss = net(torch.ones(1, 3)).pow(2).sum()
+    loss.backward()
+    opt.step()
+    assert watched.last().loss == loss.item()
 
 
 def test_phases_add_up_to_the_step_time(watch) -> None:
