@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -41,7 +42,7 @@ def find_chromium() -> str | None:
 
 
 @pytest.fixture(scope="package")
-def chromium():  # type: ignore[no-untyped-def]
+def chromium():
     """One browser for all of these tests; each test gets a profile of its own."""
     try:
         from playwright.sync_api import sync_playwright
@@ -62,29 +63,31 @@ class Visit:
 
     run: PageRun
     server: HttpServer
-    page: object
+    page: Any
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
     expected: tuple[str, ...] = ()
 
     def until(self, script: str, wanted: object) -> None:
-        """Wait until ``script`` gives what is wanted. (Playwright's own wait uses eval, which the page's policy forbids.)"""
+        """Wait until ``script`` gives what is wanted. (Playwright's wait uses eval: the policy forbids it.)"""
         found: object = None
         for _ in range(300):
-            found = self.page.evaluate(script)  # type: ignore[attr-defined]
+            found = self.page.evaluate(script)
             if found == wanted:
                 return
-            self.page.wait_for_timeout(50)  # type: ignore[attr-defined]
+            self.page.wait_for_timeout(50)
         raise AssertionError(f"{script} gives {found!r}, not {wanted!r}")
 
     def foreign(self) -> list[str]:
         """Return the requests that went to another host."""
         own = urlsplit(self.server.url).netloc
-        return [url for url in self.requests if urlsplit(url).scheme in ("http", "https") and urlsplit(url).netloc != own]
+        return [
+            url for url in self.requests if urlsplit(url).scheme in ("http", "https") and urlsplit(url).netloc != own
+        ]
 
 
 @pytest.fixture
-def visit(chromium) -> Iterator[Callable[..., Visit]]:  # type: ignore[no-untyped-def]
+def visit(chromium) -> Iterator[Callable[..., Visit]]:
     """Open the page on a run: ``visit(run, token=..., width=..., clock=True, expected=("404",))``.
 
     Afterwards the console must be empty but for what is ``expected``, and no other host have been asked.
@@ -112,7 +115,10 @@ def visit(chromium) -> Iterator[Callable[..., Visit]]:  # type: ignore[no-untype
         page.set_default_timeout(15_000)
         seen = Visit(run, server, page, expected=expected)
         visits.append(seen)
-        page.on("console", lambda message: seen.complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: seen.complaints.append(message.text) if message.type in ("error", "warning") else None,
+        )
         page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         page.on("request", lambda request: seen.requests.append(request.url))
         if not has_plotly:

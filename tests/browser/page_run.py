@@ -1,4 +1,4 @@
-"""A fake run for the page: like the server's, with audit entries as the real control room writes them, and altered at will."""
+"""A fake run for the page: like the server's, with the real control room's audit entries, and altered at will."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.server.fake_run import STEP_SECONDS, FakeRun
 
 
 class PageRun(FakeRun):
-    """Keep what the page asked for (``asked``) and sent (``submitted``); ``alter`` changes each snapshot on its way out."""
+    """Keep what the page asked for (``asked``) and sent (``submitted``); ``alter`` changes each snapshot."""
 
     def __init__(self, steps: int = 300, run_id: str = "fake-0a1b2c") -> None:
         self.alter: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot

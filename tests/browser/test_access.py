@@ -16,7 +16,7 @@ PLOTTED = "#chart-loss .js-plotly-plot .scatterlayer .trace"
 
 
 @pytest.mark.parametrize("width", [390, 768, 1440])
-def test_no_screen_scrolls_sideways(visit, width: int) -> None:  # type: ignore[no-untyped-def]
+def test_no_screen_scrolls_sideways(visit, width: int) -> None:
     """From a phone to a desk, with a long name and an ongoing event."""
     run = PageRun(900)
     run.alter = lambda snapshot: replace(snapshot, run=replace(snapshot.run, name="a-name-without-a-break-" * 5))
@@ -24,7 +24,8 @@ def test_no_screen_scrolls_sideways(visit, width: int) -> None:  # type: ignore[
     expect(page.locator(PLOTTED).first).to_be_attached()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     overflowing = """[...document.querySelectorAll('main *, header *')].filter((element) =>
-        element.getBoundingClientRect().right > innerWidth + 1 && !element.closest('.scroll, .plot')).map((element) => element.outerHTML)"""
+        element.getBoundingClientRect().right > innerWidth + 1 && !element.closest('.scroll, .plot'))
+        .map((element) => element.outerHTML)"""
     assert page.evaluate(overflowing) == []
     page.get_by_role("button", name="Review the change").click()
     expect(page.get_by_role("dialog")).to_be_visible()
@@ -38,7 +39,7 @@ def luminance(color: str) -> float:
     return sum(channels) / 3
 
 
-def test_it_follows_the_system_to_dark_and_back(visit) -> None:  # type: ignore[no-untyped-def]
+def test_it_follows_the_system_to_dark_and_back(visit) -> None:
     """Page and charts change together, without a reload."""
     seen = visit(color_scheme="dark")
     page = seen.page
@@ -52,7 +53,7 @@ def test_it_follows_the_system_to_dark_and_back(visit) -> None:  # type: ignore[
     seen.until(f"{ink} !== {dark_ink!r}", True)
 
 
-def test_text_from_the_run_stays_text(visit) -> None:  # type: ignore[no-untyped-def]
+def test_text_from_the_run_stays_text(visit) -> None:
     """Names, groups, metrics, reasons and messages that look like markup are shown as they are and run nothing."""
     run = PageRun()
     run.publish("spike", "critical", EVIL, optimizer=None)
@@ -61,7 +62,7 @@ def test_text_from_the_run_stays_text(visit) -> None:  # type: ignore[no-untyped
     (optimizer,) = run.snapshot().optimizers
     groups = tuple(replace(group, name=f"{EVIL}{group.index}") for group in optimizer.groups)
 
-    def alter(snapshot):  # type: ignore[no-untyped-def]
+    def alter(snapshot):
         return replace(
             snapshot,
             run=replace(snapshot.run, name=EVIL, hostname=EVIL, git_commit=EVIL, device=EVIL),
@@ -86,8 +87,10 @@ def test_text_from_the_run_stays_text(visit) -> None:  # type: ignore[no-untyped
     assert page.locator("img, body script, main b").count() == 0
 
 
-@pytest.mark.parametrize(("color_scheme", "has_dialog"), [("light", False), ("dark", False), ("light", True), ("dark", True)])
-def test_axe_finds_nothing_serious(visit, color_scheme: str, has_dialog: bool) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("color_scheme", "has_dialog"), [("light", False), ("dark", False), ("light", True), ("dark", True)]
+)
+def test_axe_finds_nothing_serious(visit, color_scheme: str, has_dialog: bool) -> None:
     """The accessibility engine of Deque finds no violation of WCAG 2.2 A and AA, of any impact."""
     try:
         from axe_playwright_python.sync_playwright import Axe
@@ -108,7 +111,7 @@ def test_axe_finds_nothing_serious(visit, color_scheme: str, has_dialog: bool) -
     assert said == [], json.dumps(said, indent=1)
 
 
-def test_changes_of_state_are_announced(visit) -> None:  # type: ignore[no-untyped-def]
+def test_changes_of_state_are_announced(visit) -> None:
     """A polite live region reads out a new state and new trouble, and nothing while all is well."""
     seen = visit()
     announcer = seen.page.get_by_role("status")
@@ -121,7 +124,7 @@ def test_changes_of_state_are_announced(visit) -> None:  # type: ignore[no-untyp
     expect(announcer).to_contain_text("Run paused")
 
 
-def test_focus_can_be_seen_everywhere(visit) -> None:  # type: ignore[no-untyped-def]
+def test_focus_can_be_seen_everywhere(visit) -> None:
     """Every stop of the Tab key has an outline, also where the real input is invisible."""
     page = visit().page
     expect(page.locator(PLOTTED).first).to_be_attached()

@@ -7,19 +7,19 @@ from playwright.sync_api import expect
 
 
 @pytest.fixture
-def page(visit):  # type: ignore[no-untyped-def]
+def page(visit):
     """A page whose modules can be imported."""
     opened = visit().page
     expect(opened.locator("#state")).to_have_text("Running")
     return opened
 
 
-def evaluate(page, module: str, code: str):  # type: ignore[no-untyped-def]
+def evaluate(page, module: str, code: str):
     """Run ``code`` with the exports of a module as ``m``."""
     return page.evaluate(f"async () => {{ const m = await import('/static/{module}.js'); return {code}; }}")
 
 
-def test_numbers_are_written_for_people(page) -> None:  # type: ignore[no-untyped-def]
+def test_numbers_are_written_for_people(page) -> None:
     """Four digits, exponents where they help, NaN as NaN, a dash for what is unknown."""
     values = "[2.34567, 12345.6, 3e-4, 0, -1.5, NaN, Infinity, -Infinity, null, undefined, 1e9]"
     assert evaluate(page, "format", f"{values}.map((value) => m.number(value))") == [
@@ -36,9 +36,10 @@ def test_numbers_are_written_for_people(page) -> None:  # type: ignore[no-untype
     assert evaluate(page, "format", "m.ranges([5, 0, 1, 2, 7, 8])") == "0–2, 5, 7, 8"
 
 
-def test_json_knows_numbers_that_json_cannot_hold(page) -> None:  # type: ignore[no-untyped-def]
-    """"NaN" is a number in a loss and a name in a name."""
-    code = """[m.parse('{"loss": "NaN"}').loss, m.parse('{"loss": ["-Inf", 1]}').loss[0], m.parse('{"name": "NaN"}').name].map(String)"""
+def test_json_knows_numbers_that_json_cannot_hold(page) -> None:
+    """The text NaN is a number in a loss and a name in a name."""
+    code = """[m.parse('{"loss": "NaN"}').loss, m.parse('{"loss": ["-Inf", 1]}').loss[0],
+      m.parse('{"name": "NaN"}').name].map(String)"""
     assert evaluate(page, "api", code) == ["NaN", "-Infinity", "NaN"]
     assert evaluate(page, "api", """typeof m.parse('{"name": "NaN"}').name""") == "string"
 
@@ -47,22 +48,24 @@ FEED = """(() => {
   const series = new m.Series('step', 100, 50);
   for (let start = 0; start < 20000; start += 500) {
     const step = Array.from({length: 500}, (_, row) => start + row + 1);
-    series.append({step, count: step.map(() => 1), loss: step.map((s) => (s === 777 ? NaN : s)), loss_min: step, loss_max: step,
-      lr: {0: {applied: step.map((s) => -s)}}});
+    series.append({step, count: step.map(() => 1), loss: step.map((s) => (s === 777 ? NaN : s)),
+      loss_min: step, loss_max: step, lr: {0: {applied: step.map((s) => -s)}}});
   }
   return series;
 })()"""
 
 
-def test_a_curve_stays_bounded_and_keeps_its_extremes_and_nans(page) -> None:  # type: ignore[no-untyped-def]
+def test_a_curve_stays_bounded_and_keeps_its_extremes_and_nans(page) -> None:
     """Old points are merged by weight; counts add up, the newest stay as they came, the NaN is remembered."""
     found = evaluate(
         page,
         "series",
-        f"""(() => {{ const s = {FEED}; return {{length: s.length, same: [...s.columns.values()].every((c) => c.length === s.length),
+        f"""(() => {{ const s = {FEED}; return {{length: s.length,
+          same: [...s.columns.values()].every((c) => c.length === s.length),
           count: s.get('count').reduce((a, b) => a + b), first: s.get('loss_min')[0], last: s.get('step').at(-1),
           recent: s.get('step').slice(-50), marks: s.marks.map(({{step}}) => step), lr: s.get('lr.0.applied').at(-1),
-          finite: s.get('loss').every(Number.isFinite), mean: s.get('loss').reduce((a, v, i) => a + v * s.get('count')[i], 0),
+          finite: s.get('loss').every(Number.isFinite),
+          mean: s.get('loss').reduce((a, v, i) => a + v * s.get('count')[i], 0),
           ordered: s.get('step').every((v, i, all) => i === 0 || v > all[i - 1]) }}; }})()""",
     )
     assert 100 <= found["length"] <= 300 + 500
@@ -76,21 +79,25 @@ def test_a_curve_stays_bounded_and_keeps_its_extremes_and_nans(page) -> None:  #
     assert abs(found["mean"] / (20_000 * 20_001 / 2) - 1) < 1e-3
 
 
-def test_columns_may_come_later_and_readings_twice(page) -> None:  # type: ignore[no-untyped-def]
+def test_columns_may_come_later_and_readings_twice(page) -> None:
     """A second group's column is padded; system rows that were seen already are not added again."""
     code = """(() => { const s = new m.Series('step'); s.append({step: [1, 2], lr: {0: {applied: [1, 1]}}});
-      s.append({step: [3], lr: {0: {applied: [1]}, 1: {applied: [2]}}}); return [s.get('lr.1.applied'), s.children('lr')]; })()"""
+      s.append({step: [3], lr: {0: {applied: [1]}, 1: {applied: [2]}}});
+      return [s.get('lr.1.applied'), s.children('lr')]; })()"""
     assert evaluate(page, "series", code) == [[None, None, 2], ["0", "1"]]
     code = """(() => { const s = new m.Series('time'); s.append({time: [1, 2], cpu_ratio: [0.1, 0.2]});
-      s.append({time: [2, 3], cpu_ratio: [0.9, 0.3]}); s.append({time: [3], cpu_ratio: [0.9]}); return [s.get('time'), s.get('cpu_ratio')]; })()"""
+      s.append({time: [2, 3], cpu_ratio: [0.9, 0.3]}); s.append({time: [3], cpu_ratio: [0.9]});
+      return [s.get('time'), s.get('cpu_ratio')]; })()"""
     assert evaluate(page, "series", code) == [[1, 2, 3], [0.1, 0.2, 0.3]]
 
 
-def test_undo_is_reckoned_from_the_audit_trail(page) -> None:  # type: ignore[no-untyped-def]
+def test_undo_is_reckoned_from_the_audit_trail(page) -> None:
     """Changes are taken back one by one; rejected ones were none."""
-    code = """(() => { const entry = (id, action, status = 'applied') => ({id, kind: 'control', details: {action, status, before: [[id]]}});
+    code = """(() => { const entry = (id, action, status = 'applied') =>
+        ({id, kind: 'control', details: {action, status, before: [[id]]}});
       const before = (...events) => m.undoable(events)?.before[0][0] ?? null;
       return [before(), before(entry(1, 'reduce')), before(entry(1, 'reduce'), entry(2, 'set')),
-        before(entry(1, 'reduce'), entry(2, 'set'), entry(3, 'undo')), before(entry(1, 'reduce'), entry(2, 'reduce', 'rejected')),
+        before(entry(1, 'reduce'), entry(2, 'set'), entry(3, 'undo')),
+        before(entry(1, 'reduce'), entry(2, 'reduce', 'rejected')),
         before(entry(1, 'reduce'), entry(2, 'undo'), entry(3, 'pause'))]; })()"""
     assert evaluate(page, "changes", code) == [None, 1, 2, 1, 1, None]

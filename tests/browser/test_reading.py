@@ -16,25 +16,25 @@ FIRST_STEP_SHOWN = "document.querySelector('#chart-learning-rate .plot').layout.
 PLOTTED = "#chart-loss .js-plotly-plot .scatterlayer .trace"
 
 
-def raw(visit, tile: str) -> float:  # type: ignore[no-untyped-def]
+def raw(visit, tile: str) -> float:
     """Return the number behind a tile's text."""
     return float(visit.page.locator(f"#tile-{tile} data").get_attribute("value"))
 
 
-def shown_by_api(visit) -> dict:  # type: ignore[no-untyped-def]
+def shown_by_api(visit) -> dict:
     """Ask the API as any client would."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     return json.loads(visit.page.request.get(f"{visit.server.url}/api/v1/run", headers=headers).text())
 
 
-def traces(visit, chart: str) -> list[dict]:  # type: ignore[no-untyped-def]
+def traces(visit, chart: str) -> list[dict]:
     """Return what plotly was given for a chart."""
     visit.page.wait_for_selector(f"#chart-{chart} .js-plotly-plot")
     script = "plot => plot.data.map(({name, x, y, line}) => ({name, x: [...x], y: [...y], dash: line?.dash}))"
     return visit.page.locator(f"#chart-{chart} .plot").evaluate(script)
 
 
-def test_it_loads_without_a_complaint_and_asks_no_other_host(visit) -> None:  # type: ignore[no-untyped-def]
+def test_it_loads_without_a_complaint_and_asks_no_other_host(visit) -> None:
     """Everything comes from the run itself, under its Content-Security-Policy: the fixture looks at the console."""
     seen = visit()
     expect(seen.page.locator(PLOTTED).first).to_be_attached()
@@ -44,7 +44,7 @@ def test_it_loads_without_a_complaint_and_asks_no_other_host(visit) -> None:  # 
     assert all("token=" not in url for url in seen.requests[1:])
 
 
-def test_the_strip_shows_the_numbers_of_the_api(visit) -> None:  # type: ignore[no-untyped-def]
+def test_the_strip_shows_the_numbers_of_the_api(visit) -> None:
     """Each tile carries the exact value beside its readable text."""
     seen = visit()
     expect(seen.page.locator("#progress-text")).to_contain_text("Step 300 of 5,000")
@@ -62,7 +62,7 @@ def test_the_strip_shows_the_numbers_of_the_api(visit) -> None:  # type: ignore[
     expect(seen.page.locator("#tile-clipped data")).to_have_text("33 %")
 
 
-def test_the_charts_hold_the_run_s_curves(visit) -> None:  # type: ignore[no-untyped-def]
+def test_the_charts_hold_the_run_s_curves(visit) -> None:
     """Loss, smoothed loss and each group's learning rate are drawn as the history gives them."""
     seen = visit()
     history = seen.run.history(0, 2000)["optimizers"]["AdamW"]
@@ -76,20 +76,20 @@ def test_the_charts_hold_the_run_s_curves(visit) -> None:  # type: ignore[no-unt
     assert [trace["dash"] for trace in traces(seen, "gradient-norm") if trace["name"] == "clip threshold"] == ["dash"]
 
 
-def test_only_increments_are_asked_for(visit) -> None:  # type: ignore[no-untyped-def]
+def test_only_increments_are_asked_for(visit) -> None:
     """The second poll carries the cursor of the first, and what it brings is appended."""
     seen = visit()
     expect(seen.page.locator("#progress-text")).to_contain_text("Step 300 ")
     seen.run.advance(7)
     expect(seen.page.locator("#progress-text")).to_contain_text("Step 307 ")
-    assert [since for since, _ in seen.run.asked][0] == 0
+    assert seen.run.asked[0][0] == 0
     assert 0 not in [since for since, _ in seen.run.asked][1:]
     assert seen.run.asked[-1][0] in (300, 307)
     seen.until(LAST_STEP, 307)
     assert [trace["x"] for trace in traces(seen, "loss") if trace["name"] == "loss"] == [list(range(1, 308))]
 
 
-def test_events_are_listed_marked_and_lead_to_their_step(visit) -> None:  # type: ignore[no-untyped-def]
+def test_events_are_listed_marked_and_lead_to_their_step(visit) -> None:
     """A spike is in the list, on the loss chart, and on top while it lasts; its step zooms every chart."""
     run = PageRun(600)
     spike = run.publish("spike", "warning", "loss rose from 2.31 to 4.87", optimizer="AdamW", start_step=590)
@@ -109,7 +109,7 @@ def test_events_are_listed_marked_and_lead_to_their_step(visit) -> None:  # type
     expect(seen.page.locator("#notices")).to_be_empty()
 
 
-def test_the_list_of_events_can_be_narrowed(visit) -> None:  # type: ignore[no-untyped-def]
+def test_the_list_of_events_can_be_narrowed(visit) -> None:
     """Trouble leaves out what is information only."""
     run = PageRun()
     run.publish("outlier", "info", "one isolated point")
@@ -121,15 +121,16 @@ def test_the_list_of_events_can_be_narrowed(visit) -> None:  # type: ignore[no-u
     expect(page.locator("#events .event")).to_contain_text("no progress")
 
 
-def test_groups_that_coincide_share_a_line(visit) -> None:  # type: ignore[no-untyped-def]
-    """64 groups on three schedules are three lines, each named after its groups; a changed one shows its schedule dashed."""
+def test_groups_that_coincide_share_a_line(visit) -> None:
+    """64 groups on three curves are three lines, named after their groups; a changed one shows its schedule dashed."""
     run = PageRun(50)
 
     def with_many_groups(history: dict) -> dict:
         columns = history["optimizers"]["AdamW"]
         base = columns["lr"]["0"]["scheduled"]
         columns["lr"] = {
-            str(index): {"scheduled": base, "applied": [lr * (0.5 if index >= 60 else 1) for lr in base]} for index in range(64)
+            str(index): {"scheduled": base, "applied": [lr * (0.5 if index >= 60 else 1) for lr in base]}
+            for index in range(64)
         }
         columns["lr"]["7"] = {"scheduled": [lr * 2 for lr in base], "applied": [lr * 2 for lr in base]}
         return history
@@ -146,7 +147,7 @@ def test_groups_that_coincide_share_a_line(visit) -> None:  # type: ignore[no-un
     expect(seen.page.locator("#chart-learning-rate")).to_contain_text("Param groups on the same curve share a line.")
 
 
-def test_several_optimizers_are_chosen_by_name(visit) -> None:  # type: ignore[no-untyped-def]
+def test_several_optimizers_are_chosen_by_name(visit) -> None:
     """A GAN's two curves are kept apart: strip and charts follow the choice."""
     from dataclasses import replace
 
@@ -154,7 +155,9 @@ def test_several_optimizers_are_chosen_by_name(visit) -> None:  # type: ignore[n
 
     def two(snapshot: Snapshot) -> Snapshot:
         (only,) = snapshot.optimizers
-        return replace(snapshot, optimizers=(replace(only, key="generator", loss=1.25), replace(only, key="critic", loss=-7.5)))
+        return replace(
+            snapshot, optimizers=(replace(only, key="generator", loss=1.25), replace(only, key="critic", loss=-7.5))
+        )
 
     run.alter = two
     run.alter_history = lambda history: {
@@ -172,7 +175,7 @@ def test_several_optimizers_are_chosen_by_name(visit) -> None:  # type: ignore[n
     expect(seen.page.locator("#control .groups label")).to_have_count(5)
 
 
-def test_a_long_run_stays_small_in_the_page(visit) -> None:  # type: ignore[no-untyped-def]
+def test_a_long_run_stays_small_in_the_page(visit) -> None:
     """100,000 steps are drawn from a bounded number of points that still reach from the first to the last step."""
     run = PageRun(100_000)
     seen = visit(run)
@@ -185,7 +188,7 @@ def test_a_long_run_stays_small_in_the_page(visit) -> None:  # type: ignore[no-u
     assert len(traces(seen, "gradient-norm")[-1]["x"]) <= 3000
 
 
-def test_without_plotly_the_charts_are_tables(visit) -> None:  # type: ignore[no-untyped-def]
+def test_without_plotly_the_charts_are_tables(visit) -> None:
     """The script is an extra: without it every chart is a table of its newest points, and nothing else is lost."""
     seen = visit(has_plotly=False, expected=("404",))
     table = seen.page.get_by_role("region", name="Loss: table")
@@ -198,7 +201,7 @@ def test_without_plotly_the_charts_are_tables(visit) -> None:  # type: ignore[no
     expect(table.locator("tbody tr").first).to_contain_text("301")
 
 
-def test_each_chart_is_also_a_table_and_a_sentence(visit) -> None:  # type: ignore[no-untyped-def]
+def test_each_chart_is_also_a_table_and_a_sentence(visit) -> None:
     """A screen reader gets the summary as the chart's name, and anyone the table at the press of a button."""
     page = visit().page
     expect(page.locator(PLOTTED).first).to_be_attached()
@@ -208,7 +211,7 @@ def test_each_chart_is_also_a_table_and_a_sentence(visit) -> None:  # type: igno
     expect(page.locator("#chart-gradient-norm .plot")).to_be_hidden()
 
 
-def test_the_loss_can_be_seen_on_a_logarithmic_scale(visit) -> None:  # type: ignore[no-untyped-def]
+def test_the_loss_can_be_seen_on_a_logarithmic_scale(visit) -> None:
     """The switch is a toggle button that says its state."""
     page = visit().page
     expect(page.locator(PLOTTED).first).to_be_attached()
@@ -219,7 +222,7 @@ def test_the_loss_can_be_seen_on_a_logarithmic_scale(visit) -> None:  # type: ig
     assert page.locator("#chart-loss .plot").evaluate("plot => plot.layout.yaxis.type") == "log"
 
 
-def test_a_run_without_a_target_or_gpu_leaves_out_what_is_unknown(visit) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_without_a_target_or_gpu_leaves_out_what_is_unknown(visit) -> None:
     """No target: no bar and no ETA. No reading: a dash, never a zero."""
     from dataclasses import replace
 

@@ -11,10 +11,11 @@ from playwright.sync_api import expect
 from tests.browser.conftest import serve
 from tests.browser.page_run import PageRun
 
+LAST_STEP = "document.querySelector('#chart-loss .plot').data.find(({name}) => name === 'smoothed').x.at(-1)"
 OFFLINE = ("ERR_", "Failed to load resource")
 
 
-def test_a_loss_that_is_nan_is_shown_as_nan_and_alarms(visit) -> None:  # type: ignore[no-untyped-def]
+def test_a_loss_that_is_nan_is_shown_as_nan_and_alarms(visit) -> None:
     """Tile, notice, title and chart say it; nothing is smoothed away."""
     run = PageRun(1500)  # the fake run's loss is NaN at this step
     assert math.isnan(run.snapshot().optimizers[0].loss or 0)
@@ -33,7 +34,7 @@ def test_a_loss_that_is_nan_is_shown_as_nan_and_alarms(visit) -> None:  # type: 
 
 
 @pytest.mark.parametrize(("value", "text"), [(math.inf, "Inf"), (-math.inf, "−Inf"), (None, "–")])
-def test_infinite_and_unknown_losses_are_told_apart(visit, value: float | None, text: str) -> None:  # type: ignore[no-untyped-def]
+def test_infinite_and_unknown_losses_are_told_apart(visit, value: float | None, text: str) -> None:
     """Infinity alarms; a loss that nobody knows does not."""
     run = PageRun()
     run.alter_optimizer(loss=value)
@@ -45,7 +46,7 @@ def test_infinite_and_unknown_losses_are_told_apart(visit, value: float | None, 
 @pytest.mark.parametrize(
     ("state", "title"), [("finished", "Run finished"), ("failed", "Run failed"), ("interrupted", "Run interrupted")]
 )
-def test_the_end_of_a_run_stays_on_the_page(visit, state: str, title: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_end_of_a_run_stays_on_the_page(visit, state: str, title: str) -> None:
     """Its last state is shown as that, also after its server has gone; no stale mark then."""
     seen = visit(clock=True, expected=OFFLINE)
     expect(seen.page.locator("#state")).to_have_text("Running")
@@ -63,7 +64,7 @@ def test_the_end_of_a_run_stays_on_the_page(visit, state: str, title: str) -> No
     expect(seen.page.locator("#tile-loss data")).not_to_have_text("–")
 
 
-def lose(seen) -> None:  # type: ignore[no-untyped-def]
+def lose(seen) -> None:
     """Take the server away and let the page notice."""
     seen.server.stop()
     for _ in range(8):
@@ -72,14 +73,14 @@ def lose(seen) -> None:  # type: ignore[no-untyped-def]
     expect(seen.page.locator("#state")).to_have_text("No answer")
 
 
-def find_again(seen) -> None:  # type: ignore[no-untyped-def]
+def find_again(seen) -> None:
     """Let the page's longest pause between two tries pass."""
     for _ in range(17):
         seen.page.clock.run_for(1000)
         seen.page.wait_for_timeout(20)
 
 
-def test_silence_is_marked_and_ends_when_the_run_answers_again(visit) -> None:  # type: ignore[no-untyped-def]
+def test_silence_is_marked_and_ends_when_the_run_answers_again(visit) -> None:
     """The page keeps the last figures, says since when they are old, sends nothing, and goes on from its cursor."""
     seen = visit(clock=True, expected=OFFLINE)
     expect(seen.page.locator("#progress-text")).to_contain_text("Step 300 ")
@@ -99,7 +100,7 @@ def test_silence_is_marked_and_ends_when_the_run_answers_again(visit) -> None:  
         server.stop()
 
 
-def test_a_page_backs_off_from_a_run_that_does_not_answer(visit) -> None:  # type: ignore[no-untyped-def]
+def test_a_page_backs_off_from_a_run_that_does_not_answer(visit) -> None:
     """One try a second would be noise: the pauses double."""
     seen = visit(clock=True, expected=OFFLINE)
     expect(seen.page.locator("#state")).to_have_text("Running")
@@ -111,7 +112,7 @@ def test_a_page_backs_off_from_a_run_that_does_not_answer(visit) -> None:  # typ
     assert 1 <= len(seen.requests) - tries <= 5
 
 
-def test_another_run_on_the_same_port_starts_a_new_picture(visit) -> None:  # type: ignore[no-untyped-def]
+def test_another_run_on_the_same_port_starts_a_new_picture(visit) -> None:
     """A new run_id empties the curves and the list of events, and asks from the start."""
     seen = visit(clock=True, expected=OFFLINE)
     expect(seen.page.locator("#run-id")).to_have_text("fake-0a1b2c")
@@ -126,12 +127,12 @@ def test_another_run_on_the_same_port_starts_a_new_picture(visit) -> None:  # ty
         expect(seen.page.locator("#run-id")).to_have_text("fake-999999")
         assert other.asked[0][0] == 0
         expect(seen.page.locator("#events")).not_to_contain_text("of the old run")
-        seen.until("document.querySelector('#chart-loss .plot').data.find(({name}) => name === 'smoothed').x.at(-1)", 20)
+        seen.until(LAST_STEP, 20)
     finally:
         server.stop()
 
 
-def test_a_run_whose_steps_stop_shows_their_age(visit) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_whose_steps_stop_shows_their_age(visit) -> None:
     """The age ticks between answers and alarms once it exceeds the run's own limit."""
     run = PageRun()
     run.alter = lambda snapshot: replace(snapshot, last_step_time=snapshot.time - 700, stall_timeout=600.0)
@@ -140,7 +141,7 @@ def test_a_run_whose_steps_stop_shows_their_age(visit) -> None:  # type: ignore[
     expect(page.locator("#tile-last-step")).to_have_attribute("data-alarm", "critical")
 
 
-def test_a_session_that_is_over_asks_to_log_in(visit) -> None:  # type: ignore[no-untyped-def]
+def test_a_session_that_is_over_asks_to_log_in(visit) -> None:
     """Without its cookie the page shows the server's words and a way back in."""
     seen = visit(expected=("401", "404"))  # the login form has no icon
     expect(seen.page.locator("#state")).to_have_text("Running")
@@ -150,7 +151,7 @@ def test_a_session_that_is_over_asks_to_log_in(visit) -> None:  # type: ignore[n
     expect(seen.page.get_by_label("Token")).to_be_visible()
 
 
-def test_failures_of_the_monitor_itself_are_shown(visit) -> None:  # type: ignore[no-untyped-def]
+def test_failures_of_the_monitor_itself_are_shown(visit) -> None:
     """Errors of ours and lost steps stand on the overhead's tile."""
     run = PageRun()
     run.alter = lambda snapshot: replace(snapshot, errors={"recorder": 2, "server": 1}, dropped_steps=1234)

@@ -138,7 +138,7 @@ class ChartCard {
       font: { family: "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif", size: 12, color: theme.text },
       hoverlabel: { bgcolor: theme.surface, bordercolor: theme.line, font: { color: theme.text }, namelength: 40 },
       xaxis: { ...axis, ...xRange, type: spec.isTime ? "date" : "linear", separatethousands: true, nticks: 7, tickangle: 0, showgrid: false, ...(spec.isTime ? { fixedrange: true, tickangle: 0, nticks: 5 } : { hoverformat: ",d", tickformat: ",~r", unifiedhovertitle: { text: "step %{x:,d}" } }) },
-      yaxis: { ...axis, ...y, fixedrange: true, nticks: 6, ...(spec.range ? { range: spec.range } : {}), ...(spec.fromZero ? { rangemode: "tozero" } : {}) },
+      yaxis: { ...axis, ...y, fixedrange: true, nticks: 6, separatethousands: true, ...(spec.range ? { range: spec.range } : {}), ...(spec.fromZero ? { rangemode: "tozero" } : {}) },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     };
   }

@@ -93,7 +93,7 @@ export class EventList {
   #item(event) {
     const isOwn = event.kind === "control" || event.kind === "state";
     const onset = !isOwn && event.start_step < event.step ? `began at step ${integer(event.start_step)}` : "";
-    const ended = event.end_step === null ? "" : `ended at step ${integer(event.end_step)}`;
+    const ended = isOwn || event.end_step === null ? "" : `ended at step ${integer(event.end_step)}`;
     return h("li", { class: "event", "data-severity": event.severity, "data-kind": event.kind },
       icon(isOwn ? "control" : event.severity),
       h("div", { class: "what" },

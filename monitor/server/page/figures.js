@@ -162,8 +162,8 @@ function distinctGroups(series, rows) {
 }
 
 function groupLabel(indices, groups) {
-  const name = indices.length === 1 ? groups.find((group) => group.index === indices[0])?.name : null;
-  if (name) return `${indices[0]} ${name}`;
+  const names = indices.map((index) => groups.find((group) => group.index === index)?.name);
+  if (indices.length <= 3 && names.every(Boolean)) return indices.map((index, order) => `${index} ${names[order]}`).join(", ");
   return indices.length === 1 ? `group ${indices[0]}` : `groups ${ranges(indices)}`;
 }
 
@@ -233,14 +233,15 @@ export function stepTime({ series, rows, theme, events }) {
   if (!has(total) && !phases.length) return { empty: "No step time yet: it needs two steps." };
   const millis = (values) => values.map((value) => (Number.isFinite(value) ? value * 1e3 : null));
   const marks = eventMarks(events.filter((event) => /stall|slowdown/.test(event.kind)), steps, theme);
-  const areas = phases.map((phase, order) => ({
-    ...line(phase, steps, millis(times[phase]), theme.series[order], { width: 0.5, hover: "%{y:.3~g} ms" }),
-    stackgroup: "phases", fillcolor: transparent(theme.series[order], 0.55),
+  const colorOf = (phase) => theme.series[PHASES.indexOf(phase)];
+  const areas = phases.map((phase) => ({
+    ...line(phase, steps, millis(times[phase]), colorOf(phase), { width: 0.5, hover: "%{y:.3~g} ms" }),
+    stackgroup: "phases", fillcolor: transparent(colorOf(phase), 0.55),
   }));
   return {
     traces: [...areas, line("whole step", steps, millis(total), theme.text, { width: 1.2, hover: "%{y:.3~g} ms" }), ...marks.traces],
     shapes: marks.shapes,
-    legend: [...phases.map((phase, order) => legend(phase, theme.series[order], "area")), legend("whole step", theme.text)],
+    legend: [...phases.map((phase) => legend(phase, colorOf(phase), "area")), legend("whole step", theme.text)],
     summary: `Step time ${over(steps)}: last ${duration(total.at(-1))}; ` +
       `${phases.map((phase) => `${phase} ${duration(times[phase].at(-1))}`).join(", ")}.`,
     table: [column("Step", steps, integer), column("Whole step", total, duration),

@@ -68,10 +68,10 @@ export class Series {
     return true;
   }
 
-  /** Readings of the system come by time while the cursor counts steps: some may come twice. */
+  /** Leave out what came before: readings of the system go by time while the cursor counts steps, so some come twice. */
   #unseen(incoming) {
-    if (this.index !== "time" || !this.length) return incoming;
     const newest = this.get("time").at(-1);
+    if (newest === undefined) return incoming;
     const first = (incoming.get("time") ?? []).findIndex((time) => time > newest);
     return new Map([...incoming].map(([name, values]) => [name, first < 0 ? [] : values.slice(first)]));
   }
