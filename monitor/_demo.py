@@ -67,8 +67,11 @@ def keep_up(run: Run, wait: Any = None) -> None:
 
     access = Access(run, lambda room, error: on_error(error, room), Linger())
     app = create_app(access, Security(token=run.token), on_error=on_error)
-    port = int(run.url.rstrip("/").rpartition(":")[2])
-    with HttpServer(app, port=port, on_error=on_error) as server:
+    try:
+        server = HttpServer(app, port=int(run.url.rstrip("/").rpartition(":")[2]), on_error=on_error)
+    except OSError as error:
+        raise click.ClickException(f"the page cannot stay up: {error}") from error
+    with server:
         click.echo(f"\nThe run has {run.state}. Its page stays until Ctrl-C: {server.url}/?token={run.token}")
         try:
             (wait or _wait_for_ever)()

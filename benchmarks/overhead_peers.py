@@ -1,0 +1,241 @@
+"""One tracker, one process: the same training step with and without its logging, in alternating blocks; prints JSON.
+
+    python benchmarks/overhead_peers.py monitor --blocks 40
+
+Started by benchmarks/overhead.py, once per tracker. Each logs five scalars a step in the way of its own documentation:
+the loss, the learning rates of two param groups, the gradient norm and a figure of the user's own. ``monitor`` captures
+what it shows by itself, and that is more than these five.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+Log = Callable[[int, dict[str, float]], None]
+BLOCK_STEPS = 50
+WARM_UP_STEPS = 5
+
+
+class Job:
+    """A small but real training step: a perceptron on fixed random data, AdamW in two groups, a schedule, clipping."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        self.x, self.y = torch.randn(192, 256), torch.randint(10, (192,))
+        self.model = nn.Sequential(nn.Linear(256, 384), nn.ReLU(), nn.Linear(384, 384), nn.ReLU(), nn.Linear(384, 10))
+        groups = [{"params": [p for p in self.model.parameters() if (p.ndim > 1) is wide]} for wide in (True, False)]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0 / (1 + step / 1e5))
+
+    def step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = nn.functional.cross_entropy(self.model(self.x), self.y)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return loss, norm
+
+    def scalars(self, step: int, loss: torch.Tensor, norm: torch.Tensor) -> dict[str, float]:
+        first, second = (group["lr"] for group in self.optimizer.param_groups)
+        return {
+            "loss": loss.item(),
+            "lr_0": first,
+            "lr_1": second,
+            "gradient_norm": norm.item(),
+            "progress": step / 1e6,
+        }
+
+
+def csv_log(folder: Path) -> Log:
+    file = open(folder / "log.csv", "w", newline="")  # noqa: SIM115 - open as long as the process
+    writer = csv.writer(file)
+    return lambda step, values: writer.writerow([step, *values.values()]) and None
+
+
+def prometheus_log(_: Path) -> Log:
+    from prometheus_client import CollectorRegistry, Gauge
+
+    registry = CollectorRegistry()
+    loss = Gauge("loss", "loss", ["run_id"], registry=registry)
+    lr = Gauge("lr", "lr", ["run_id", "group"], registry=registry)
+    norm = Gauge("gradient_norm", "gradient norm", ["run_id"], registry=registry)
+    progress = Gauge("progress", "progress", ["run_id"], registry=registry)
+
+    def log(_: int, values: dict[str, float]) -> None:
+        loss.labels("a").set(values["loss"])
+        lr.labels("a", "0").set(values["lr_0"])
+        lr.labels("a", "1").set(values["lr_1"])
+        norm.labels("a").set(values["gradient_norm"])
+        progress.labels("a").set(values["progress"])
+
+    return log
+
+
+def tensorboard_log(folder: Path) -> Log:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder))
+
+    def log(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+    return log
+
+
+def trackio_log(folder: Path) -> Log:
+    os.environ["TRACKIO_DIR"] = str(folder)
+    import trackio
+
+    trackio.init(project="overhead")
+    return lambda _, values: trackio.log(values)
+
+
+def wandb_log(folder: Path) -> Log:
+    os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DIR=str(folder))
+    import wandb
+
+    run = wandb.init(project="overhead")
+    return lambda step, values: run.log(values, step=step)
+
+
+def aim_log(folder: Path) -> Log:
+    import aim
+
+    run = aim.Run(repo=str(folder), system_tracking_interval=None, log_system_params=False)
+
+    def log(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            run.track(value, name=name, step=step)
+
+    return log
+
+
+def mlflow_log(folder: Path) -> Log:
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.start_run()
+    return lambda step, values: mlflow.log_metrics(values, step=step)
+
+
+LOGS: dict[str, tuple[str, Callable[[Path], Log]]] = {
+    "prometheus": ("prometheus_client", prometheus_log),
+    "csv": ("", csv_log),
+    "trackio": ("trackio", trackio_log),
+    "tensorboard": ("tensorboard", tensorboard_log),
+    "wandb": ("wandb", wandb_log),
+    "aim": ("aim", aim_log),
+    "mlflow": ("mlflow", mlflow_log),
+}
+
+
+class Blocks:
+    """The times of the steps of many short blocks, with and without, one after the other."""
+
+    def __init__(self) -> None:
+        self.times: dict[bool, list[list[float]]] = {True: [], False: []}
+        self.cpu: dict[bool, list[float]] = {True: [], False: []}
+
+    def run(self, is_with: bool, one_step: Callable[[], Any], num_steps: int, warm_up: int = WARM_UP_STEPS) -> None:
+        for _ in range(warm_up):
+            one_step()
+        cpu, times = tree_cpu_seconds(), []
+        for _ in range(num_steps):
+            started = time.perf_counter()
+            one_step()
+            times.append(time.perf_counter() - started)
+        self.cpu[is_with].append((tree_cpu_seconds() - cpu) / num_steps)
+        self.times[is_with].append(times)
+
+    def result(self) -> dict[str, float]:
+        """Seconds per step. The added median is the median over the pairs of blocks: drift of the machine cancels."""
+        medians = {key: [statistics.median(block) for block in blocks] for key, blocks in self.times.items()}
+        every = {key: sorted(t for block in blocks for t in block) for key, blocks in self.times.items()}
+        p99 = {key: times[int(0.99 * (len(times) - 1))] for key, times in every.items()}
+        pairs = list(zip(medians[True], medians[False], strict=True))
+        cpu = [with_ - without for with_, without in zip(self.cpu[True], self.cpu[False], strict=True)]
+        return {
+            "step": statistics.median(medians[False]),
+            "added_median": statistics.median(a - b for a, b in pairs),
+            "added_p99": p99[True] - p99[False],
+            "added_cpu": statistics.median(cpu),
+            "ratio": statistics.median(a / b for a, b in pairs),
+        }
+
+
+def tree_cpu_seconds() -> float:
+    """CPU seconds of this process, its threads, and its children (services of a tracker)."""
+    me = psutil.Process()
+    total = 0.0
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # a child that has just ended
+            total += sum(process.cpu_times()[:2])
+    return total
+
+
+def measure(name: str, num_blocks: int, folder: Path) -> dict[str, Any]:
+    job, blocks, count = Job(), Blocks(), 0
+    log = None if name == "monitor" else LOGS[name][1](folder)
+
+    def bare() -> None:
+        job.step()
+
+    def logged() -> None:
+        nonlocal count
+        count += 1
+        assert log is not None
+        log(count, job.scalars(count, *job.step()))
+
+    for _ in range(num_blocks):
+        blocks.run(False, bare, BLOCK_STEPS)
+        if name == "monitor":
+            import monitor
+
+            with monitor.attach(job.optimizer, job.scheduler, directory=str(folder), port=0):
+                blocks.run(True, bare, BLOCK_STEPS)
+        else:
+            blocks.run(True, logged, BLOCK_STEPS)
+    distribution = "training-monitor" if name == "monitor" else LOGS[name][0]
+    try:
+        found = version(distribution) if distribution else ""
+    except Exception:
+        found = ""
+    return {"name": name, "version": found, **blocks.result()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=["monitor", *LOGS])
+    parser.add_argument("--blocks", type=int, default=40, help="pairs of blocks (default: %(default)s)")
+    args = parser.parse_args()
+    # Some trackers print to stdout what they like: the result goes to the real one, all else to stderr.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        out.write(json.dumps(measure(args.name, args.blocks, Path(folder))) + "\n")
+        out.flush()
+        sys.stderr.flush()
+        os._exit(0)  # no tracker's farewell is measured here, nor waited for
+
+
+if __name__ == "__main__":
+    main()
