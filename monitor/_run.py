@@ -191,7 +191,13 @@ class Run:
         access = Access(self, self._failures.note, self._linger)
         app = create_app(
             access,
-            Security(token=self.token, read_token=s.read_token, protect_metrics=s.protect_metrics, bind_host=s.host),
+            Security(
+                token=self.token,
+                read_token=s.read_token,
+                protect_metrics=s.protect_metrics,
+                bind_host=s.host,
+                hosts=s.hosts,
+            ),
             on_error=lambda e: self._failures.note("server", e),
         )
         try:

@@ -44,6 +44,12 @@ class Settings:
         default=None, metadata={"doc": "CA that client certificates must come from (PEM)."}
     )
     protect_metrics: bool = field(default=False, metadata={"doc": "Ask for the token at /metrics and /healthz too."})
+    hosts: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "doc": "Further Host headers to serve, such as a reverse proxy's; comma-separated in the environment."
+        },
+    )
     serve: bool = field(default=True, metadata={"doc": "Serve HTTP at all."})
     directory: str | None = field(
         default=None,
@@ -105,6 +111,8 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -
         ValueError, TypeError: as :class:`Settings`; for an environment variable the message names it.
     """
     values = {k: v for k, v in given.items() if v is not None}
+    if isinstance(values.get("hosts"), list):
+        values["hosts"] = tuple(values["hosts"])
     for f in fields(Settings):
         text = environ.get(variable_of(f.name), "")
         if f.name not in values and text:
@@ -141,6 +149,8 @@ def _parse(name: str, type_: str, text: str) -> Any:
             return int(text)
         if type_.startswith("float"):
             return float(text)
+        if type_.startswith("tuple"):
+            return tuple(part.strip() for part in text.split(",") if part.strip())
     except (KeyError, ValueError):
         raise ValueError(f"{variable_of(name)}={text!r} is not a valid {type_.split(' ')[0]} for {name}") from None
     return text
@@ -187,6 +197,11 @@ def _text(name: str, value: Any) -> None:
         raise ValueError(f"{name} must not be empty; leave it out for the default")
 
 
+def _names(name: str, value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(one, str) and one for one in value):
+        raise TypeError(f"{name} must be a tuple of host names, got {value!r}")
+
+
 def _token(name: str, value: Any) -> None:
     _text(name, value)
     if value is None:
@@ -220,6 +235,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "keyfile": _file,
     "client_cafile": _file,
     "protect_metrics": _flag,
+    "hosts": _names,
     "serve": _flag,
     "directory": _text,
     "gradient_norm": _gradient_norm,
