@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +13,7 @@ import pytest
 
 from monitor.server import HttpServer, Security, create_app
 from tests.browser.page_run import PageRun
+from tests.requirements import need, need_module
 from tests.server.fake_run import READ_TOKEN, TOKEN
 
 ARGUMENTS = [
@@ -28,29 +27,13 @@ ARGUMENTS = [
 ]
 
 
-def missing(what: str) -> None:
-    """Skip where a part from outside is missing, but never where everything has to be there."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is missing, and CI=true wants every test to run")
-    pytest.skip(f"{what} is missing")
-
-
-def find_chromium() -> str | None:
-    """Return the browser to test with: $CHROMIUM, or one that is installed."""
-    found = (os.environ.get("CHROMIUM"), "/usr/bin/chromium", shutil.which("chromium"), shutil.which("google-chrome"))
-    return next((path for path in found if path and Path(path).is_file()), None)
-
-
 @pytest.fixture(scope="package")
 def chromium():
     """One browser for all of these tests; each test gets a profile of its own."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("playwright")
-    path = find_chromium()
-    if path is None:
-        missing("chromium")
+    need_module("playwright")
+    path = os.environ.get("CHROMIUM") or need("chromium")
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser

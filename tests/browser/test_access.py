@@ -6,10 +6,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from playwright.sync_api import expect
 
-from tests.browser.conftest import missing
+from tests.browser.expecting import expect
 from tests.browser.page_run import PageRun
+from tests.requirements import need_module
 
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>&amp;<b>bold</b>'
 PLOTTED = "#chart-loss .js-plotly-plot .scatterlayer .trace"
@@ -92,10 +92,9 @@ def test_text_from_the_run_stays_text(visit) -> None:
 )
 def test_axe_finds_nothing_serious(visit, color_scheme: str, has_dialog: bool) -> None:
     """The accessibility engine of Deque finds no violation of WCAG 2.2 A and AA, of any impact."""
-    try:
-        from axe_playwright_python.sync_playwright import Axe
-    except ImportError:
-        missing("axe-playwright-python")
+    need_module("axe_playwright_python")
+    from axe_playwright_python.sync_playwright import Axe
+
     run = PageRun(900)
     run.publish("divergence", "critical", "loss has left its level")
     page = visit(run, color_scheme=color_scheme).page

@@ -6,9 +6,9 @@ import threading
 from dataclasses import replace
 
 import pytest
-from playwright.sync_api import expect
 
 from monitor._errors import CommandRefusedError
+from tests.browser.expecting import expect
 from tests.browser.page_run import PageRun
 from tests.server.fake_run import READ_TOKEN
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from playwright.sync_api import expect
-
 from monitor._records import Snapshot
+from tests.browser.expecting import expect
 from tests.browser.page_run import PageRun
 from tests.server.fake_run import TOKEN
 

@@ -6,9 +6,9 @@ import math
 from dataclasses import replace
 
 import pytest
-from playwright.sync_api import expect
 
 from tests.browser.conftest import serve
+from tests.browser.expecting import expect
 from tests.browser.page_run import PageRun
 
 LAST_STEP = "document.querySelector('#chart-loss .plot').data.find(({name}) => name === 'smoothed').x.at(-1)"

@@ -131,14 +131,14 @@ class ChartCard {
     const axis = { gridcolor: theme.grid, linecolor: theme.line, zeroline: false, tickfont: { size: 11, color: theme.muted }, automargin: true };
     const steps = this.view.series.get("step");
     const xRange = spec.isTime ? { autorange: true } : { range: zoom ? [...zoom] : [steps[0], Math.max(steps.at(-1), steps[0] + 1)], autorange: false };
-    const y = this.isLog && spec.hasLog ? { type: "log", exponentformat: spec.exponent ?? "power", dtick: null } : { type: "linear", exponentformat: spec.exponent ?? "none" };
+    const y = this.isLog && spec.hasLog ? { type: "log", exponentformat: spec.exponent ?? "power", nticks: 5 } : { type: "linear", exponentformat: spec.exponent ?? "none" };
     return {
       margin: { l: 44, r: 10, t: 12, b: 24 }, autosize: true, showlegend: false, hovermode: "x unified", dragmode: "zoom",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", shapes: figure.shapes,
       font: { family: "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif", size: 12, color: theme.text },
       hoverlabel: { bgcolor: theme.surface, bordercolor: theme.line, font: { color: theme.text }, namelength: 40 },
       xaxis: { ...axis, ...xRange, type: spec.isTime ? "date" : "linear", separatethousands: true, nticks: 7, tickangle: 0, showgrid: false, ...(spec.isTime ? { fixedrange: true, tickangle: 0, nticks: 5 } : { hoverformat: ",d", tickformat: ",~r", unifiedhovertitle: { text: "step %{x:,d}" } }) },
-      yaxis: { ...axis, ...y, fixedrange: true, nticks: 6, separatethousands: true, ...(spec.range ? { range: spec.range } : {}), ...(spec.fromZero ? { rangemode: "tozero" } : {}) },
+      yaxis: { ...axis, nticks: 6, ...y, fixedrange: true, separatethousands: true, ...(spec.range ? { range: spec.range } : {}), ...(spec.fromZero ? { rangemode: "tozero" } : {}) },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     };
   }
