@@ -31,11 +31,10 @@ class BinSettings:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """A closed bin: ``count`` records seen until its end, its median, its noise (1.48 x median absolute deviation)."""
+    """A closed bin: ``count`` records seen until its end, its median, the step of its first record."""
 
     count: int
     median: float
-    noise: float
     first_step: int
 
 
@@ -63,10 +62,9 @@ class LogBins:
     def _close(self, value: float) -> Bin:
         values = self._values or [value]
         median = statistics.median(values)
-        noise = statistics.median([abs(x - median) for x in values]) * 1.4826
         first_step = self._first_step
         assert first_step is not None
-        closed = Bin(self.count, median, noise, first_step)
+        closed = Bin(self.count, median, first_step)
         self._values, self._first_step = [], None
         self._edge = max(self.count + 1, math.ceil(self._edge * self._factor))
         self._stride = max(1, (self._edge - self.count) // _MOST_KEPT)

@@ -89,7 +89,6 @@ class DivergenceDetector(Detector):
         "_best",
         "_lost",
         "_lost_since",
-        "_noise",
         "_block",
         "_scale",
         "_scale_at_onset",
@@ -118,7 +117,6 @@ class DivergenceDetector(Detector):
         self._count = 0
         self._start_value: float | None = None
         self._best: float | None = None
-        self._noise = 0.0
         self._lost = 0
         self._lost_since: int | None = None
 
@@ -205,13 +203,12 @@ class DivergenceDetector(Detector):
         if self._best is None or self._start_value is None:
             # Never above the first record: a run that blows up at once and comes down again has learned nothing.
             first = closed.median if self._start_value is None else min(self._start_value, closed.median)
-            self._start_value, self._best, self._noise = first, first, closed.noise
+            self._start_value, self._best = first, first
             return
         if closed.count > self.settings.early:
             self._best = min(self._best, closed.median)
-        self._noise += (closed.noise - self._noise) / 6
         progress = self._start_value - self._best
-        has_learned = progress > self.settings.learned * self._noise
+        has_learned = progress > self.settings.learned * self._rise.level.scale
         if has_learned and closed.median - self._best > self.settings.lost_share * progress and closed.count > 24:
             if self._lost == 0:
                 self._lost_since = closed.first_step
@@ -224,7 +221,7 @@ class DivergenceDetector(Detector):
         assert self._lost_since is not None
         progress = self._start_value - self._best
         self._limit = self._best + self.settings.lost_share * progress
-        self._candidate = [self._lost_since, None, self._best, self._noise, self._rise.level.count]
+        self._candidate = [self._lost_since, None, self._best, self._rise.level.scale, self._rise.level.count]
         ordered = sorted(self._recent)
         return self._raise(step, self._lost_since, None, self._best, ordered[len(ordered) // 2], None, loss)
 

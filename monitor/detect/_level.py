@@ -44,7 +44,7 @@ class LevelSettings:
     """
 
     rise_memory: float = 24.0
-    fall_memory: float = 12.0
+    fall_memory: float = 10.0
     scale_memory: float = 64.0
     youth: float = 4.0
     clip: float = 3.0
