@@ -36,6 +36,10 @@ class LastingRiseDetector(Detector):
     def _value(self, step: Step) -> float | None:
         raise NotImplementedError
 
+    def _has_lasted(self, step: Step) -> bool:
+        """Tell whether the rise, which has stood for enough records, has also stood for long enough."""
+        return True
+
     def _message(self, before: float, now: float, step: int) -> str:
         raise NotImplementedError
 
@@ -69,7 +73,8 @@ class LastingRiseDetector(Detector):
             if self._open is None:
                 return None
             return self._end(step.global_step, f"{self.kind} over: back at {math.exp(median):.3g}")
-        if self._open is not None or is_muted or self._above < self._patience:
+        has_lasted = self._has_lasted(step)
+        if self._open is not None or is_muted or self._above < self._patience or not has_lasted:
             return None
         before, now = math.exp(level), math.exp(median)
         message = self._message(before, now, start)

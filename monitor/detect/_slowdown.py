@@ -20,6 +20,8 @@ class SlowdownSettings:
             machine.
         back_ratio: the same, below which it is over.
         records: records that the median must stand above; 32.
+        least_seconds: time that it must stand as well; 30: a neighbour's compile job is over by then, and steps of a
+            millisecond would else report every hiccup of the machine.
         median: records whose median is compared.
         least_scale: smallest deviation of the step time, as a ratio; 0.05, as steps of one GPU are equal within 1 %.
     """
@@ -27,11 +29,12 @@ class SlowdownSettings:
     ratio: float = 1.3
     back_ratio: float = 1.15
     records: int = 32
+    least_seconds: float = 30.0
     median: int = 15
     least_scale: float = 0.05
 
     def __post_init__(self) -> None:
-        require(self, ratio=(1.01, 1e6), back_ratio=(1, 1e6), least_scale=(1e-6, 1))
+        require(self, ratio=(1.01, 1e6), back_ratio=(1, 1e6), least_scale=(1e-6, 1), least_seconds=(0, 1e9))
         require_whole(self, records=(1, 10**6), median=(1, 101))
         if self.back_ratio > self.ratio:
             raise ValueError(
@@ -44,6 +47,7 @@ class SlowdownDetector(LastingRiseDetector):
     back."""
 
     kind = "slowdown"
+    state_names = (*LastingRiseDetector.state_names, "_seconds")
 
     def __init__(self, settings: SlowdownSettings | None = None) -> None:
         self.settings = settings or SlowdownSettings()
@@ -55,6 +59,12 @@ class SlowdownDetector(LastingRiseDetector):
             self.settings.median,
             RiseSettings(level=level),
         )
+        self._seconds = 0.0
+
+    def _has_lasted(self, step: Step) -> bool:
+        """Add up the time above: pauses and breaks between sessions do not count, steps do."""
+        self._seconds = self._seconds + (step.duration or 0.0) if self._above else 0.0
+        return self._seconds >= self.settings.least_seconds
 
     def _value(self, step: Step) -> float | None:
         return positive(step.duration)
