@@ -265,13 +265,13 @@ class Run:
             for probe in self._probes:
                 last.callback(self._contain, "probe", probe.close)
             self._boundary.is_closed = True
-            self._boundary.wake()
+            self._contain("control", self._boundary.wake)
             self._contain("control", self._commands.close)
             self._contain("control", self._warn_of_factors)
 
     def _publish_end(self, state: State, end: float) -> None:
-        self._post_state(state, f"run {self.id} {state} at step {self.step}")
         self._recorder.set_state(state, end)
+        self._post_state(state, f"run {self.id} {state} at step {self.step}")
 
     def _finish_folder(self, state: State, end: float) -> None:
         if self._folder is not None:
@@ -446,7 +446,7 @@ class Run:
         return {
             "version": 1,
             "step": self.step,
-            "best": self._recorder.best(),
+            "smoothing": self._recorder.smoothing(),
             "detectors": self._detection.state_dict(),
         }
 
@@ -456,14 +456,14 @@ class Run:
         Raises:
             ValueError: for what state_dict did not make.
         """
-        if state.get("version") != 1 or not {"step", "best", "detectors"} <= set(state):
+        if state.get("version") != 1 or not {"step", "smoothing", "detectors"} <= set(state):
             raise ValueError(f"this is not what run.state_dict() returns: it has the keys {sorted(map(str, state))}")
         try:
             self._detection.load_state_dict(state["detectors"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"the saved state of the detectors cannot be read: {error!r}") from error
         self._tape.base_step = int(state["step"]) - self._probes[0].number
-        self._recorder.load_best(state["best"])
+        self._recorder.load_smoothing(state["smoothing"])
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything recorded so far is in :meth:`snapshot`; False if that took longer than ``timeout``

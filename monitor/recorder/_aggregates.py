@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from monitor._records import PHASES, Histogram, OptimizerSnapshot, Step
 
@@ -83,6 +84,15 @@ class OptimizerAggregate:
     def amend_loss(self, loss: float) -> None:
         """Replace the loss of the last step on display: it was logged after the step had been digested."""
         self.loss = loss
+
+    def smoothing(self) -> dict[str, Any]:
+        """Return the smoothed loss and its best, as plain values."""
+        return {"ema": self._ema_raw, "weight": self._ema_weight, "best": self.best, "best_step": self.best_step}
+
+    def load_smoothing(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier session's smoothed loss."""
+        self._ema_raw, self._ema_weight = float(state["ema"]), float(state["weight"])
+        self.best, self.best_step = state["best"], state["best_step"]
 
     def _add_loss(self, loss: float, step: int) -> None:
         self.loss = loss

@@ -154,19 +154,23 @@ class Recorder:
 
     def run_once(self, releases_held: bool = True) -> None:
         """Make one round: drain, digest, publish. Failures are contained record by record."""
+        self._contained(self._drain)
+        if releases_held:
+            for key in list(self._held):
+                self._contained(self._digest_step, self._held.pop(key))
+        while self._inbox:
+            self._contained(self._add_event, self._inbox.popleft())
+        self._contained(lambda: self._on_tick(self._clock()))
         try:
-            offset = self._clock() - self._counter()
-            for record in self._source.drain(offset):
-                self._contained(self._digest, record)
-            if releases_held:
-                for key in list(self._held):
-                    self._contained(self._digest_step, self._held.pop(key))
-            while self._inbox:
-                self._contained(self._add_event, self._inbox.popleft())
-            self._contained(self._on_tick, self._clock())
             self._snapshot = self._build()
         except Exception as error:  # noqa: BLE001
             self._on_error("recorder", error)
+            if self._end_time is not None:  # whatever else is not known: that the run has ended is
+                self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
+
+    def _drain(self) -> None:
+        for record in self._source.drain(self._clock() - self._counter()):
+            self._contained(self._digest, record)
 
     def _contained(self, function: Callable[..., None], *args: Any) -> None:
         try:
@@ -286,19 +290,15 @@ class Recorder:
             dropped_steps=self._source.num_dropped,
         )
 
-    def best(self) -> dict[str, tuple[float, int]]:
-        """Return the lowest smoothed loss and its step, by optimizer."""
-        return {
-            key: (a.best, a.best_step)
-            for key, a in self._aggregates.items()
-            if a.best is not None and a.best_step is not None
-        }
+    def smoothing(self) -> dict[str, dict[str, Any]]:
+        """Return the smoothed loss of each optimizer and its best, as plain values."""
+        return {key: a.smoothing() for key, a in self._aggregates.items()}
 
-    def load_best(self, best: Mapping[str, tuple[float, int]]) -> None:
-        """Go on from the best of an earlier session."""
-        for key, (loss, step) in best.items():
-            if key in self._aggregates:
-                self._aggregates[key].best, self._aggregates[key].best_step = float(loss), int(step)
+    def load_smoothing(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Go on from the smoothed losses of an earlier session."""
+        for key, aggregate in self._aggregates.items():
+            if key in state:
+                aggregate.load_smoothing(state[key])
 
     def time_of(self, step: int) -> float:
         """Return the Unix time of a step, or of the first one kept after it; 0 before the run's first step."""
