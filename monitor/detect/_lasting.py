@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from monitor._records import Event, Step
 from monitor.detect._detector import Detector
@@ -20,7 +20,7 @@ class LastingRiseDetector(Detector):
     Works on the logarithm, so that the unit does not matter. Subclasses name the value and the message.
     """
 
-    state_names = ("_recent", "_candidate", "_above")
+    state_names: ClassVar[tuple[str, ...]] = ("_recent", "_candidate", "_above")
 
     def __init__(self, ratio: float, back_ratio: float, patience: int, median: int, rise: RiseSettings) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class LastingRiseDetector(Detector):
     def _value(self, step: Step) -> float | None:
         raise NotImplementedError
 
-    def _has_lasted(self, step: Step) -> bool:
+    def _has_lasted(self, step: Step) -> bool:  # noqa: ARG002
         """Tell whether the rise, which has stood for enough records, has also stood for long enough."""
         return True
 
