@@ -79,6 +79,7 @@ def test_one_poisoned_batch_is_an_outlier() -> None:
             task.opt.zero_grad()
 
     events = events_of(train)
+    events = [e for e in events if e.kind != "clipping_saturated"]  # which is true here, and said
     assert kinds(events) == {"outlier"}
     assert {e.severity for e in events} == {"info"}
     assert BAD in [e.start_step for e in events]
