@@ -1,0 +1,80 @@
+"""The documentation is run: what it shows works, what it lists is complete, where it points exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.requirements import need_module
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+BLOCKS = [
+    pytest.param(match[1], match[2], id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, match in enumerate(BLOCK.finditer(page.read_text(encoding="utf-8")), start=1)
+]
+
+
+@pytest.mark.parametrize(("language", "code"), BLOCKS)
+def test_what_is_marked_runs(language: str, code: str, tmp_path: Path) -> None:
+    """Every block that follows the mark <!-- run --> runs by itself and succeeds."""
+    assert language in ("python", "sh"), f"{language} cannot be run here; mark python and sh only"
+    if "examples/" in code:
+        need_module("sklearn")
+        (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "bin").mkdir()
+    for name, words in (("python", ""), ("monitor", " -m monitor")):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        program.chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]]),
+        "PYTHONPATH": str(ROOT),
+        "MONITOR_PORT": "0",
+    }
+    words = [sys.executable, "-c", code] if language == "python" else ["bash", "-euo", "pipefail", "-c", code]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_the_front_page_shows_a_run() -> None:
+    """README has a marked block, so that the first thing a reader tries is known to work."""
+    assert BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [("settings.md", ["docs/make_settings.py"]), ("metrics.md", ["-m", "monitor.export", "--docs"])],
+)
+def test_every_setting_and_every_metric_is_listed(page: str, words: list[str]) -> None:
+    """The generated pages are what their generators make of the code as it is."""
+    made = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == made, (
+        f"make docs/{page} anew: python {' '.join(words)}"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """A link to a file of the repository names one that is there."""
+    found = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [link for link in found if not (page.parent / link).exists()] == []
+
+
+def test_every_command_is_named_in_the_documentation() -> None:
+    """README or a page of docs names each command of the command line."""
+    from monitor.cli import main
+
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    commands = main.list_commands(None)  # type: ignore[arg-type]
+    assert [name for name in commands if f"monitor {name}" not in text and f"`{name}`" not in text] == []

@@ -1,0 +1,103 @@
+"""The examples run as a user runs them, and are the same training with the monitor and without."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monitor._folder import list_runs
+from tests.requirements import need_module
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+STEPS = {"char_gpt": 3, "digits": 24, "gan": 20}
+
+
+def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    if name != "char_gpt":
+        need_module("sklearn")
+    environment = {**os.environ, "MONITOR_PORT": "0", "PYTHONWARNINGS": "error::UserWarning"}
+    words = (sys.executable, str(EXAMPLES / f"{name}.py"), "--steps", str(STEPS[name]), *words)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_monitor_changes_no_figure(name: str) -> None:
+    """An example prints the same with the monitor and without, to the last digit and the last letter."""
+    watched, alone = run(name), run(name, "--no-monitor")
+    assert watched.stdout == alone.stdout
+    assert watched.stdout.count("step") >= 1
+    assert "live page: http://127.0.0.1:" in watched.stderr
+    assert alone.stderr == ""
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_run_is_known_with_all_its_steps(name: str) -> None:
+    """The run that an example leaves behind has finished, with every step and a loss for each optimizer."""
+    run(name)
+    (known,) = list_runs()
+    final = known.read_final()
+    assert final is not None
+    assert (known.name, known.state, final["target_steps"]) == (name, "finished", STEPS[name])
+    for optimizer in final["optimizers"]:
+        assert optimizer["steps"] == STEPS[name]
+        assert isinstance(optimizer["loss"], float)
+    assert final["errors"] == {}
+    expected = ["generator", "discriminator"] if name == "gan" else ["AdamW"]
+    assert [optimizer["key"] for optimizer in final["optimizers"]] == expected
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_attach_is_the_only_call_of_the_monitor(name: str) -> None:
+    """An example calls `monitor.attach` once, in a `with`, and nothing else of the package."""
+    tree = ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"))
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert [call for call in calls if call.startswith("monitor.")] == ["monitor.attach"]
+    items = [item for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items]
+    assert len([item for item in items if ast.unparse(item).startswith("monitor.attach(")]) == 1
+
+
+def test_the_demo_is_the_example(tmp_path: Path) -> None:
+    """`monitor demo --exit` trains examples/char_gpt.py and ends with it."""
+    words = [sys.executable, "-m", "monitor", "demo", "--steps", "3", "--port", "0", "--exit"]
+    root = str(EXAMPLES.parent)
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "--- a sample ---" in done.stdout
+    assert [(known.name, known.state) for known in list_runs()] == [("char_gpt", "finished")]
+
+
+def test_the_page_of_the_demo_stays_until_it_is_ended() -> None:
+    """After its end a run is served where it was, finished, until the wait ends; then the port is free."""
+    import torch
+
+    import monitor
+    from monitor._client import Client, NoAnswerError
+    from monitor._demo import keep_up
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with monitor.attach(optimizer, name="kept", port=0) as run:
+        weight.sum().backward()
+        optimizer.step()
+    client = Client(str(run.url), run.token)
+    with pytest.raises(NoAnswerError):
+        client.get("/run")
+    seen = []
+
+    def look() -> None:
+        seen.append(client.get("/run"))
+        raise KeyboardInterrupt
+
+    keep_up(run, wait=look)
+    assert (seen[0]["run"]["run_id"], seen[0]["state"]) == (run.id, "finished")
+    assert seen[0]["optimizers"][0]["steps"] == 1
+    with pytest.raises(NoAnswerError):
+        client.get("/run")
