@@ -1,0 +1,304 @@
+"""An exception inside any function of ours leaves the training as it would be without a monitor."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import pytest
+import torch
+
+import monitor
+import monitor.control
+import monitor.detect
+import monitor.probe
+import monitor.recorder
+from monitor.detect import Detector
+from tests.faults.injection import Fault, InjectedError, faults_in
+from tests.faults.loops import (
+    assert_same,
+    everything,
+    make_batches,
+    make_model,
+    train_plainly,
+    unwatched,
+    watch,
+    weights_of,
+)
+
+# Called by a patch or a hook directly: each must contain whatever happens inside it, as a test below checks.
+CONTAINERS = {
+    "monitor.probe._patches._begin_backward",
+    "monitor.probe._patches._end_backward",
+    "monitor.probe._patches._note_scaler",
+    "monitor.probe._patches._begin_data",
+    "monitor.probe._patches._end_data",
+    "monitor.probe._patches._set_clipping",
+    "monitor.probe._patches._is_clipping",
+    "monitor.probe._patches._measure_before",
+    "monitor.probe._patches._note_norm_clip",
+    "monitor.probe._patches._note_value_clip",
+    "monitor.probe._patches._abandon",
+    "monitor.probe._steps.StepProbe.on_skipped",
+    "monitor.probe._steps.StepProbe.on_zero_grad",
+    "monitor.recorder._recorder.Recorder.run_once",
+    "monitor.recorder._recorder.Recorder._contained",
+}
+REASONS = {
+    "puts patches and hooks in": {
+        *(
+            "monitor.probe._patches." + n
+            for n in ("add", "_install", "_set", "_swap", "_wearing", "inner_cell", "guard")
+        ),
+        *("monitor.probe._patches." + n for n in ("_backward", "_zero_grad", "_scale", "_scaler_step", "_next")),
+        *(
+            "monitor.probe._patches." + n
+            for n in ("_clip_norm", "_clip_with_norm", "_clip_value", "skipped", "untraced")
+        ),
+        *("monitor.probe._compilation." + n for n in ("skipped", "untraced", "_mark")),
+        *("monitor.probe._steps." + n for n in ("untraced", "_num_steps", "StepProbe.open", "StepProbe._make_hooks")),
+    },
+    "takes them out": {
+        "monitor.probe._patches.remove",
+        "monitor.probe._patches._uninstall",
+        "monitor.probe._patches._after_fork_in_child",
+        "monitor.probe._steps.StepProbe.close",
+        "monitor.probe._steps.StepProbe._is_between_steps",
+        "monitor.probe._steps._remove_hook",
+        "monitor.probe._steps._nothing",
+    },
+    "reads the user's own iterable, whose exceptions are the user's": {"monitor.probe._patches._as_list"},
+    "hands a failure on": {"monitor.probe._patches._report"},
+    "needs a device; tests/faults/test_values.py shows it on memory of the host": {
+        *("monitor.probe._values." + n for n in ("_Cell.poll", "_Clone.poll", "PinnedLane.send", "PinnedLane.read")),
+        *("monitor.probe._values." + n for n in ("PinnedLane.disown", "PinnedLane._reclaim")),
+    },
+    "called by the user or by a server's thread": {
+        "monitor.probe._tape.Tape.drained_sequence",
+        "monitor.probe._steps.StepProbe.last_activity",
+        "monitor.recorder._recorder.Recorder.flush",
+    },
+    "is a thread's life": {
+        "monitor.recorder._recorder.Recorder.start",
+        "monitor.recorder._recorder.Recorder.stop",
+        "monitor.recorder._recorder.Recorder._run",
+    },
+    "a command in force only; shown below": {
+        "monitor.probe._steps.StepProbe._pass_boundary",
+        "monitor.probe._steps.StepProbe._enter",
+    },
+}
+EXEMPT = CONTAINERS.union(*REASONS.values())
+FAULTS = {f.label: f for f in faults_in(monitor.probe, monitor.recorder, monitor.control, monitor.detect)}
+TESTED = sorted(set(FAULTS) - EXEMPT)
+
+
+class Armed:
+    """Attach in the place of ``unwatched`` and arm a fault for as long as the run is open."""
+
+    def __init__(self, tmp_path: Path, fault: Fault | None = None, **settings: Any) -> None:
+        self._tmp_path, self._fault = tmp_path, fault
+        self._settings = {"overhead_budget": 1, **settings}  # the norm is measured wherever nothing else did
+        self.run: monitor.Run | None = None
+
+    @contextlib.contextmanager
+    def __call__(self, optimizer: Any, scheduler: Any = None) -> Iterator[monitor.Run]:
+        with watch(optimizer, self._tmp_path, scheduler, **self._settings) as self.run:
+            if self._fault:
+                self._fault.is_armed = True
+            yield self.run
+        if self._fault:
+            self._fault.is_armed = False
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[torch.Tensor]:
+    return everything(unwatched)
+
+
+@pytest.mark.parametrize("label", TESTED)
+def test_a_failure_of_ours_changes_no_weight_and_is_counted(
+    label: str, expected: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever function of ours raises at every call, the weights are bit-identical and the failure is counted."""
+    fault = Fault(FAULTS[label].owner, FAULTS[label].name)
+    fault.install(monkeypatch)
+    armed = Armed(tmp_path, fault)
+    assert_same(everything(armed), expected)
+    assert armed.run is not None
+    if fault.name != "set_state":  # what makes the end known
+        assert armed.run.state == "finished"
+    assert bool(armed.run.snapshot().errors) == bool(fault.num_hits), (armed.run.snapshot().errors, fault.num_hits)
+
+
+def test_every_function_of_the_probe_is_made_to_fail(tmp_path: Path) -> None:
+    """Each function of the probe is called by the loop of these tests, or stands in a list with the reason."""
+    called: set[Any] = set()
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        if event == "call":
+            called.add(frame.f_code)
+
+    sys.setprofile(note)
+    try:
+        everything(Armed(tmp_path))
+    finally:
+        sys.setprofile(None)
+    here = [f for f in FAULTS.values() if f.label.startswith("monitor.probe.") and "tape" not in f.label]
+    missed = {f.label for f in here if isinstance(f.function, FunctionType) and f.function.__code__ not in called}
+    assert missed - EXEMPT == set()
+
+
+def test_lists_of_exemptions_name_what_exists() -> None:
+    """No exemption outlives the function that it was made for."""
+    assert EXEMPT - set(FAULTS) == set()
+
+
+@pytest.mark.parametrize("label", sorted(CONTAINERS))
+def test_what_a_patch_calls_contains_its_failures(label: str) -> None:
+    """What patches and hooks call directly catches every Exception in its own body."""
+    assert "except Exception" in inspect.getsource(FAULTS[label].function)
+
+
+def patched_in_torch() -> set[str]:
+    """Return where functions of ours stand inside torch: module attributes, class attributes, decorators' closures."""
+    found = set()
+    for name, module in list(sys.modules.items()):
+        if name != "torch" and not name.startswith("torch."):
+            continue
+        for key, value in list(vars(module).items()):
+            holders = [(f"{name}.{key}", value)]
+            if type(value) is type and value.__module__ == name:
+                holders += [(f"{name}.{key}.{k}", v) for k, v in list(vars(value).items())]
+            found |= {label for label, v in holders if type(v) is FunctionType and _is_patched(v)}
+    return found
+
+
+def _is_patched(function: FunctionType) -> bool:
+    cells = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            cells.append(cell.cell_contents)
+    return any("/monitor/probe/" in f.__code__.co_filename for f in (function, *cells) if isinstance(f, FunctionType))
+
+
+PATCHED = {
+    "torch.autograd.backward",
+    "torch.amp.grad_scaler.GradScaler.scale",
+    "torch.amp.grad_scaler.GradScaler.step",
+    "torch.optim.optimizer.Optimizer.zero_grad",
+    "torch.utils.data.dataloader._BaseDataLoaderIter.__next__",
+    "torch.nn.utils.clip_grad.clip_grad_norm_",
+    "torch.nn.utils.clip_grad.clip_grad_value_",
+    "torch.nn.utils.clip_grad._clip_grads_with_norm_",
+    "torch.nn.utils.clip_grads_with_norm_",
+}
+
+
+def test_the_patches_are_those_that_are_tested(tmp_path: Path) -> None:
+    """Searching the whole of torch finds the patches of this list while a run is open, and none after."""
+    optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
+    before = patched_in_torch()
+    with watch(optimizer, tmp_path):
+        found = patched_in_torch()
+    assert before == set()
+    # The same functions stand under other names too: torch.nn.utils.clip_grad_norm_ and the like.
+    homes = {label for label in found if label in PATCHED}
+    assert homes == PATCHED
+    assert {label.rpartition(".")[2] for label in found} == {label.rpartition(".")[2] for label in PATCHED}
+    assert patched_in_torch() == set()
+
+
+def test_failure_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contained failure stands in the snapshot, by room, and in the log of events, once per kind."""
+    fault = Fault(FAULTS["monitor.probe._steps._lr_values"].owner, "_lr_values")
+    fault.install(monkeypatch)
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1))
+    with watch(optimizer, tmp_path) as run:
+        fault.is_armed = True
+        train_plainly(model, optimizer, make_batches(3))
+        run.flush()
+    assert run.snapshot().errors == {"probe": 3}
+    (event,) = [e for e in run.events() if e.kind == "internal"]
+    assert event.severity == "warning"
+    assert event.details == {"room": "probe"}
+    assert event.message == "probe: InjectedError: monitor.probe._steps._lr_values"
+
+
+COMMANDED = [label for label in TESTED if ".control." in label] + [
+    "monitor.probe._steps.StepProbe._pass_boundary",
+    "monitor.probe._steps.StepProbe._enter",
+]
+
+
+@pytest.mark.parametrize("label", COMMANDED)
+def test_a_failure_while_a_command_is_carried_out_stops_nothing(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever function of the control fails, all steps are made and none of it reaches the loop."""
+    fault = Fault(FAULTS[label].owner, FAULTS[label].name)
+    fault.install(monkeypatch)
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = weights_of(model)
+    with watch(optimizer, tmp_path) as run:
+        run.reduce_lr(0.5)
+        run.reduce_lr(0.5, over_steps=3)
+        fault.is_armed = True
+        train_plainly(model, optimizer, make_batches())
+        fault.is_armed = False
+    assert not any(torch.equal(a, b) for a, b in zip(before, weights_of(model), strict=True))
+    assert bool(run.snapshot().errors) == bool(fault.num_hits)
+
+
+class BrokenDetector(Detector):
+    """A detector of the user's own that fails at every step."""
+
+    kind = "broken"
+
+    def update(self, step: monitor.Step) -> None:
+        raise InjectedError(step.number)
+
+
+def test_a_failing_detector_costs_its_events_only(tmp_path: Path, expected: list[torch.Tensor]) -> None:
+    """A detector that raises is counted; the steps are recorded all the same."""
+    armed = Armed(tmp_path, detectors=[BrokenDetector()])
+    assert_same(everything(armed), expected)
+    assert armed.run is not None
+    snapshot = armed.run.snapshot()
+    assert snapshot.errors == {"detect": 6}
+    assert snapshot.optimizers[0].steps == 5
+
+
+@pytest.mark.parametrize("error", [InjectedError, SystemExit, KeyboardInterrupt])
+def test_a_failing_on_event_is_contained(
+    error: type[BaseException], tmp_path: Path, expected: list[torch.Tensor]
+) -> None:
+    """Whatever the user's on_event raises, the recorder goes on digesting."""
+
+    def on_event(_: monitor.Event) -> None:
+        raise error
+
+    armed = Armed(tmp_path, on_event=on_event)
+    assert_same(everything(armed), expected)
+    assert armed.run is not None
+    snapshot = armed.run.snapshot()
+    assert snapshot.errors["on_event"] >= 2
+    assert snapshot.optimizers[0].steps == 5
+
+
+def test_a_patch_without_a_place_is_reported_and_the_others_are_put_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A torch that lacks one of the patched functions is watched through the others."""
+    monkeypatch.delattr(torch.utils.data.dataloader._BaseDataLoaderIter, "__next__")
+    with watch(torch.optim.SGD(make_model().parameters(), lr=0.1), tmp_path) as run:
+        assert _is_patched(torch.autograd.backward)
+        assert run.snapshot().errors == {"probe": 1}
+    assert not _is_patched(torch.autograd.backward)
