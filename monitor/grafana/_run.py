@@ -1,0 +1,373 @@
+"""Run: everything about one run."""
+
+from __future__ import annotations
+
+from monitor.grafana._dashboard import Dashboard, Row
+from monitor.grafana._hardware import gpu_memory, host_cpu, host_memory, utilization
+from monitor.grafana._panels import (
+    RUN_DASHBOARD,
+    Panel,
+    Query,
+    gauge,
+    heatmap,
+    override,
+    stat,
+    state_timeline,
+    table,
+    timeseries,
+    value_mapping,
+)
+from monitor.grafana._queries import firing, increase, named_group, per_run, quantile, rate, select
+
+
+def _status() -> tuple[Panel, ...]:
+    step, target = per_run("max", select("training_global_step")), per_run("max", select("training_target_steps"))
+    speed = per_run("max", rate("training_steps_total"))
+    left = f"clamp_min({target} - {step}, 0) / ({speed} > 0)"
+    age = f"time() - {per_run('max', select('training_last_step_timestamp_seconds'))}"
+    return (
+        stat(
+            "State",
+            "State of the run: starting, running, paused, finished, failed or interrupted. A click opens the run's own "
+            "page, where it can be controlled.",
+            "none",
+            Query(f"{select('training_run_state')} == 1", "{{training_run_state}}", is_instant=True),
+            text="name",
+        ),
+        gauge(
+            "Progress", "Share of the planned steps that are made; empty without a plan.", Query(f"{step} / {target}")
+        ),
+        stat("Step", "Optimizer step of the run, earlier sessions of a resumed run included.", "locale", Query(step)),
+        stat("Time left", "At the present speed; empty without a planned length.", "dtdurations", Query(left)),
+        stat("Since the last step", "Time since the last optimizer step.", "s", Query(age)),
+        stat(
+            "Alerts firing",
+            "Alerts that fire for this run.",
+            "none",
+            Query(f"count({firing()}) or vector(0)", is_instant=True),
+            steps=((None, "text"), (1.0, "red")),
+        ),
+        table(
+            "Who and where",
+            "Identity of the run.",
+            "short",
+            Query(select("training_run_info")),
+            columns={
+                "run_name": "Name",
+                "run_id": "Run",
+                "hostname": "Host",
+                "device": "Device",
+                "world_size": "Ranks",
+                "torch_version": "PyTorch",
+                "git_commit": "Commit",
+                "monitor_version": "Monitor",
+                "instance": "Page",
+            },
+            overrides=(
+                override(
+                    "Page",
+                    links=[{"title": "Open the run's own page", "url": "http://${__value.raw}/", "targetBlank": True}],
+                ),
+            ),
+            height=4,
+        ),
+        state_timeline(
+            "Conditions",
+            "Coloured while the condition holds that a detector has found.",
+            Query(select("training_event_active"), "{{kind}}"),
+            mappings=(value_mapping({"0": ("no", "transparent"), "1": ("holds", "red")}),),
+        ),
+        timeseries(
+            "Events",
+            "What the detectors have raised in each interval, by kind.",
+            "none",
+            Query(f"{increase('training_events_total')} > 0", "{{kind}}"),
+            is_bars=True,
+            is_stacked=True,
+            min=0,
+        ).sized(12),
+    )
+
+
+def _loss() -> tuple[Panel, ...]:
+    def mean(sign: str) -> str:
+        return per_run("sum", rate("training_step_loss_sum", f'sign="{sign}"'), "optimizer")
+
+    count = per_run("sum", rate("training_step_loss_count"), "optimizer")
+    return (
+        timeseries(
+            "Loss",
+            "Of the last step, smoothed, and the extremes of the trailing window, which hold what happened between two "
+            "scrapes. A gap is a loss that is NaN.",
+            "short",
+            Query(select("training_loss"), "{{optimizer}} last step"),
+            Query(select("training_loss_ema"), "{{optimizer}} smoothed"),
+            Query(select("training_loss_window_min"), "{{optimizer}} window minimum"),
+            Query(select("training_loss_window_max"), "{{optimizer}} window maximum"),
+        ).sized(16, 10),
+        timeseries(
+            "Validation loss",
+            "Last one that the script reported, for each dataset, beside the training loss.",
+            "short",
+            Query(select("training_validation_loss"), "{{dataset}}"),
+            Query(select("training_loss_window_mean"), "{{optimizer}} training, window mean"),
+        ).sized(8, 10),
+        timeseries(
+            "Loss, exact mean",
+            "Mean of the finite losses of all steps in each interval, none left out.",
+            "short",
+            Query(f"({mean('positive')} - {mean('negative')}) / ({count} > 0)", "{{optimizer}}"),
+        ),
+        timeseries(
+            "Noise of the loss",
+            "Standard deviation of the finite losses in the trailing window.",
+            "short",
+            Query(select("training_loss_window_stddev"), "{{optimizer}}"),
+            min=0,
+        ),
+        timeseries(
+            "Best loss",
+            "Lowest smoothed loss so far.",
+            "short",
+            Query(select("training_loss_best"), "{{optimizer}}"),
+        ),
+        timeseries(
+            "Logged values",
+            "Whatever else the script logs by name.",
+            "short",
+            Query(select("training_metric"), "{{name}}"),
+        ).sized(12),
+        timeseries(
+            "Steps with NaN or Inf",
+            "Steps in each interval at which the loss or the gradient norm was not finite.",
+            "none",
+            Query(increase("training_nonfinite_total"), "{{optimizer}} {{kind}}"),
+            is_bars=True,
+            min=0,
+        ).sized(12),
+    )
+
+
+def _learning_rate() -> tuple[Panel, ...]:
+    group = "{{optimizer}} {{param_group}} {{name}}"
+    return (
+        timeseries(
+            "Learning rate",
+            "What the last update used. Where it lies below the schedule, a command is in force.",
+            "sci",
+            Query(named_group(select("training_learning_rate")), group),
+            Query(named_group(select("training_scheduled_learning_rate")), f"{group} schedule"),
+            overrides=(
+                {
+                    "matcher": {"id": "byRegexp", "options": ".*schedule$"},
+                    "properties": [{"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [6, 6]}}],
+                },
+            ),
+        ).sized(12),
+        timeseries(
+            "Learning rate factor",
+            "Applied over scheduled learning rate: 1 means that no command is in force.",
+            "percentunit",
+            Query(named_group(select("training_learning_rate_factor")), group),
+            min=0,
+        ).sized(6),
+        timeseries(
+            "Weight decay and momentum",
+            "Of each param group; absent where the optimizer has none.",
+            "short",
+            Query(select("training_weight_decay"), "{{optimizer}} {{param_group}} weight decay"),
+            Query(select("training_momentum"), "{{optimizer}} {{param_group}} momentum"),
+        ).sized(6),
+    )
+
+
+def _gradients() -> tuple[Panel, ...]:
+    checks = per_run("sum", rate("training_gradient_clip_checks_total"), "optimizer", "kind")
+    clips = per_run("sum", rate("training_gradient_clips_total"), "optimizer", "kind")
+    return (
+        timeseries(
+            "Gradient norm",
+            "Total L2 norm before clipping: of the last step, maximum and median of the trailing window; and the "
+            "threshold of the last clip.",
+            "short",
+            Query(select("training_gradient_norm"), "{{optimizer}} last step"),
+            Query(select("training_gradient_norm_window_max"), "{{optimizer}} window maximum"),
+            Query(select("training_gradient_norm_window_median"), "{{optimizer}} window median"),
+            Query(select("training_gradient_clip_threshold"), "{{optimizer}} threshold"),
+            is_log=True,
+        ).sized(12),
+        heatmap(
+            "Gradient norms of all steps",
+            "How many steps of each interval had a norm in each bucket; nothing is lost between two scrapes.",
+            "short",
+            Query(f"sum by (le) ({increase('training_step_gradient_norm_bucket')})"),
+        ).sized(12),
+        timeseries(
+            "Share of clipped steps",
+            "Of the steps at which clipping was evaluated, those at which it took effect. Near 1 the threshold, not "
+            "the learning rate, sets the step size.",
+            "percentunit",
+            Query(f"{clips} / ({checks} > 0)", "{{optimizer}} {{kind}}"),
+            min=0,
+            max=1,
+        ),
+        timeseries(
+            "Clip factor",
+            "What the last clip multiplied the gradients by: 1 leaves them as they are.",
+            "percentunit",
+            Query(select("training_gradient_clip_factor"), "{{optimizer}}"),
+            min=0,
+            max=1,
+        ),
+        timeseries(
+            "Loss scale and skipped steps",
+            "Scale of the GradScaler, and steps in each interval that it skipped because it met Inf or NaN.",
+            "short",
+            Query(select("training_amp_scale"), "{{optimizer}} scale"),
+            Query(increase("training_skipped_steps_total"), "{{optimizer}} skipped: {{reason}}"),
+            overrides=(
+                {
+                    "matcher": {"id": "byRegexp", "options": ".*scale$"},
+                    "properties": [{"id": "custom.axisPlacement", "value": "right"}],
+                },
+            ),
+            min=0,
+        ),
+    )
+
+
+def _throughput() -> tuple[Panel, ...]:
+    duration = "training_step_duration_seconds"
+    mean = f"{per_run('sum', rate(f'{duration}_sum'))} / ({per_run('sum', rate(f'{duration}_count'))} > 0)"
+    return (
+        timeseries(
+            "Throughput",
+            "Optimizer steps a second; samples and tokens where the script reports them.",
+            "short",
+            Query(rate("training_steps_total"), "{{optimizer}} steps/s"),
+            Query(rate("training_samples_total"), "samples/s"),
+            Query(rate("training_tokens_total"), "tokens/s"),
+            min=0,
+        ),
+        timeseries(
+            "Step time",
+            "Wall time between optimizer steps: median, 95th percentile and mean. The buckets double, so a quantile "
+            "may be off by half of its value.",
+            "s",
+            Query(quantile(0.5, duration), "median"),
+            Query(quantile(0.95, duration), "95 %"),
+            Query(mean, "mean"),
+            min=0,
+        ),
+        timeseries(
+            "Where the time goes",
+            "Host wall time by phase, as a share. data is the time spent waiting for a DataLoader.",
+            "percentunit",
+            Query(rate("training_phase_duration_seconds_total"), "{{phase}}"),
+            is_stacked=True,
+            min=0,
+        ),
+    )
+
+
+def _control() -> tuple[Panel, ...]:
+    commands = per_run(
+        "sum", increase("training_control_commands_total", window="$__range"), "action", "source", "outcome"
+    )
+    return (
+        table(
+            "Commands in the time range",
+            "Commands by action, source and outcome. Who gave them and why is on the run's own page.",
+            "none",
+            Query(f"round({commands}) > 0"),
+            columns={
+                "action": "Action",
+                "source": "Source",
+                "outcome": "Outcome",
+                "Value": "Commands",
+                "instance": "Page",
+            },
+            width=12,
+        ),
+        table(
+            "Last events and commands",
+            "When each was last raised or applied; those that never were are absent.",
+            "dateTimeFromNow",
+            Query(f"{select('training_last_event_timestamp_seconds')} * 1000"),
+            Query(select("training_last_event_step")),
+            Query(f"{select('training_control_last_applied_timestamp_seconds')} * 1000"),
+            columns={
+                "kind": "Event",
+                "action": "Command",
+                "Value #A": "Raised",
+                "Value #B": "At step",
+                "Value #C": "Applied",
+            },
+            overrides=(override("At step", unit="locale"),),
+            width=12,
+        ),
+        timeseries(
+            "Commands waiting",
+            "Accepted, to be applied at the next optimizer step.",
+            "none",
+            Query(select("training_control_pending_commands"), "waiting"),
+            min=0,
+        ).sized(6),
+        timeseries(
+            "Cost of the monitor",
+            "Time of its hooks on the training thread: share of the step time in the trailing window, and seconds a "
+            "second.",
+            "percentunit",
+            Query(select("training_monitor_overhead_ratio"), "of the step time"),
+            Query(rate("training_monitor_hook_seconds_total"), "of the wall time"),
+            min=0,
+        ).sized(6),
+        timeseries(
+            "Failures of the monitor",
+            "Its own failures, contained, by room; steps that were lost because it fell behind; series left out "
+            "because a bound was reached.",
+            "none",
+            Query(increase("training_monitor_errors_total"), "{{room}}"),
+            Query(increase("training_monitor_dropped_steps_total"), "steps lost"),
+            Query(select("training_monitor_dropped_series"), "series left out"),
+            min=0,
+        ).sized(6),
+        timeseries(
+            "Collectors",
+            "Time that the last round of each took; one that failed is counted at 0 or 1 in `success`.",
+            "s",
+            Query(select("training_monitor_collect_duration_seconds"), "{{collector}}"),
+            Query(select("training_monitor_collect_success"), "{{collector}} success"),
+            overrides=(
+                {
+                    "matcher": {"id": "byRegexp", "options": ".*success$"},
+                    "properties": [{"id": "unit", "value": "none"}, {"id": "custom.axisPlacement", "value": "right"}],
+                },
+            ),
+            min=0,
+        ).sized(6),
+    )
+
+
+def run() -> Dashboard:
+    """Build the dashboard of one run."""
+    return Dashboard(
+        RUN_DASHBOARD,
+        "Training: run",
+        "Everything about one run. Marks on the graphs are events, commands, start and end. Control is on the run's "
+        "own page: the links open it.",
+        (
+            Row("Status", _status()),
+            Row("Loss", _loss()),
+            Row("Learning rate", _learning_rate()),
+            Row("Gradients", _gradients()),
+            Row("Throughput and phases", _throughput()),
+            Row(
+                "GPU and host",
+                tuple(panel.sized(6) for panel in (utilization(), gpu_memory(), host_cpu(), host_memory())),
+            ),
+            Row("Control and monitor", _control()),
+        ),
+        variables=("optimizer", "param_group", "gpu"),
+        is_one_run=True,
+    )
