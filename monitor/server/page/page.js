@@ -97,20 +97,33 @@ class Page {
     return isEnded(this.picture.run) ? ENDED_POLL_MS : POLL_MS;
   }
 
+  /** Ask for everything at once: a run that ends answers for a moment only, and its last state must not wait for its curves. */
   async #fetchNews() {
-    const run = await get("/run");
-    if (this.picture.run && this.picture.run.run.run_id !== run.run.run_id) this.#startOver();
-    const { picture } = this;
-    const [history, events] = await Promise.all([
-      get("/history", { since: picture.cursor, points: picture.cursor ? MORE_POINTS : FIRST_POINTS }),
-      run.last_event_seq > picture.events.next ? get("/events", { since: picture.events.next }) : { events: [], next: picture.events.next },
+    if (this.failures) await get("/run"); // knock first: one request that fails says as much as three
+    const { cursor, events } = this.picture;
+    const [run, history, happened] = await Promise.allSettled([
+      get("/run"),
+      get("/history", { since: cursor, points: cursor ? MORE_POINTS : FIRST_POINTS }),
+      get("/events", { since: events.next }),
     ]);
+    if (run.status === "rejected") throw run.reason;
+    if (this.picture.run && this.picture.run.run.run_id !== run.value.run.run_id) {
+      this.#startOver();
+      return this.#fetchNews();
+    }
+    this.#take(run.value, history.value, happened.value);
+    for (const { reason } of [history, happened]) if (reason) throw reason;
+    return null;
+  }
+
+  #take(run, history, happened) {
+    const { picture } = this;
     const isFirst = picture.run === null;
-    picture.addHistory(history);
-    const fresh = picture.events.add(events);
+    if (history) picture.addHistory(history);
+    const fresh = happened ? picture.events.add(happened) : [];
     picture.run = run;
     this.#render();
-    if (!events.events.length && !isFirst) return;
+    if (!happened?.events.length && !isFirst) return;
     this.eventList.update(picture.events.all, isFirst ? [] : fresh, run.optimizers.length > 1);
     this.control.setUndoable(undoable(picture.events.all));
   }
