@@ -54,7 +54,10 @@ def train(args: argparse.Namespace) -> monitor.Run:
     optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=args.lr, betas=(0.5, 0.99))
 
     with monitor.attach(
-        {"generator": optimizer_g, "discriminator": optimizer_d}, name="gan", total_steps=args.steps
+        {"generator": optimizer_g, "discriminator": optimizer_d},
+        name="gan",
+        total_steps=args.steps,
+        detectors=monitor.rl_detectors(),  # two networks at odds: their losses rise and fall, and that is no trouble
     ) as run:
         for step in range(1, args.steps + 1):
             real = images[torch.randint(len(images), (args.batch_size,))]
