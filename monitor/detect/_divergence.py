@@ -92,7 +92,9 @@ class DivergenceDetector(Detector):
         "_block",
         "_scale",
         "_scale_at_onset",
-        "_dismissed",
+        "_let_go",
+        "_let_go_block",
+        "_announced_until",
     )
 
     def __init__(
@@ -110,7 +112,10 @@ class DivergenceDetector(Detector):
         self._block: list[float] = []
         self._scale = 0.0
         self._scale_at_onset = 0.0
-        self._dismissed: int | None = None
+        # Onsets (by their count of records) of rises that have been watched and are not watched again.
+        self._let_go: int | None = None
+        self._let_go_block: int | None = None
+        self._announced_until = 0
         self._recent: list[float] = []
         self._candidate: list[Any] | None = None
         self._limit = 0.0
@@ -124,7 +129,6 @@ class DivergenceDetector(Detector):
         """Take the next record; see ``Detector.update``."""
         rise = self._rise
         loss = rise.take(step)
-        is_muted = self._muted > 0 and self._is_muted()
         if loss is None:
             return None
         self._count += 1
@@ -143,18 +147,22 @@ class DivergenceDetector(Detector):
         if is_block:
             self._close_block(step)
         if self._candidate is None:
-            if rise.is_alarm and rise.onset is not None:
+            if rise.is_alarm and rise.onset is not None and rise.onset.count != self._let_go:
                 self._watch(rise.onset, rise.onset.scale, self.settings.scales, rise.onset.count)
             elif is_block and blocks.is_alarm and blocks.onset is not None:
                 self._watch_block(blocks.onset)
-            elif closed is not None and self._lost >= self.settings.lost_bins and not is_muted:
+            elif closed is not None and self._lost >= self.settings.lost_bins:
                 return self._raise_lost(step, loss)
             return None
-        return self._judge(step, loss, is_muted)
+        return self._judge(step, loss)
 
     def _watch(self, onset: Onset, scale: float, scales: float, count: int) -> None:
+        """Watch a rise. After an announced change it has to give back a good part of what had been learned, too."""
+        allowed = max(scales * scale, self.settings.share * abs(onset.level))
+        if count < self._announced_until and self._best is not None and self._start_value is not None:
+            allowed = max(allowed, self.settings.lost_share * (self._start_value - self._best))
         self._candidate = [onset.step, onset.last_good, onset.level, scale, count]
-        self._limit = onset.level + max(scales * scale, self.settings.share * abs(onset.level))
+        self._limit = onset.level + allowed
 
     def _close_block(self, step: Step) -> None:
         """Take the block's median; keep the noise of single records as it was before the blocks began to rise."""
@@ -166,12 +174,12 @@ class DivergenceDetector(Detector):
         self._scale = self._rise.level.scale * self._rise.level.tail
 
     def _watch_block(self, onset: Onset) -> None:
-        if onset.step == self._dismissed:
+        if onset.count == self._let_go_block:
             return
-        self._dismissed = onset.step
+        self._let_go_block = onset.count
         self._watch(onset, self._scale_at_onset, self.settings.block_scales, onset.count * self.settings.block)
 
-    def _judge(self, step: Step, loss: float, is_muted: bool) -> Event | None:
+    def _judge(self, step: Step, loss: float) -> Event | None:
         settings = self.settings
         assert self._candidate is not None
         start, last_good, level, scale, count = self._candidate
@@ -180,10 +188,12 @@ class DivergenceDetector(Detector):
         median = ordered[len(ordered) // 2]
         if length > settings.median and median <= self._limit:
             self._candidate, self._lost, self._lost_since = None, 0, None
+            if count < self._announced_until:
+                self._let_go = count
             if self._open is None:
                 return None
             return self._end(step.global_step, f"loss is back at {show(median)} at step {step.global_step}")
-        if self._open is not None or is_muted or length < settings.median:
+        if self._open is not None or length < settings.median:
             return None
         is_long = length >= max(settings.patience, settings.patience_share * count)
         if not (is_long or self._is_above_start(ordered[len(ordered) // 4], scale)):
@@ -243,8 +253,12 @@ class DivergenceDetector(Detector):
         )
 
     def mute(self, records: int) -> None:
-        """Start no divergence within the next ``records`` records; one that stands after them is raised then."""
-        self._muted = max(self._muted, records)
+        """Expect a rise that begins within the next ``records`` records.
+
+        It is a divergence only when it gives back a good part of the progress (``lost_share``): a raised learning rate
+        lifts the loss of a healthy run to where that rate can keep it.
+        """
+        self._announced_until = max(self._announced_until, self._rise.level.count + records)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the detector knows, as plain values."""

@@ -20,7 +20,7 @@ class LastingRiseDetector(Detector):
     Works on the logarithm, so that the unit does not matter. Subclasses name the value and the message.
     """
 
-    state_names: ClassVar[tuple[str, ...]] = ("_recent", "_candidate", "_above")
+    state_names: ClassVar[tuple[str, ...]] = ("_recent", "_candidate", "_above", "_is_announced")
 
     def __init__(self, ratio: float, back_ratio: float, patience: int, median: int, rise: RiseSettings) -> None:
         super().__init__()
@@ -32,6 +32,7 @@ class LastingRiseDetector(Detector):
         self._recent: list[float] = []
         self._candidate: list[Any] | None = None
         self._above = 0
+        self._is_announced = False
 
     def _value(self, step: Step) -> float | None:
         raise NotImplementedError
@@ -60,21 +61,23 @@ class LastingRiseDetector(Detector):
             onset = rise.onset
             if not rise.is_alarm or onset is None:
                 return None
-            self._candidate, self._above = [onset.step, onset.last_good, onset.level], 0
-        return self._judge(step, is_muted)
+            self._candidate, self._above, self._is_announced = [onset.step, onset.last_good, onset.level], 0, False
+        if is_muted and self._open is None:
+            self._is_announced = True
+        return self._judge(step)
 
-    def _judge(self, step: Step, is_muted: bool) -> Event | None:
+    def _judge(self, step: Step) -> Event | None:
         assert self._candidate is not None
         start, last_good, level = self._candidate
         median = statistics.median(self._recent)
         self._above = self._above + 1 if median > level + self._ratio else 0
-        if median < level + self._back and self._rise.sum <= 0.0:
+        if self._rise.sum <= 0.0 and (self._is_announced or median < level + self._back):
             self._candidate = None
             if self._open is None:
                 return None
             return self._end(step.global_step, f"{self.kind} over: back at {math.exp(median):.3g}")
         has_lasted = self._has_lasted(step)
-        if self._open is not None or is_muted or self._above < self._patience or not has_lasted:
+        if self._open is not None or self._is_announced or self._above < self._patience or not has_lasted:
             return None
         before, now = math.exp(level), math.exp(median)
         message = self._message(before, now, start)
@@ -83,7 +86,7 @@ class LastingRiseDetector(Detector):
         )
 
     def mute(self, records: int) -> None:
-        """Start no event within the next ``records`` records; what still stands after them is raised then."""
+        """Raise no event for a rise that begins within the next ``records`` records."""
         self._muted = max(self._muted, records)
 
     def state_dict(self) -> dict[str, Any]:

@@ -127,8 +127,11 @@ class DetectorSet:
     def announce(self, records: int = MUTE_RECORDS) -> None:
         """Say that something was changed on purpose (batch size, raised LR): rises in the next records start no event.
 
-        nonfinite, plateau, overfit, stuck, stall and clipping are not muted. A rise that still stands after the mute is
-        raised then. ValueError for a negative number of records.
+        A divergence that begins then is still raised when it gives back a good part of what the run had learned.
+        nonfinite, plateau, overfit, stuck, stall and clipping are not muted.
+
+        Raises:
+            ValueError: a negative number of records.
         """
         if records < 0:
             raise ValueError(f"records must be at least 0, got {records!r}")

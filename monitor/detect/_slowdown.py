@@ -63,7 +63,7 @@ class SlowdownDetector(LastingRiseDetector):
 
     def _has_lasted(self, step: Step) -> bool:
         """Add up the time above: pauses and breaks between sessions do not count, steps do."""
-        self._seconds = self._seconds + (step.duration or 0.0) if self._above else 0.0
+        self._seconds = self._seconds + (positive(step.duration) or 0.0) if self._above else 0.0
         return self._seconds >= self.settings.least_seconds
 
     def _value(self, step: Step) -> float | None:

@@ -26,13 +26,13 @@ class SpikeDetector(Detector):
     """
 
     kind = "spike"
+    state_names = ("_top", "_announced")
 
     def __init__(self, settings: RiseSettings | None = None, *, rise: LossRise | None = None) -> None:
         super().__init__()
         self._rise = rise if rise is not None else LossRise(settings)
         self._top = 0.0
-
-    state_names = ("_top",)
+        self._announced: int | None = None  # the onset, by its count of records, of a rise that began while muted
 
     def update(self, step: Step) -> Event | None:
         """Take the next record; see ``Detector.update``."""
@@ -41,12 +41,15 @@ class SpikeDetector(Detector):
         is_muted = self._muted > 0 and self._is_muted()
         if loss is None:
             return None
+        onset = rise.onset
+        if is_muted and onset is not None:
+            self._announced = onset.count
         if self._open is not None:
             if loss > self._top:
                 self._top = loss
             if rise.sum <= 0.0:
                 return self._finish(step, loss)
-        elif rise.is_alarm and not is_muted and rise.onset is not None:
+        elif rise.is_alarm and onset is not None and onset.count != self._announced:
             return self._raise(step, loss)
         return None
 
@@ -83,7 +86,7 @@ class SpikeDetector(Detector):
         )
 
     def mute(self, records: int) -> None:
-        """Start no spike within the next ``records`` records; one that still stands after them is raised then."""
+        """Raise no spike for a rise that begins within the next ``records`` records."""
         self._muted = max(self._muted, records)
 
     def state_dict(self) -> dict[str, Any]:
