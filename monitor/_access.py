@@ -13,50 +13,42 @@ from monitor.export import Exporter
 if TYPE_CHECKING:
     from monitor._run import Run
 
-PAGE_SECONDS = 10.0
+RECENT_SECONDS = 10.0
 PAGE_LINGER_SECONDS = 3.0
 
 
 class Linger:
     """Decide how long the endpoint stays up after the end: until whoever was watching has seen the final state.
 
-    ``clock`` is monotonic, in seconds.
+    A scrape is waited for as long as ``attach(linger=...)`` says, a page that was open (its state and its curves) 3 s
+    at most. ``clock`` is monotonic, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last_scrape: float | None = None
-        self._last_look: float | None = None
+        self._last: dict[str, float] = {}
         self._changed = threading.Condition()
 
-    def scraped(self) -> None:
-        """Note that ``/metrics`` has been answered."""
+    def note(self, what: str) -> None:
+        """Note that something was answered: ``scrape``, ``state`` or ``curves``."""
         with self._changed:
-            self._last_scrape = self._clock()
-            self._changed.notify_all()
-
-    def looked(self) -> None:
-        """Note that a page or a terminal has read the run's state."""
-        with self._changed:
-            self._last_look = self._clock()
+            self._last[what] = self._clock()
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Wait for one more scrape if something has scraped, at most ``seconds``; for an open page at most 3 s."""
+        """Wait for one more scrape if there has been one, at most ``seconds``; for an open page 3 s at most."""
         end = self._clock()
         with self._changed:
-            needs_scrape = self._last_scrape is not None
-            needs_look = self._last_look is not None and end - self._last_look < PAGE_SECONDS
-            while True:
-                now = self._clock()
-                limits = []
-                if needs_scrape and (self._last_scrape or 0) <= end:
-                    limits.append(end + seconds)
-                if needs_look and (self._last_look or 0) <= end:
-                    limits.append(end + min(seconds, PAGE_LINGER_SECONDS))
-                if not limits or now >= max(limits):
+            until = {
+                what: end + (seconds if what == "scrape" else min(seconds, PAGE_LINGER_SECONDS))
+                for what, last in self._last.items()
+                if what == "scrape" or end - last < RECENT_SECONDS
+            }
+            while waits := [limit for what, limit in until.items() if self._last[what] <= end]:
+                left = max(waits) - self._clock()
+                if left <= 0:
                     return
-                self._changed.wait(max(limits) - now)
+                self._changed.wait(left)
 
 
 class Access:
@@ -69,11 +61,12 @@ class Access:
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state."""
-        self._linger.looked()
+        self._linger.note("state")
         return self._run.snapshot()
 
     def history(self, since: int, points: int) -> dict[str, Any]:
-        """Return the curves after a step."""
+        """Return the curves after a cursor."""
+        self._linger.note("curves")
         return self._run.history(since, points)
 
     def events(self, since: int) -> Sequence[Event]:
@@ -98,4 +91,4 @@ class Access:
 
     def scraped(self) -> None:
         """Note a scrape."""
-        self._linger.scraped()
+        self._linger.note("scrape")

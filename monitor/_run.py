@@ -254,6 +254,8 @@ class Run:
             return
         end = time.time()
         with ExitStack() as last:  # whatever happens on the way, Ctrl-C in the linger included: the rest is done too
+            if self._folder is not None:  # after the linger: a target that is gone is not scraped once more
+                last.callback(self._contain, "folder", self._folder.withdraw)
             if self._server is not None:
                 last.callback(self._contain, "server", self._server.stop)
                 if state != "interrupted":
@@ -420,7 +422,9 @@ class Run:
         )
 
     def history(self, since: int = 0, points: int = 1000) -> dict[str, Any]:
-        """Return the course of the run after step ``since`` as columns, at most ``points`` points per optimizer.
+        """Return the course of the run as columns, at most ``points`` points per optimizer.
+
+        ``since`` is a cursor: 0, or the ``next`` of an earlier answer for what has come since.
 
         Example:
             >>> run.history()["optimizers"]["AdamW"]["loss"][:3]     # doctest: +SKIP

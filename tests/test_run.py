@@ -212,19 +212,33 @@ class TestLinger:
     def test_zero_turns_it_off(self) -> None:
         """linger=0 waits for nobody."""
         linger = Linger(clock=lambda: 0.0)
-        linger.scraped()
+        linger.note("scrape")
         linger.wait(0.0)
+
+    def test_an_open_page_is_shown_the_end_whole(self) -> None:
+        """A page that was open is waited for until it has both the final state and the last curves."""
+        now = [100.0]
+        linger = Linger(clock=lambda: now[0])
+        linger.note("state")
+        linger.note("curves")
+        waiting = threading.Thread(target=linger.wait, args=(3600.0,))
+        waiting.start()
+        while waiting.is_alive():
+            now[0] += 0.5
+            linger.note("state")
+            waiting.join(0.01)
+        assert now[0] >= 103.0  # the curves were not asked for again: 3 s, not more
 
     def test_one_more_scrape_ends_it(self) -> None:
         """After a scrape during the run the end waits for one more, and no longer."""
         now = [0.0]
         linger = Linger(clock=lambda: now[0])
-        linger.scraped()
+        linger.note("scrape")
         now[0] = 1.0
         waiting = threading.Thread(target=linger.wait, args=(3600.0,))
         waiting.start()
         while waiting.is_alive():  # time goes on, and so do the scrapes
             now[0] += 1.0
-            linger.scraped()
+            linger.note("scrape")
             waiting.join(0.01)
         assert now[0] < 3600.0

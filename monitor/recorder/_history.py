@@ -26,6 +26,7 @@ class _Bucket:
     __slots__ = (
         "clip",
         "count",
+        "cursor",
         "ema",
         "first",
         "last",
@@ -44,10 +45,11 @@ class _Bucket:
         "time",
     )
 
-    def __init__(self, step: Step, ema: float | None) -> None:
+    def __init__(self, step: Step, ema: float | None, cursor: int) -> None:
         loss, norm = step.loss, step.gradient_norm
         self.first = self.last = step.global_step
         self.time = step.time
+        self.cursor = cursor
         self.count = 1
         self.ema = ema
         self.nonfinite = loss if loss is not None and not math.isfinite(loss) else None
@@ -64,7 +66,13 @@ class _Bucket:
 
     def merge(self, other: _Bucket) -> None:
         """Take in the bucket that follows."""
-        self.last, self.time, self.ema, self.lrs = other.last, other.time, other.ema, other.lrs
+        self.last, self.time, self.cursor, self.ema, self.lrs = (
+            other.last,
+            other.time,
+            other.cursor,
+            other.ema,
+            other.lrs,
+        )
         self.count += other.count
         if other.nonfinite is not None:
             self.nonfinite = other.nonfinite
@@ -107,9 +115,9 @@ class SeriesHistory:
         self._stride = 1
         self._lock = threading.Lock()
 
-    def add(self, step: Step, ema: float | None) -> None:
-        """Append one step."""
-        bucket = _Bucket(step, ema)
+    def add(self, step: Step, ema: float | None, cursor: int) -> None:
+        """Append one step; ``cursor`` numbers the steps of all optimizers of the run together."""
+        bucket = _Bucket(step, ema, cursor)
         with self._lock:
             self._append(bucket)
 
@@ -128,20 +136,21 @@ class SeriesHistory:
                 return
         whole.append(bucket.copy())
 
-    def time_of(self, step: int) -> float:
-        """Return the Unix time of a step, at the resolution there is for it; 0 if the series begins after it."""
+    def time_of(self, cursor: int) -> float:
+        """Return the Unix time of the last step up to a cursor, at the resolution there is; 0 if there is none."""
         with self._lock:
-            buckets = self._raw if self._raw and step >= self._raw[0].first else self._whole
-            return next((b.time for b in reversed(buckets) if b.last <= step), 0.0)
+            buckets = self._raw if self._raw and cursor >= self._raw[0].cursor else self._whole
+            return next((b.time for b in reversed(buckets) if b.cursor <= cursor), 0.0)
 
     def points(self, since: int, points: int) -> list[_Bucket]:
-        """Return at most ``points`` buckets of the steps after ``since``, the finest there is for them."""
+        """Return at most ``points`` buckets of the steps after a cursor, the finest there is for them."""
         with self._lock:
             raw = list(self._raw)
-            if raw and since >= raw[0].first - 1:
-                chosen = raw[bisect_right([b.last for b in raw], since) :]
+            is_whole = len(raw) < self._size  # the ring has dropped nothing yet
+            if raw and (is_whole or since >= raw[0].cursor):
+                chosen = raw[bisect_right([b.cursor for b in raw], since) :]
             else:
-                chosen = [b.copy() for b in self._whole if b.last > since]
+                chosen = [b.copy() for b in self._whole if b.cursor > since]
         while len(chosen) > points:
             chosen = _halved([b.copy() for b in chosen])
         return chosen

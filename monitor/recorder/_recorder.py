@@ -84,6 +84,7 @@ class Recorder:
         self._validation: dict[str, float] = {}
         self._metrics: dict[str, float] = {}
         self._num_refused_names = 0
+        self._num_digested = 0
         self._held: dict[str, Step] = {}
         self._holds_back = False
         self._inbox: deque[Event] = deque(maxlen=1000)
@@ -196,7 +197,8 @@ class Recorder:
         aggregate = self._aggregates[step.optimizer]
         aggregate.add(step)
         self._pace.add(step, step.optimizer == self._first)
-        self._history[step.optimizer].add(step, aggregate.ema)
+        self._num_digested += 1
+        self._history[step.optimizer].add(step, aggregate.ema, self._num_digested)
         for event in self._detect(step):
             self._add_event(event)
 
@@ -300,15 +302,17 @@ class Recorder:
             if key in state:
                 aggregate.load_smoothing(state[key])
 
-    def time_of(self, step: int) -> float:
-        """Return the Unix time of a step, or of the first one kept after it; 0 before the run's first step."""
-        return self._history[self._first].time_of(step)
+    def time_of(self, cursor: int) -> float:
+        """Return the Unix time of the last step up to a cursor of :meth:`history`; 0 before the first step."""
+        return max(h.time_of(cursor) for h in self._history.values())
 
     def history(self, since: int, points: int) -> dict[str, Any]:
-        """Return the course of each optimizer after a step as columns, at most ``points`` each, and the cursor for
-        the next call."""
+        """Return the course of each optimizer after a cursor as columns, at most ``points`` each, and the next cursor.
+
+        A cursor counts the steps that all optimizers have made together in this session, whatever their own numbers.
+        """
         chosen = {key: h.points(since, points) for key, h in self._history.items()}
-        last = max((b[-1].last for b in chosen.values() if b), default=since)
+        last = max((b[-1].cursor for b in chosen.values() if b), default=since)
         return {
             "since": since,
             "next": last,

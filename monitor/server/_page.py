@@ -98,7 +98,7 @@ def _ask(status: int, complaint: str, refusal: Refusal | None = None) -> Respons
 
 _REFRESH = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/">'
 _FORM = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+<html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>monitor: log in</title><style>
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }

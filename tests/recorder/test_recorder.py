@@ -178,7 +178,7 @@ def test_history_keeps_extremes_at_any_length() -> None:
     history = SeriesHistory()
     for i in range(1, 100_001):
         loss = 77.0 if i == 31_415 else math.nan if i == 60_000 else 1.0
-        history.add(step(i, loss), 1.0)
+        history.add(step(i, loss), 1.0, i)
     whole = columns(history.points(0, 100_000))
     assert len(whole["step"]) <= 2 * SIZE
     assert sum(whole["count"]) == 100_000
@@ -194,18 +194,34 @@ def test_history_increments_are_complete_and_fine() -> None:
     """Asking from the last cursor on gives every step after it, one by one, while the ring holds them."""
     history = SeriesHistory()
     for i in range(1, 5_001):
-        history.add(step(i, float(i)), None)
+        history.add(step(i, float(i)), None, i)
     assert columns(history.points(4_990, 100))["loss"] == [float(i) for i in range(4_991, 5_001)]
     assert history.points(5_000, 100) == []
     assert history.time_of(4_990) == 100.0 + 4_990
     assert history.time_of(0) == 0.0
 
 
+def test_each_optimizer_of_unequal_pace_is_read_to_its_end() -> None:
+    """Five critic steps to one generator step: every poll brings the new steps of both."""
+    source = Source()
+    rec = Recorder(source, RUN, {"g": "SGD", "c": "SGD"}, on_error=lambda *_: None)
+    got: dict[str, list[int]] = {"g": [], "c": []}
+    cursor = 0
+    for turn in range(1, 4):
+        source.records = [step(5 * turn - 4 + k, optimizer="c") for k in range(5)] + [step(turn, optimizer="g")]
+        rec.run_once()
+        answer = rec.history(cursor, 100)
+        cursor = answer["next"]
+        for key, series in answer["optimizers"].items():
+            got[key] += series["step"]
+    assert got == {"g": [1, 2, 3], "c": list(range(1, 16))}
+
+
 def test_reading_history_changes_nothing() -> None:
     """Coarse reads merge copies, not what is kept."""
     history = SeriesHistory(size=8)
     for i in range(1, 200):
-        history.add(step(i, float(i)), None)
+        history.add(step(i, float(i)), None, i)
     before = columns(history.points(0, 10_000))
     history.points(0, 3)
     assert columns(history.points(0, 10_000)) == before

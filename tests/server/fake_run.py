@@ -282,7 +282,7 @@ class FakeRun:
         wave = [math.sin(row["step"] / 40) for row in rows]
         return {
             "time": [row["time"] for row in rows],
-            "cpu_utilization_ratio": [0.4 + 0.1 * w for w in wave],
+            "cpu_ratio": [0.4 + 0.1 * w for w in wave],
             "memory_used_bytes": [11.2e9 + 2e8 * w for w in wave],
             "tree_resident_bytes": [2.9e9 + 1e8 * w for w in wave],
             "gpus": {
