@@ -89,6 +89,7 @@ class RunFolder:
         folder = RunFolder.create("runs", "digits-3f9a0c", name="digits", start_time=time.time(), token=token)
         folder.update(state="running", url="http://127.0.0.1:9477/")
         folder.finish("finished", end_time=time.time(), final={"state": "finished"})
+        folder.withdraw()
     """
 
     def __init__(self, run: KnownRun) -> None:
@@ -158,14 +159,16 @@ class RunFolder:
             _write_atomically(self._target, json.dumps([_to_target(run.name, url)]), mode=0o644)
 
     def finish(self, state: str, *, end_time: float, final: Mapping[str, Any] | None = None) -> None:
-        """Write the end: state, time, last snapshot; take the run off the list of targets. Safe to repeat."""
-        with suppress(FileNotFoundError):
-            self._target.unlink()
+        """Write the end: state, time, last snapshot. The run stays a target until :meth:`withdraw`. Safe to repeat."""
         if final is not None:
             _write_atomically(self.path / _FINAL, json.dumps(final) + "\n")
         run = replace(self._run, state=state, end_time=end_time)
         _write_atomically(self.path / _RUN, _to_json(run))
         self._run = run
+
+    def withdraw(self) -> None:
+        """Take the run off the list of targets, once its last state could be scraped. Safe to repeat."""
+        self._target.unlink(missing_ok=True)
 
     @property
     def _target(self) -> Path:

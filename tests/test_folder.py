@@ -78,7 +78,7 @@ def test_tokens_are_for_the_owner_only(tmp_path: Path) -> None:
 
 
 def test_a_served_run_is_a_prometheus_target_until_it_ends(tmp_path: Path) -> None:
-    """With a URL the run has a file_sd entry; finish takes it away."""
+    """With a URL the run has a file_sd entry, until after its last state could be scraped."""
     folder = create(tmp_path)
     target = tmp_path / "targets" / "digits-000001.json"
     assert not target.exists()
@@ -87,6 +87,9 @@ def test_a_served_run_is_a_prometheus_target_until_it_ends(tmp_path: Path) -> No
     assert json.loads(target.read_text()) == [{"targets": ["127.0.0.1:9477"], "labels": labels}]
     assert target.stat().st_mode & 0o777 == 0o644
     folder.finish("finished", end_time=200.0, final={"state": "finished", "step": 7})
+    assert target.exists()
+    folder.withdraw()
+    folder.withdraw()
     assert not target.exists()
 
 
