@@ -10,6 +10,7 @@ other share the loss that was back-propagated before both.
 from __future__ import annotations
 
 import threading
+import weakref
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from monitor.probe._values import Value
 
 MAX_LOSSES = 65536
 """Losses that a step may add up. Beyond, the loss of that step counts as unknown."""
+MAX_UNSCALED = 256
 
 
 class Ledger:
@@ -37,6 +39,7 @@ class Ledger:
         "override",
         "scaler",
         "takers",
+        "unscaled",
     )
 
     def __init__(self) -> None:
@@ -50,6 +53,7 @@ class Ledger:
         self.depth = 0
         self.is_clipping = False
         self.scaler: Any = None
+        self.unscaled: dict[int, tuple[weakref.ref[Any], Value | None]] = {}
 
     def add_loss(self, value: Value | None) -> None:
         """Note one back-propagated scalar; None if it cannot be known."""
@@ -83,6 +87,18 @@ class Ledger:
             return [self.override]
         start = self.marks.get(probe, 0)
         return self.losses[start:] if start else self.losses
+
+    def note_unscaled(self, scaled: Any, value: Value | None) -> None:
+        """Remember a loss as it was before a GradScaler scaled it. Beside the tensor, not on it: what hangs on a tensor
+        is saved with it."""
+        if len(self.unscaled) >= MAX_UNSCALED:
+            self.unscaled.clear()
+        self.unscaled[id(scaled)] = (weakref.ref(scaled), value)
+
+    def unscaled_of(self, scaled: Any) -> Value | None:
+        """Return what was remembered of this tensor, or None."""
+        reference, value = self.unscaled.get(id(scaled), (None, None))
+        return value if reference is not None and reference() is scaled else None
 
     @property
     def has_open_loss(self) -> bool:

@@ -247,7 +247,7 @@ def _loss_value(ledger: Ledger, tensor: Tensor) -> Value | None:
 def _unscaled(ledger: Ledger, tensor: Tensor) -> Value | None:
     if ledger.scaler is None:
         return take(tensor)
-    raw: Value | None = getattr(tensor, "_monitor_unscaled", None)
+    raw = ledger.unscaled_of(tensor)
     if raw is not None:
         return raw
     scale = ledger.scaler._scale
@@ -280,9 +280,10 @@ def _scale(original: Any) -> Any:
 @untraced
 def _note_scaler(scaler: Any, outputs: Any = None, scaled: Any = None) -> None:
     try:
-        current().scaler = scaler
+        ledger = current()
+        ledger.scaler = scaler
         if isinstance(outputs, Tensor) and outputs.numel() == 1:
-            scaled._monitor_unscaled = take(outputs)
+            ledger.note_unscaled(scaled, take(outputs))
     except Exception as error:  # noqa: BLE001
         _report(error)
 

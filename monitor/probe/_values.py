@@ -53,10 +53,6 @@ class _Cell:
         if self._value is None:  # nobody asked: a loss that was cleared or overridden, an entry that fell off the tape
             self._lane.disown(self._index)
 
-    def __reduce__(self) -> tuple[type, tuple[float]]:
-        value = self.poll()  # the user saves a tensor that carries one of ours
-        return float, (float("nan") if value is None else value,)
-
 
 class PinnedLane:
     """A fixed set of pinned cells. The training thread sends, the recorder thread reads and gives the cells back.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import mse_loss
 
 import monitor
 
@@ -44,7 +44,7 @@ def make_batches(number: int = NUM_STEPS, seed: int = 1) -> list[tuple[Tensor, T
 
 def train_plainly(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Any) -> None:
     for x, y in batches:
-        F.mse_loss(model(x), y).backward()
+        mse_loss(model(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -82,8 +82,8 @@ def everything(attach: Attach) -> list[Tensor]:
     with attach(optimizer, scheduler) as run:
         for i, (x, y) in enumerate(DataLoader(data, batch_size=4)):
             factor = float("inf") if i == 1 else 0.5
-            scaler.scale(F.mse_loss(model(x), y) * factor).backward()
-            scaler.scale(F.mse_loss(model(x), y) * factor).backward()
+            scaler.scale(mse_loss(model(x), y) * factor).backward()
+            scaler.scale(mse_loss(model(x), y) * factor).backward()
             scaler.unscale_(optimizer)
             _clip(model, i)
             optimizer.fails = i == 4
@@ -98,7 +98,7 @@ def everything(attach: Attach) -> list[Tensor]:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = F.mse_loss(model(batches[0][0]), batches[0][1])
+            loss = mse_loss(model(batches[0][0]), batches[0][1])
             loss.backward()
             return loss
 

@@ -146,7 +146,8 @@ def test_every_function_of_the_probe_is_made_to_fail(tmp_path: Path) -> None:
 
     sys.setprofile(note)
     try:
-        everything(Armed(tmp_path))
+        for gradient_norm in ("auto", 1):
+            everything(Armed(tmp_path, gradient_norm=gradient_norm))
     finally:
         sys.setprofile(None)
     here = [f for f in FAULTS.values() if f.label.startswith("monitor.probe.") and "tape" not in f.label]
