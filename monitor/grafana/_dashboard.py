@@ -165,7 +165,9 @@ def _mark(name: str, series: str, colour: str, title: str, tags: str) -> Json:
         "enable": True,
         "hide": False,
         "iconColor": colour,
-        "expr": f"{select(series)} * 1000",  # Grafana takes the value for a time in milliseconds
+        # The last state of a run is scraped once and stale soon after: a wide step would pass it over. Grafana takes
+        # the value for a time in milliseconds.
+        "expr": f"last_over_time({select(series)}[$__rate_interval]) * 1000",
         "step": "10s",
         "useValueForTime": "on",
         "titleFormat": title,

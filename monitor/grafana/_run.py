@@ -46,6 +46,7 @@ def _status() -> tuple[Panel, ...]:
             "none",
             Query(f"count({firing()}) or vector(0)", is_instant=True),
             steps=((None, "text"), (1.0, "red")),
+            links=(),
         ),
         table(
             "Who and where",
