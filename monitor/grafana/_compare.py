@@ -107,7 +107,7 @@ def compare() -> Dashboard:
         "Training: compare",
         "Several runs beside each other, by step and by time.",
         (Row("Standing", (_standing(),)), Row("By step", _by_step()), Row("By time", _by_time())),
-        variables=("optimizer",),
+        variables=("optimizer", "param_group"),
         refresh="30s",
         span="now-6h",
     )

@@ -166,7 +166,7 @@ def _trouble() -> tuple[Panel, ...]:
     events = per_run("sum", increase("training_events_total", window="$__range"), "kind")
     return (
         table(
-            "Alerts firing",
+            "Which alerts fire",
             "Every alert that fires for the chosen runs; docs/alerts.md says what each means and what to do.",
             "short",
             Query(f"sum by (alertname, severity, run_id) ({firing()})"),
@@ -207,5 +207,5 @@ def overview() -> Dashboard:
             Row("Course", _course()),
             Row("Trouble", _trouble()),
         ),
-        variables=("optimizer",),
+        variables=("optimizer", "param_group"),
     )
