@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(FRONT, LEAVES | TOLD | EDGES | CORE | FRONT),
     # dashboards as code: in the catalogue's names, and so beside the edges, not among them
     "grafana": LEAVES | {"export"},
+    "alerts": LEAVES | {"export"},
     "__init__": LEAVES | TOLD | FRONT | {"control", "detect"},
     # the command line: HTTP and run folders; only the demo reaches for a run
     "_client": {"_folder"},

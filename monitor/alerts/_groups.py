@@ -1,0 +1,11 @@
+"""All rules, in the order of the files."""
+
+from __future__ import annotations
+
+from monitor.alerts._machine import GPU, MONITOR, THROUGHPUT
+from monitor.alerts._rule import Group
+from monitor.alerts._training import GRADIENTS, LOSS, RECORDED, RUNS
+
+RECORDING_GROUPS = (Group("training-recording", RECORDED),)
+ALERT_GROUPS = (RUNS, LOSS, GRADIENTS, THROUGHPUT, GPU, MONITOR)
+GROUPS = (*RECORDING_GROUPS, *ALERT_GROUPS)
