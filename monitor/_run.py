@@ -153,8 +153,8 @@ class Run:
             ValueError: for a ``directory`` that cannot be written or a certificate that cannot be used; nothing stays
                 behind then.
         """
-        self._open_folder()
         try:
+            self._open_folder()
             self._contain("recorder", self._recorder.start)
             self._contain("system", self._sampler.start)
             if self.settings.serve:

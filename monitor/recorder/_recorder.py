@@ -119,7 +119,9 @@ class Recorder:
         """Digest what is left and end the thread."""
         self._is_stopping = True
         self._wake.set()
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
+        if self._thread.ident is None:  # it could not be started: what the tape still holds is digested here
+            self.run_once()
+        elif self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
     def flush(self, timeout: float) -> bool:
