@@ -31,9 +31,7 @@ from .full_snapshot import (
     make_snapshot,
 )
 
-EMPTY = Snapshot(
-    run=make_run(), state="starting", time=0.0, optimizers=(OptimizerSnapshot("AdamW", "AdamW"),)
-)
+EMPTY = Snapshot(run=make_run(), state="starting", time=0.0, optimizers=(OptimizerSnapshot("AdamW", "AdamW"),))
 
 
 def scrape(snapshot, **arguments):
@@ -213,9 +211,7 @@ def test_the_dropped_series_are_those_that_would_have_been_there():
     """What a bound takes away is what the scrape grows by when the bound is lifted."""
     groups = tuple(dataclasses.replace(g, momentum=None) if g.index % 2 else g for g in make_groups(9))
     snapshot = make_snapshot(optimizers=(make_optimizer(groups=0),), dropped_series=0)
-    snapshot = dataclasses.replace(
-        snapshot, optimizers=(dataclasses.replace(snapshot.optimizers[0], groups=groups),)
-    )
+    snapshot = dataclasses.replace(snapshot, optimizers=(dataclasses.replace(snapshot.optimizers[0], groups=groups),))
     bounded, whole = scrape(snapshot, max_groups=4), scrape(snapshot)
     missing = sum(map(len, whole.values())) - sum(map(len, bounded.values()))
     assert bounded["training_monitor_dropped_series"] == [({}, missing)]

@@ -30,9 +30,7 @@ def lines(body):
     return [line for line in body.splitlines() if not line.startswith("#")]
 
 
-@pytest.mark.parametrize(
-    "accept", [None, "", "*/*", "text/html", "application/openmetrics-text;version=x", ";;,="]
-)
+@pytest.mark.parametrize("accept", [None, "", "*/*", "text/html", "application/openmetrics-text;version=x", ";;,="])
 def test_text_is_the_default(accept):
     """Who asks for nothing known, or for nonsense, gets the text format."""
     body, content_type = render(accept)
@@ -58,9 +56,7 @@ def test_the_strict_parser_reads_the_openmetrics_output():
 def test_both_formats_hold_the_same_series():
     """Content negotiation changes the dress, not the data."""
     accepts = (None, OPENMETRICS, PROMETHEUS_3)
-    bodies = [
-        [line for line in lines(render(accept)[0]) if "collect_duration" not in line] for accept in accepts
-    ]
+    bodies = [[line for line in lines(render(accept)[0]) if "collect_duration" not in line] for accept in accepts]
     training = [sorted(line for line in body if line.startswith("training_")) for body in bodies]
     assert training[0] == training[1] == training[2]
     assert len(training[0]) > 600
@@ -136,9 +132,7 @@ def test_promtool_finds_nothing_to_mend(promtool, snapshot):
 def test_promtool_would_object(promtool):
     """The check is alive: a scrape with a counter that is not named as one is refused."""
     bad = "# HELP training_steps x\n# TYPE training_steps counter\ntraining_steps 1\n"
-    result = subprocess.run(
-        [promtool, "check", "metrics"], input=bad, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([promtool, "check", "metrics"], input=bad, capture_output=True, text=True, check=False)
     assert result.returncode != 0
 
 

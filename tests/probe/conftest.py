@@ -49,7 +49,7 @@ class Watched:
             probe.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def watch() -> Iterator[Callable[..., Watched]]:
     """Return a function that watches optimizers until the end of the test."""
     made: list[Watched] = []

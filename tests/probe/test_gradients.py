@@ -181,7 +181,7 @@ def test_sparse_missing_and_frozen_gradients(watch) -> None:
 
 def test_no_gradient_at_all_shows_no_norm(watch) -> None:
     """A step on nothing has no norm rather than 0."""
-    net, opt, watched = setup(watch)
+    _, opt, watched = setup(watch)
     opt.step()
     assert watched.last().gradient_norm is None
 
@@ -219,7 +219,7 @@ def test_patching_keeps_the_public_functions_themselves(watch) -> None:
     """References taken before attach stay the same objects while watched and behave as before afterwards."""
     before = torch.nn.utils.clip_grad_norm_
     inner = before.__closure__[0].cell_contents
-    net, opt, watched = setup(watch)
+    *_, watched = setup(watch)
     assert torch.nn.utils.clip_grad_norm_ is before is imported_early
     assert before.__closure__[0].cell_contents is not inner
     watched.close()

@@ -51,7 +51,7 @@ def test_a_factor_shows_scheduled_and_applied(watch) -> None:
 
 
 def test_tensor_lrs_are_shown_as_they_were_and_stay_tensors(watch) -> None:
-    """A tensor LR is changed in place for the step, by identity the same tensor, and read at the moment of the update."""
+    """A tensor LR is changed in place for the step, stays the same tensor, and is read at the moment of the update."""
     lr = torch.tensor(0.5)
     net, opt = net_and(torch.optim.Adam, lr=lr, foreach=False, capturable=False)
     watched = watch(opt)
