@@ -31,7 +31,7 @@ class DivergenceSettings:
         patience_share: the same as a share of the records before the onset.
         scales: distance from the level before the onset, in scales, within which the loss is back.
         share: the same as a share of the level's size.
-        median: records whose median is compared.
+        median: records whose median is compared, and for how many in a row it must be back.
         above_start: share of the progress by which the loss must stand above where it began.
         learned: progress, in scales, from which something has been learned.
         lost_share: share of the progress that has been given back.
@@ -84,6 +84,8 @@ class DivergenceDetector(Detector):
         "_recent",
         "_candidate",
         "_limit",
+        "_back",
+        "_back_since",
         "_count",
         "_start_value",
         "_best",
@@ -119,6 +121,8 @@ class DivergenceDetector(Detector):
         self._recent: list[float] = []
         self._candidate: list[Any] | None = None
         self._limit = 0.0
+        self._back = 0
+        self._back_since = 0
         self._count = 0
         self._start_value: float | None = None
         self._best: float | None = None
@@ -162,7 +166,7 @@ class DivergenceDetector(Detector):
         if count < self._announced_until and self._best is not None and self._start_value is not None:
             allowed = max(allowed, self.settings.lost_share * (self._start_value - self._best))
         self._candidate = [onset.step, onset.last_good, onset.level, scale, count]
-        self._limit = onset.level + allowed
+        self._limit, self._back = onset.level + allowed, 0
 
     def _close_block(self, step: Step) -> None:
         """Take the block's median; keep the noise of single records as it was before the blocks began to rise."""
@@ -186,14 +190,17 @@ class DivergenceDetector(Detector):
         length = self._rise.level.count - count
         ordered = sorted(self._recent)
         median = ordered[len(ordered) // 2]
-        if length > settings.median and median <= self._limit:
+        self._back = self._back + 1 if median <= self._limit else 0
+        if self._back == 1:
+            self._back_since = step.global_step
+        if length > settings.median and self._back >= settings.median:
             self._candidate, self._lost, self._lost_since = None, 0, None
             if count < self._announced_until:
                 self._let_go = count
             if self._open is None:
                 return None
-            return self._end(step.global_step, f"loss is back at {show(median)} at step {step.global_step}")
-        if self._open is not None or length < settings.median:
+            return self._end(self._back_since, f"loss is back at {show(median)} from step {self._back_since}")
+        if self._open is not None or self._back or length < settings.median:
             return None
         is_long = length >= max(settings.patience, settings.patience_share * count)
         if not (is_long or self._is_above_start(ordered[len(ordered) // 4], scale)):
@@ -230,7 +237,7 @@ class DivergenceDetector(Detector):
         assert self._best is not None and self._start_value is not None  # noqa: PT018 - no test
         assert self._lost_since is not None
         progress = self._start_value - self._best
-        self._limit = self._best + self.settings.lost_share * progress
+        self._limit, self._back = self._best + self.settings.lost_share * progress, 0
         self._candidate = [self._lost_since, None, self._best, self._rise.level.scale, self._rise.level.count]
         ordered = sorted(self._recent)
         return self._raise(step, self._lost_since, None, self._best, ordered[len(ordered) // 2], None, loss)

@@ -28,7 +28,7 @@ class PlateauSettings:
             no progress.
         trend: Mann-Kendall z at or below minus this is a fall, however small; 1.64 (5 %, one-sided).
         rise: share of the level per doubling above which it is no plateau either.
-        patience: bins in a row without progress; 5 (4 to 6 score alike, 7 finds less).
+        patience: bins in a row without progress, and with progress that end it; 5 (4 to 6 score alike, 7 finds less).
         least: records before which nothing is said (warm-up; the flat start of very large models).
         lr_rise: learning rate over its value a doubling ago above which it is being warmed up, and bins do not count.
         lr_end: learning rate over its maximum at or below which the schedule is at its end, and a plateau is its
@@ -60,7 +60,7 @@ class PlateauDetector(Detector):
     """
 
     kind = "plateau"
-    state_names = ("_history", "_flat", "_flat_since", "_lr", "_top_lr")
+    state_names = ("_history", "_flat", "_moving", "_flat_since", "_lr", "_top_lr")
 
     def __init__(self, settings: PlateauSettings | None = None) -> None:
         super().__init__()
@@ -68,6 +68,7 @@ class PlateauDetector(Detector):
         self._bins = LogBins(self.settings.bins)
         self._history: list[list[Any]] = []
         self._flat = 0
+        self._moving = 0
         self._flat_since: int | None = None
         self._lr: float | None = None
         self._top_lr = 0.0
@@ -101,17 +102,24 @@ class PlateauDetector(Detector):
         level = statistics.median(medians)
         fall = -theil_sen(medians) * self.settings.bins.per_doubling
         size = max(abs(level), 1e-300)
-        is_flat = fall < self.settings.drop * size and mann_kendall(medians) > -self.settings.trend
-        is_flat = is_flat and fall > -self.settings.rise * size and self._is_lr_at_work()
-        if not is_flat:
-            self._flat, self._flat_since = 0, None
-            if self._open is None:
+        trend = mann_kendall(medians)
+        is_falling = fall >= self.settings.drop * size
+        is_trend = trend <= -self.settings.trend
+        is_elsewhere = fall <= -self.settings.rise * size or not self._is_lr_at_work()
+        if self._open is not None:
+            # Either alone, or both once, flicker with the noise; as long as it took to believe them is progress.
+            self._moving = self._moving + 1 if is_elsewhere or (is_falling and is_trend) else 0
+            if self._moving < self.settings.patience:
                 return None
+            self._flat, self._flat_since, self._moving = 0, None, 0
             return self._end(step.global_step, f"loss moves again at step {step.global_step}: {show(medians[-1])}")
+        if is_elsewhere or is_falling or is_trend:
+            self._flat, self._flat_since = 0, None
+            return None
         if self._flat == 0:
             self._flat_since = self._history[0][1]
         self._flat += 1
-        if self._flat < self.settings.patience or self._open is not None:
+        if self._flat < self.settings.patience:
             return None
         start = self._flat_since
         assert start is not None

@@ -1,0 +1,93 @@
+"""Spikes and outliers: persistence, not height, tells them apart."""
+
+from __future__ import annotations
+
+import pytest
+
+from monitor.detect import DetectorSet, OutlierDetector, RiseSettings, SpikeDetector, default_detectors
+from tests.detect.records import events_of, learning, raised, steps
+
+
+def test_a_sustained_rise_is_a_spike_with_onset_and_end() -> None:
+    """Ten records ten scales up are a spike; its onset is the first of them, its end soon after the last."""
+    start, end = events_of(SpikeDetector(), steps(raised(learning(400), 300, 10, 0.5)))
+    assert (start.kind, start.severity, start.optimizer) == ("spike", "warning", "adam")
+    assert start.start_step == 301
+    assert 303 <= start.step <= 306
+    assert start.end_step is None
+    assert (end.kind, end.step, end.start_step) == (start.kind, start.step, start.start_step)
+    assert end.end_step is not None
+    assert 311 <= end.end_step <= 316
+
+
+def test_the_message_names_levels_onset_and_last_good_step() -> None:
+    """A person reads from where to where the loss rose, since when, and the step to go back to."""
+    start = events_of(SpikeDetector(), steps(raised(learning(400), 300, 10, 2.5)))[0]
+    assert start.message.startswith("loss rose from 2.1")
+    assert "to 4.7" in start.message
+    assert start.message.endswith("from step 301; last good step 300")
+    assert start.details["last_good_step"] == 300
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_isolated_point_of_any_height_is_no_spike(count: int) -> None:
+    """One or two records a thousand scales up are an outlier, reported when they are over, and nothing else."""
+    detectors = DetectorSet([d for d in default_detectors() if d.kind in ("spike", "outlier", "divergence")])
+    events = events_of(detectors, steps(raised(learning(400), 300, count, 30.0)))
+    assert [(event.kind, event.severity) for event in events] == [("outlier", "info")]
+    assert (events[0].start_step, events[0].end_step, events[0].step) == (301, 300 + count, 301 + count)
+
+
+def test_a_spike_is_no_outlier() -> None:
+    """What was a spike is not counted again as an isolated point."""
+    assert events_of(OutlierDetector(), steps(raised(learning(400), 300, 12, 0.5))) == []
+
+
+def test_a_spike_does_not_mask_the_next_one() -> None:
+    """Trouble does not enter its own baseline: three spikes in a row are three events."""
+    losses = learning(600)
+    for first in (300, 350, 400):
+        losses = raised(losses, first, 12, 1.5)
+    starts = [event for event in events_of(SpikeDetector(), steps(losses)) if event.end_step is None]
+    assert [event.start_step for event in starts] == [301, 351, 401]
+
+
+def test_a_falling_loss_raises_nothing() -> None:
+    """A power law with noise, a drop as the rate decays, and noise that grows back slowly are health."""
+    losses = learning(3000)
+    losses = [loss - 0.4 if index > 1500 else loss for index, loss in enumerate(losses)]
+    assert events_of(SpikeDetector(), steps(losses)) == []
+
+
+def test_a_sparse_log_needs_two_records_and_not_one() -> None:
+    """Where a record stands for 32 steps, two high ones are a spike; one is an outlier, as in a dense log."""
+
+    def spikes(count: int, steps_per_record: float) -> int:
+        watch = SpikeDetector(RiseSettings(steps_per_record=steps_per_record))
+        return sum(event.end_step is None for event in events_of(watch, steps(raised(learning(100), 80, count, 1.0))))
+
+    assert spikes(2, 32.0) == 1
+    assert spikes(1, 32.0) == 0
+    assert spikes(2, 1.0) == 0
+
+
+def test_a_sparse_log_that_has_shown_an_isolated_point_is_judged_as_a_dense_one() -> None:
+    """Data that throws single points may throw two; only their persistence counts from there on."""
+    losses = raised(raised(learning(100), 50, 1, 1.0), 80, 2, 1.0)
+    assert events_of(SpikeDetector(RiseSettings(steps_per_record=32.0)), steps(losses)) == []
+
+
+def test_the_first_records_raise_nothing() -> None:
+    """A hump within the warm-up of the level is not judged."""
+    assert events_of(SpikeDetector(), steps(raised(learning(60), 3, 6, 5.0))) == []
+
+
+def test_a_constant_loss_that_jumps_is_a_spike() -> None:
+    """A loss without any noise has a scale of its own size, not of zero."""
+    events = events_of(SpikeDetector(), steps([2.0] * 100 + [3.0] * 10 + [2.0] * 50))
+    assert [event.end_step is None for event in events] == [True, False]
+
+
+def test_a_loss_of_zero_is_no_trouble() -> None:
+    """A loss of exactly 0, then a record that is not, then 0 again, divides by nothing."""
+    assert events_of(SpikeDetector(), steps([0.0] * 100 + [1e-9] + [0.0] * 100)) == []
