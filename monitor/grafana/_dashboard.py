@@ -88,7 +88,6 @@ def _datasource() -> Json:
         "label": "Data source",
         "type": "datasource",
         "query": "prometheus",
-        "current": {},
         "hide": 0,
         "includeAll": False,
         "multi": False,
@@ -116,25 +115,22 @@ def variable_query(name: str) -> str:
 
 def _variable(name: str, *, is_single: bool) -> Json:
     query = variable_query(name)
-    everything = {} if is_single else {"selected": True, "text": ["All"], "value": ["$__all"]}
+    everything = {"current": {"selected": True, "text": ["All"], "value": ["$__all"]}, "allValue": ".+"}
     return {
         "name": name,
         "label": _LABELS[name],
         "type": "query",
         "datasource": DATASOURCE,
-        "definition": query,
         "query": {"query": query, "refId": f"variable-{name}"},
-        "current": everything,
         "hide": 0,
         "includeAll": not is_single,
         "multi": not is_single,
-        "allValue": None if is_single else ".+",
+        **({} if is_single else everything),
         "options": [],
         "refresh": 2,  # when the time range changes: runs come and go
         "regex": "",
         "skipUrlSync": False,
-        # the newest run first would be best, but ids end in random hex; Grafana sorts as text: 1 is A to Z
-        "sort": 3 if name in ("param_group", "gpu") else 1,
+        "sort": 3 if name in ("param_group", "gpu") else 1,  # as numbers, as text
     }
 
 

@@ -233,7 +233,7 @@ def state_timeline(title: str, description: str, *queries: Query, mappings: Sequ
         queries,
         width=12,
         defaults={
-            "custom": {"fillOpacity": 80, "lineWidth": 0, "spanNulls": False},
+            "custom": {"fillOpacity": 80, "lineWidth": 0},
             "mappings": list(mappings),
             "color": {"mode": "thresholds"},
             "thresholds": thresholds([(None, "text")]),
