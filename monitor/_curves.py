@@ -252,7 +252,7 @@ def _joined(rows: list[Row]) -> list[Row]:
         last.loss = row.loss if last.loss is None else last.loss
         last.grad_norm = row.grad_norm if last.grad_norm is None else last.grad_norm
         last.lr = row.lr if last.lr is None else last.lr
-        last.val_losses = {**row.val_losses, **last.val_losses}
+        last.val_losses = {**last.val_losses, **row.val_losses}
     return out
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from monitor._records import Event, Step
 from monitor.detect._checks import require_whole
 from monitor.detect._detector import Detector
-from monitor.detect._numbers import as_usable, show
+from monitor.detect._numbers import LARGEST, as_usable, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,9 @@ class StuckDetector(Detector):
     def update(self, step: Step) -> Event | None:
         """Take the next record; see ``Detector.update``."""
         loss = step.loss
-        if type(loss) is not float:
+        if type(loss) is not float or not -LARGEST < loss < LARGEST:
             loss = as_usable(loss)
-        if loss is None or loss != loss:
+        if loss is None:
             return None
         if loss != self._value:
             self._value, self._equal, self._since = loss, 1, step.global_step
