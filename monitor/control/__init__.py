@@ -7,6 +7,7 @@ out, the outcome and an audit event go back.
 
 from monitor.control._boundary import Boundary, audit, describe
 from monitor.control._commands import Command, Commands
-from monitor.control._lr import Door, LearningRates
+from monitor.control._door import Door
+from monitor.control._lr import LearningRates
 
 __all__ = ["Boundary", "Command", "Commands", "Door", "LearningRates", "audit", "describe"]

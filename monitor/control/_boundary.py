@@ -10,6 +10,7 @@ from monitor._errors import CommandRefusedError, StopTraining
 from monitor._records import CommandRecord
 from monitor.control._commands import Command, Commands
 from monitor.control._lr import LearningRates
+from monitor.control._ranks import objection
 
 LR_ACTIONS = ("reduce", "set", "restore", "undo")
 _PAUSE_SECONDS = 0.2
@@ -26,6 +27,7 @@ class Boundary:
         on_paused: told True when training pauses and False when it goes on.
         stop_raises: raise StopTraining after a stop.
         on_error: takes ``(room, exception)``.
+        objection: returns why no command may take effect here now, or None.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Boundary:
         on_paused: Callable[[bool], None],
         stop_raises: bool,
         on_error: Callable[[str, Exception], None],
+        objection: Callable[[], str | None] = objection,
     ) -> None:
         self.should_stop = False
         self.is_closed = False
@@ -49,10 +52,13 @@ class Boundary:
         self._on_paused = on_paused
         self._stop_raises = stop_raises
         self._on_error = on_error
+        self._objection = objection
         self._came = threading.Event()
 
     def check(self, record: CommandRecord) -> None:
         """Refuse a command that cannot be carried out, before it is queued. Raises CommandRefusedError."""
+        if (why := self._objection()) is not None:
+            raise CommandRefusedError(why)
         if record.action in LR_ACTIONS:
             self._rates.check(record.action, record.factor, record.groups, record.over_steps)
             return
@@ -95,16 +101,25 @@ class Boundary:
             raise StopTraining("a stop was asked for; attach(stop_raises=False) only sets run.should_stop")
 
     def _carry_out(self, commands: Commands, command: Command) -> None:
+        step = self._next_step()
         try:
             changes, message = self._effect(command.record)
-            commands.finish(command, "applied", step=self._next_step(), message=message, changes=changes)
         except CommandRefusedError as error:
-            commands.finish(command, "rejected", step=self._next_step(), message=str(error))
-        except Exception as error:  # noqa: BLE001 - a failure of ours must not reach the training loop
-            self._on_error("control", error)
-            commands.finish(command, "rejected", message=f"{type(error).__name__}: {error}")
+            commands.finish(command, "rejected", step=step, message=str(error))
+        except Exception as error:  # noqa: BLE001 - a failure of ours, or of a checkpoint, must not reach the training loop
+            self._on_error("on_checkpoint" if command.record.action == "checkpoint" else "control", error)
+            commands.finish(command, "rejected", step=step, message=f"{type(error).__name__}: {error}")
+        except (
+            BaseException
+        ) as error:  # Ctrl-C in a checkpoint is for the loop; the command has its outcome all the same
+            commands.finish(command, "rejected", step=step, message=f"{type(error).__name__}: {error}")
+            raise
+        else:
+            commands.finish(command, "applied", step=step, message=message, changes=changes)
 
     def _effect(self, record: CommandRecord) -> tuple[Any, str]:
+        if (why := self._objection()) is not None:
+            raise CommandRefusedError(why)
         if record.action in LR_ACTIONS:
             return self._rates.apply(record.action, record.factor, record.groups, record.over_steps), ""
         if record.action == "pause":

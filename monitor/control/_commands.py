@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -104,8 +106,10 @@ class Commands:
         self._waiting: deque[Command] = deque()
         self._kept: dict[str, Command] = {}
         self._is_closed = False
-        self.totals: dict[tuple[str, str, str], int] = {}
-        self.last_applied: dict[str, float] = {}
+        self._outcomes: deque[CommandRecord] = deque()
+        self._fold = threading.Lock()  # among those who read the totals; who adds an outcome takes no lock
+        self._totals: dict[tuple[str, str, str], int] = {}
+        self._last_applied: dict[str, float] = {}
 
     def submit(
         self,
@@ -126,12 +130,12 @@ class Commands:
             ClosedRunError: the run has ended.
         """
         record = CommandRecord(
-            secrets.token_hex(8), action, source, self._clock(), factor, groups, over_steps, actor, reason
+            secrets.token_hex(8), action, source, self._clock(), _plain(factor), groups, over_steps, actor, reason
         )
         try:
             self._refuse(record)
         except CommandRefusedError as error:
-            self._count(replace(record, status="rejected", finished=self._clock(), message=str(error)))
+            self._note(replace(_presentable(record), status="rejected", finished=self._clock(), message=str(error)))
             raise
         command = Command(record, self._is_training_thread)
         with self._lock:
@@ -184,15 +188,37 @@ class Commands:
         record = replace(
             command.record, status=status, step=step, finished=self._clock(), message=message, changes=changes
         )
-        command.finish(record)
-        self._count(record)
+        self._note(record)
+        command.finish(record)  # last: who waits for the outcome finds it counted and audited
 
-    def _count(self, record: CommandRecord) -> None:
-        key = (record.action, record.source, record.status)
-        self.totals = {**self.totals, key: self.totals.get(key, 0) + 1}
-        if record.status == "applied" and record.finished is not None:
-            self.last_applied = {**self.last_applied, record.action: record.finished}
+    def _note(self, record: CommandRecord) -> None:
+        self._outcomes.append(record)
+        if len(self._outcomes) > MAX_KEPT:
+            self._count()
         self._on_finished(record)
+
+    def _count(self) -> None:
+        with self._fold:
+            totals, last = dict(self._totals), dict(self._last_applied)
+            while self._outcomes:
+                record = self._outcomes.popleft()
+                key = (record.action, record.source, record.status)
+                totals[key] = totals.get(key, 0) + 1
+                if record.status == "applied" and record.finished is not None:
+                    last[record.action] = record.finished
+            self._totals, self._last_applied = totals, last
+
+    @property
+    def totals(self) -> Mapping[tuple[str, str, str], int]:
+        """How many commands have had which outcome: (action, source, outcome) -> number."""
+        self._count()
+        return self._totals
+
+    @property
+    def last_applied(self) -> Mapping[str, float]:
+        """When each action was last applied, as Unix time."""
+        self._count()
+        return self._last_applied
 
     def expire(self, now: float) -> None:
         """Expire what has waited too long for a step."""
@@ -222,3 +248,24 @@ class Commands:
     def waiting(self) -> tuple[CommandRecord, ...]:
         """Return the commands that are accepted and not yet applied, oldest first."""
         return tuple(c.record for c in list(self._waiting))
+
+
+def _presentable(record: CommandRecord) -> CommandRecord:
+    """Leave out what is not of its type: the refusal names it, and the audit trail holds plain values only."""
+    return replace(
+        record,
+        factor=record.factor if isinstance(record.factor, float) and math.isfinite(record.factor) else None,
+        groups=None,
+        over_steps=record.over_steps if isinstance(record.over_steps, int) else 0,
+        reason=record.reason if isinstance(record.reason, str) and len(record.reason) <= MAX_REASON else "",
+    )
+
+
+def _plain(factor: Any) -> Any:
+    """Return a number of any make (numpy's, a fraction) as a float; what is no number as it is, to be refused."""
+    if isinstance(factor, bool) or not isinstance(factor, numbers.Real):
+        return factor
+    try:
+        return float(factor)
+    except OverflowError:
+        return math.inf
