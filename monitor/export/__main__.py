@@ -11,9 +11,7 @@ from ._docs import render_docs
 def main() -> None:
     """Print what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m monitor.export", description=__doc__)
-    parser.add_argument(
-        "--docs", action="store_true", required=True, help="print the metric catalogue as Markdown"
-    )
+    parser.add_argument("--docs", action="store_true", required=True, help="print the metric catalogue as Markdown")
     parser.parse_args()
     sys.stdout.write(render_docs())
 

@@ -84,9 +84,7 @@ _RUN = (
 
 _PROGRESS = (
     _counter("training_steps_total", "Optimizer steps made since the run was attached.", "optimizer"),
-    _gauge(
-        "training_global_step", "Step of the run, earlier sessions of a resumed run included.", "optimizer"
-    ),
+    _gauge("training_global_step", "Step of the run, earlier sessions of a resumed run included.", "optimizer"),
     _gauge("training_target_steps", "Planned optimizer steps; absent if unknown."),
     _counter("training_samples_total", "Training samples that the script reported; absent unless reported."),
     _counter("training_tokens_total", "Training tokens that the script reported; absent unless reported."),
@@ -311,9 +309,7 @@ _MONITOR = (
         "Time that the monitor's hooks took on the training thread.",
         unit="seconds",
     ),
-    _gauge(
-        "training_monitor_overhead_ratio", "Hook time over step time in the trailing window.", unit="ratio"
-    ),
+    _gauge("training_monitor_overhead_ratio", "Hook time over step time in the trailing window.", unit="ratio"),
     _counter("training_monitor_errors_total", "Failures of the monitor itself, contained, by room.", "room"),
     _counter("training_monitor_dropped_steps_total", "Steps lost because the recorder fell behind."),
     _gauge("training_monitor_dropped_series", "Series left out because a bound was reached."),

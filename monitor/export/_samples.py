@@ -58,9 +58,7 @@ class Samples:
         counts = tuple(accumulate(histogram.counts))
         for bound, count in zip(_bound_labels(histogram.bounds), counts, strict=True):
             self._append(metric, Sample(bucket, {**pairs, "le": bound}, count))
-        self._append(
-            metric, Sample(f"{name}_count", pairs, counts[-1]), Sample(f"{name}_sum", pairs, histogram.sum)
-        )
+        self._append(metric, Sample(f"{name}_count", pairs, counts[-1]), Sample(f"{name}_sum", pairs, histogram.sum))
 
     def extend(self, other: Samples) -> None:
         """Take over what another set of samples holds."""
