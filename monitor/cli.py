@@ -29,7 +29,11 @@ _QUICK_SECONDS = 2.0
 class _Lazy(click.Group):
     """A group that imports what it does not hold itself only when asked: the other commands start without it."""
 
-    elsewhere: Mapping[str, str] = {"demo": "monitor._demo:demo", "replay": "monitor.cli_replay:replay"}
+    elsewhere: Mapping[str, str] = {
+        "dashboards": "monitor.cli_dashboards:dashboards",
+        "demo": "monitor._demo:demo",
+        "replay": "monitor.cli_replay:replay",
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self.elsewhere])

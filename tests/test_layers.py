@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_curves": {"_records"},
     "_replay": {"_curves", "_records", "detect"},
     "_replay_plot": {"_curves", "_records"},
+    "cli_dashboards": {"_client", "_folder", "_records", "grafana"},
     "cli_replay": {"_curves", "_replay", "_replay_plot", "detect"},
     "cli": {"_client", "_report", "_folder", "_version"},
     "__main__": {"cli"},
@@ -61,7 +62,8 @@ OUTSIDE: dict[str, set[str]] = {
     "cheroot": {"server"},
     "plotly": {"server"},
     "platformdirs": {"_folder"},
-    "click": {"cli", "cli_replay", "_demo"},
+    "click": {"cli", "cli_replay", "cli_dashboards", "_demo"},
+    "grafana_client": {"grafana"},
 }
 
 

@@ -151,7 +151,20 @@ def _annotations() -> list[Json]:
         _mark("Commands", "training_control_last_applied_timestamp_seconds", "blue", "{{action}}", "run_id,action"),
         _mark("Run starts", "training_run_start_timestamp_seconds", "green", "run started", "run_id"),
         _mark("Run ends", "training_run_end_timestamp_seconds", "purple", "run ended", "run_id"),
+        _notes(),
     ]
+
+
+def _notes() -> Json:
+    """Return the marks that an Annotator has saved, with the full message of each event; off until switched on."""
+    return {
+        "name": "Notes",
+        "datasource": {"type": "grafana", "uid": "-- Grafana --"},
+        "enable": False,
+        "hide": False,
+        "iconColor": "yellow",
+        "target": {"type": "tags", "tags": [TAG], "matchAny": False, "limit": 100},
+    }
 
 
 def _mark(name: str, series: str, colour: str, title: str, tags: str) -> Json:

@@ -1,0 +1,99 @@
+"""``monitor dashboards``: the provisioning files, and the way into a running Grafana."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from monitor._client import Client, ClientError, choose, token_of
+from monitor._folder import list_runs
+from monitor._records import Event
+from monitor.grafana import Annotator, GrafanaError
+from monitor.grafana import export as export_files
+from monitor.grafana import publish as publish_dashboards
+
+_POLL_SECONDS = 2.0
+_ENDED = ("finished", "failed", "interrupted")
+_EVENT_FIELDS = {field.name for field in fields(Event)}
+
+
+@click.group()
+def dashboards() -> None:
+    """Write the Grafana dashboards, or publish them to a running Grafana."""
+
+
+@dashboards.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+def export(directory: Path) -> None:
+    """Write dashboards and provisioning files into DIRECTORY: Grafana's provisioning folder, or any other."""
+    try:
+        paths = export_files(directory)
+    except OSError as error:
+        raise click.ClickException(f"{directory} cannot be written ({error}); nothing was changed there") from error
+    for path in paths:
+        click.echo(path)
+
+
+@dashboards.command()
+@click.option("--grafana", "url", required=True, envvar="GRAFANA_URL", help="Address; default: $GRAFANA_URL.")
+@click.option("--token", envvar="GRAFANA_TOKEN", help="Service account token (role Editor); default: $GRAFANA_TOKEN.")
+@click.option("--folder", default="Training", show_default=True, help="Folder, made where it is missing.")
+@click.option("--datasource", help="uid of the Prometheus data source; default: Grafana's default one.")
+@click.option("--overwrite/--no-overwrite", default=True, help="Replace dashboards that were changed since (default).")
+@click.option("--annotate", is_flag=True, help="Then stay, and annotate the events and commands of a run that goes on.")
+@click.option("--run", "wanted", help="The run to annotate; default: the only one that goes on.")
+@click.option("--dir", "directory", help="Where the run folders are; default: $MONITOR_DIR, else your data folder.")
+def publish(
+    url: str,
+    token: str | None,
+    folder: str,
+    datasource: str | None,
+    overwrite: bool,
+    annotate: bool,
+    wanted: str | None,
+    directory: str | None,
+) -> None:
+    """Publish the dashboards to a running Grafana; all of them, or none if one is refused."""
+    if wanted and not annotate:
+        raise click.UsageError(f"--run {wanted} says which run to annotate; add --annotate")
+    try:
+        done = publish_dashboards(url, token=token, folder=folder, datasource=datasource, overwrite=overwrite)
+        for title, address in done.dashboards:
+            click.echo(f"{title}: {address}")
+        click.echo(f"data source {done.datasource}: {'healthy' if done.is_healthy else f'NOT healthy: {done.health}'}")
+        if annotate:
+            run = choose(list_runs(directory), wanted, live_only=True)
+            if not run.url:
+                raise ClientError(f"{run.run_id} serves no HTTP; its events cannot be read")
+            click.echo(f"annotating {run.run_id} until it ends, or Ctrl-C")
+            with Annotator(url, token=token, tags=(run.run_id,)) as annotator:
+                follow(Client(run.url, token_of(run, None)), annotator)
+            click.echo(f"{annotator.sent} annotations saved, {annotator.dropped} dropped")
+    except (GrafanaError, ClientError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def follow(client: Any, post: Callable[[Event], Any], sleep: Callable[[float], Any] = time.sleep) -> None:
+    """Hand every event that a run has from now on to ``post``, until it ends, goes away, or Ctrl-C."""
+    try:
+        since = client.get("/run")["last_event_seq"]
+        while True:
+            state = client.get("/run")["state"]
+            answer = client.get(f"/events?since={since}")
+            since = answer["next"]
+            for event in answer["events"]:
+                post(_to_event(event))
+            if state in _ENDED:
+                return
+            sleep(_POLL_SECONDS)
+    except (ClientError, KeyboardInterrupt):
+        return
+
+
+def _to_event(document: dict[str, Any]) -> Event:
+    return Event(**{name: value for name, value in document.items() if name in _EVENT_FIELDS})

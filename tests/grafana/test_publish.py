@@ -1,0 +1,272 @@
+"""Publishing and annotating: against a recording double, and against the Grafana at $GRAFANA_URL where there is one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from monitor._records import Event
+from monitor.cli import main
+from monitor.cli_dashboards import follow
+from monitor.grafana import Annotator, GrafanaError, dashboards, publish, render_files
+from tests.grafana.double import TOKEN, Grafana
+from tests.requirements import need_module
+
+UIDS = {each.uid for each in dashboards()}
+
+
+@pytest.fixture
+def grafana() -> Iterator[Grafana]:
+    need_module("grafana_client")
+    with Grafana() as double:
+        yield double
+
+
+def annotator(grafana: Grafana, **options: Any) -> Annotator:
+    return Annotator(grafana.url, **{"token": TOKEN, "pauses": (0.01, 0.01), **options})
+
+
+def event(number: int = 1, **changes: Any) -> Event:
+    fields = {"kind": "spike", "severity": "warning", "step": 120, "start_step": 117, "message": "loss rose"}
+    return Event(**{**fields, "time": 1000.5, "id": number, "seq": number, **changes})  # type: ignore[arg-type]
+
+
+def test_all_dashboards_are_published(grafana: Grafana) -> None:
+    """Folder and dashboards are there, over the default Prometheus, and the answer says where and how healthy."""
+    done = publish(grafana.url, token=TOKEN)
+    assert set(grafana.dashboards) == UIDS
+    assert grafana.folders == {"training-monitor": "Training"}
+    assert {each["folderUid"] for each in grafana.dashboards.values()} == {"training-monitor"}
+    preset = grafana.dashboards["training-monitor-run"]["dashboard"]["templating"]["list"][0]["current"]
+    assert preset == {"selected": True, "text": "Prometheus", "value": "prom"}
+    assert done.dashboards[0] == ("Training: overview", f"{grafana.url}/d/training-monitor-overview/x")
+    assert (done.datasource, done.is_healthy) == ("Prometheus", True)
+
+
+def test_publishing_again_changes_nothing_else(grafana: Grafana) -> None:
+    """A second time finds the folder and replaces the dashboards."""
+    grafana.folders["own"] = "Training"
+    publish(grafana.url, token=TOKEN)
+    publish(grafana.url, token=TOKEN)
+    assert grafana.folders == {"own": "Training"}
+    assert set(grafana.dashboards) == UIDS
+
+
+def test_an_unhealthy_data_source_is_reported(grafana: Grafana) -> None:
+    """The dashboards are published, and the answer holds what Grafana says."""
+    grafana.health = {"status": "ERROR", "message": "connection refused"}
+    done = publish(grafana.url, token=TOKEN)
+    assert not done.is_healthy
+    assert "connection refused" in done.health
+
+
+@pytest.mark.parametrize("datasource", [None, "no-such"])
+def test_nothing_is_written_without_a_data_source(grafana: Grafana, datasource: str | None) -> None:
+    """A Grafana without the Prometheus asked for is refused before anything is written."""
+    if datasource is None:
+        grafana.sources.pop()
+    with pytest.raises(GrafanaError, match=r"no data source .*--datasource"):
+        publish(grafana.url, token=TOKEN, datasource=datasource)
+    assert not grafana.folders
+    assert {method for method, _ in grafana.requests} == {"GET"}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(403, "403.*role Editor"), (412, "412.*changed"), (500, "500 .made to answer 500"), (400, "400 .Bad Input")],
+)
+def test_a_refusal_midway_leaves_nothing_half_written(grafana: Grafana, status: int, words: str) -> None:
+    """When one dashboard is refused the message says which and why; those before it and the folder are gone again."""
+    grafana.fail_dashboard["training-monitor-compare"] = status
+    with pytest.raises(GrafanaError, match=f"saving the dashboard 'Training: compare': {words}") as caught:
+        publish(grafana.url, token=TOKEN)
+    assert caught.value.status == status
+    assert not grafana.dashboards
+    assert not grafana.folders
+
+
+def test_a_refusal_midway_puts_the_old_ones_back(grafana: Grafana) -> None:
+    """Dashboards that were there before are what they were, in the folder that they were in."""
+    grafana.folders["elsewhere"] = "Elsewhere"
+    old = {"dashboard": {"uid": "training-monitor-overview", "title": "mine"}, "folderUid": "elsewhere"}
+    grafana.dashboards["training-monitor-overview"] = old
+    grafana.fail_dashboard["training-monitor-hardware"] = 500
+    with pytest.raises(GrafanaError):
+        publish(grafana.url, token=TOKEN)
+    assert set(grafana.dashboards) == {"training-monitor-overview"}
+    kept = grafana.dashboards["training-monitor-overview"]
+    assert (kept["dashboard"], kept["folderUid"]) == (old["dashboard"], "elsewhere")
+    assert grafana.folders == {"elsewhere": "Elsewhere"}
+
+
+def test_changes_by_hand_can_be_kept(grafana: Grafana) -> None:
+    """Without overwriting a dashboard that is there is a 412, which says so."""
+    publish(grafana.url, token=TOKEN)
+    with pytest.raises(GrafanaError, match="412, somebody has changed"):
+        publish(grafana.url, token=TOKEN, overwrite=False)
+    assert set(grafana.dashboards) == UIDS
+
+
+def test_a_wrong_token_is_told(grafana: Grafana) -> None:
+    """401 names the cure, and never shows a login that is part of the URL."""
+    with pytest.raises(GrafanaError, match=r"401.*service account token") as caught:
+        publish(grafana.url.replace("//", "//admin:hunter2@"))
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_grafana_that_is_away_is_told() -> None:
+    """A port that nobody has is a clear error, as are an address that is none and one that speaks something else."""
+    need_module("grafana_client")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(GrafanaError, match="cannot be reached") as caught:
+            publish(f"http://127.0.0.1:{taken.getsockname()[1]}", token=TOKEN)
+    assert caught.value.is_passing
+    with pytest.raises(GrafanaError, match="'ftp://x' is no http"):
+        publish("ftp://x")
+
+
+def test_a_grafana_that_hangs_is_told(grafana: Grafana) -> None:
+    """No answer in time is an error that says so."""
+    grafana.stall.clear()
+    with pytest.raises(GrafanaError, match=r"did not answer in time|cannot be reached"):
+        publish(grafana.url, token=TOKEN, timeout=0.2)
+    grafana.stall.set()
+
+
+def test_an_event_becomes_an_annotation_and_its_end_a_region(grafana: Grafana) -> None:
+    """Time, text and tags are the event's; when it ends the same annotation gets its end."""
+    with annotator(grafana, tags=("digits-1",)) as annotate:
+        annotate(event())
+        assert annotate.flush()
+        assert grafana.annotations[1] == {
+            "panelId": None,
+            "time": 1000500,
+            "timeEnd": 1000500,
+            "tags": ["training-monitor", "digits-1", "spike", "warning"],
+            "text": "spike: loss rose (step 120)",
+        }
+        annotate(event(seq=2, end_step=140, time=1010.0, message="loss is back"))
+        assert annotate.flush()
+    assert len(grafana.annotations) == 1
+    assert (grafana.annotations[1]["time"], grafana.annotations[1]["timeEnd"]) == (1000500, 1010000)
+    assert grafana.annotations[1]["text"] == "spike: loss is back (steps 117 to 140)"
+    assert (annotate.sent, annotate.dropped) == (2, 0)
+
+
+def test_a_passing_failure_is_tried_again(grafana: Grafana) -> None:
+    """A 500 is tried again and then dropped and counted; a 403 is dropped at once."""
+    with annotator(grafana) as annotate:
+        for status, tries in ((500, 3), (403, 1)):
+            grafana.requests.clear()
+            grafana.fail["POST", "/annotations"] = status
+            annotate(event())
+            assert annotate.flush()
+            assert len(grafana.requests) == tries
+        assert (annotate.sent, annotate.dropped) == (0, 2)
+        grafana.fail.clear()
+        annotate(event(2))
+        assert annotate.flush()
+        assert annotate.sent == 1
+
+
+def test_the_queue_is_bounded(grafana: Grafana) -> None:
+    """While Grafana hangs the newest events wait, older ones are dropped and counted, and nobody waits."""
+    grafana.stall.clear()
+    with annotator(grafana, capacity=3) as annotate:
+        annotate(event(1))
+        while not grafana.requests and annotate._waiting:  # the thread has taken the first
+            pass
+        for number in range(2, 12):
+            annotate(event(number, message=f"number {number}"))
+        assert annotate.dropped == 7
+        grafana.stall.set()
+        assert annotate.flush()
+    assert [each["text"] for each in grafana.annotations.values()][-1] == "spike: number 11 (step 120)"
+    assert len(grafana.annotations) == 4
+
+
+def test_closing_does_not_wait_for_a_grafana_that_is_gone(grafana: Grafana) -> None:
+    """What cannot be sent is dropped and counted; the thread ends amid a pause; later events are dropped."""
+    annotate = annotator(grafana, pauses=(3600.0,))
+    grafana.stop()
+    annotate(event(1))
+    annotate(event(2))
+    annotate.close(timeout=0.2)
+    assert annotate.sent == 0
+    annotate(event(3))
+    assert annotate.dropped == 3
+    assert "monitor-annotator" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_run_is_followed_until_it_ends(grafana: Grafana) -> None:
+    """Only events from now on are handed over, each once, and those of the end too."""
+    event_of = {"kind": "state", "severity": "info", "step": 1, "start_step": 1, "message": "m", "more": "unknown"}
+
+    class Run:
+        states = iter(["running", "running", "running", "finished"])
+        pages = iter([[{**event_of, "seq": 8}], [], [{**event_of, "seq": 9}]])
+
+        def get(self, path: str) -> dict[str, Any]:
+            if path == "/run":
+                return {"state": next(self.states), "last_event_seq": 7}
+            found = next(self.pages)
+            return {"events": found, "next": found[-1]["seq"] if found else int(path.rpartition("=")[2])}
+
+    seen: list[Event] = []
+    follow(Run(), seen.append, sleep=lambda _: None)
+    assert [each.seq for each in seen] == [8, 9]
+
+
+def test_the_command_line_publishes(grafana: Grafana) -> None:
+    """`monitor dashboards publish` prints where the dashboards are; a refusal is exit status 1 and one line."""
+    words = ["dashboards", "publish", "--grafana", grafana.url, "--token", TOKEN]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert f"Training: run: {grafana.url}/d/training-monitor-run/x" in done.output
+    assert "data source Prometheus: healthy" in done.output
+    done = CliRunner().invoke(main, [*words[:-1], "wrong"])
+    assert done.exit_code == 1
+    assert "Error: " in done.output
+    assert "401" in done.output
+    done = CliRunner().invoke(main, [*words, "--annotate"])
+    assert done.exit_code == 1
+    assert "no run is going on" in done.output
+
+
+def test_the_command_line_exports(tmp_path: Path) -> None:
+    """`monitor dashboards export` writes every file; where it cannot, it says so and leaves nothing."""
+    done = CliRunner().invoke(main, ["dashboards", "export", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert len(done.output.splitlines()) == len(render_files())
+    (tmp_path / "file").write_text("")
+    done = CliRunner().invoke(main, ["dashboards", "export", str(tmp_path / "file" / "below")])
+    assert done.exit_code == 1
+    assert "cannot be written" in done.output
+
+
+@pytest.mark.skipif("GRAFANA_URL" not in os.environ, reason="needs a Grafana: set GRAFANA_URL, and GRAFANA_TOKEN")
+def test_a_real_grafana_takes_them() -> None:
+    """The Grafana at $GRAFANA_URL keeps dashboards and annotation as they were sent."""
+    from monitor.grafana._api import connect, disconnect
+
+    url, token = os.environ["GRAFANA_URL"], os.environ.get("GRAFANA_TOKEN")
+    publish(url, token=token)
+    api = connect(url, token)
+    try:
+        for each in dashboards():
+            kept = api.dashboard.get_dashboard(each.uid)["dashboard"]
+            assert [panel["title"] for panel in kept["panels"]] == [panel["title"] for panel in each.render()["panels"]]
+    finally:
+        disconnect(api)
+    with Annotator(url, token=token, tags=("a-test",)) as annotate:
+        annotate(event())
+        assert annotate.flush()
+        assert (annotate.sent, annotate.dropped) == (1, 0)
