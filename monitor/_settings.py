@@ -116,8 +116,22 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -
     for f in fields(Settings):
         text = environ.get(variable_of(f.name), "")
         if f.name not in values and text:
-            values[f.name] = _parse(f.name, str(f.type), text)
+            values[f.name] = _from_variable(f.name, str(f.type), text)
     return Settings(**values)
+
+
+def _from_variable(name: str, type_: str, text: str) -> Any:
+    """Read a setting from its variable and check it here, where a refusal can say where the value came from."""
+    value = _parse(name, type_, text)
+    try:
+        _CHECKS.get(name, _anything)(name, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{variable_of(name)}: {error}") from None
+    return value
+
+
+def _anything(_name: str, _value: Any) -> None:
+    """Refuse nothing."""
 
 
 def variable_of(name: str) -> str:
