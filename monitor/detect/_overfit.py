@@ -121,11 +121,13 @@ class OverfitDetector(Detector):
             known.update(best=median, best_step=sample.step, best_train=train, bad=0)
             return self._finish(sample, "validation loss has a new best")
         rise = median - best
-        is_worse = rise > max(self.settings.rise * abs(best), self.settings.noise * known["noise"])
+        limit = max(self.settings.rise * abs(best), self.settings.noise * known["noise"])
+        is_worse = rise > limit
         is_falling = train is not None and known["best_train"] is not None and train < known["best_train"]
         if not (is_worse and is_falling):
             known["bad"] = 0
-            return self._finish(sample, "validation loss is back") if not is_worse else None
+            # Half of the rise, so that what hovers about the limit is one event.
+            return self._finish(sample, "validation loss is back") if rise <= limit / 2 else None
         known["bad"] += 1
         if known["bad"] < self.settings.patience or self._open is not None:
             return None
