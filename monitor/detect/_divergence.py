@@ -86,7 +86,6 @@ class DivergenceDetector(Detector):
         "_limit",
         "_back",
         "_back_since",
-        "_count",
         "_start_value",
         "_best",
         "_lost",
@@ -123,7 +122,6 @@ class DivergenceDetector(Detector):
         self._limit = 0.0
         self._back = 0
         self._back_since = 0
-        self._count = 0
         self._start_value: float | None = None
         self._best: float | None = None
         self._lost = 0
@@ -135,7 +133,6 @@ class DivergenceDetector(Detector):
         loss = rise.take(step)
         if loss is None:
             return None
-        self._count += 1
         recent = self._recent
         recent.append(loss)
         if len(recent) > self.settings.median:
