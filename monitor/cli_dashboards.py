@@ -1,4 +1,7 @@
-"""``monitor dashboards``: the provisioning files, and the way into a running Grafana."""
+"""``monitor dashboards``: the provisioning files, and the way into a running Grafana.
+
+monitor.grafana is imported late: ``monitor --help`` lists this group and need not load what it needs.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,6 @@ import click
 from monitor._client import Client, ClientError, choose, token_of
 from monitor._folder import list_runs
 from monitor._records import Event
-from monitor.grafana import Annotator, GrafanaError
-from monitor.grafana import export as export_files
-from monitor.grafana import publish as publish_dashboards
 
 _POLL_SECONDS = 2.0
 _ENDED = ("finished", "failed", "interrupted")
@@ -31,6 +31,8 @@ def dashboards() -> None:
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 def export(directory: Path) -> None:
     """Write dashboards and provisioning files into DIRECTORY: Grafana's provisioning folder, or any other."""
+    from monitor.grafana import export as export_files
+
     try:
         paths = export_files(directory)
     except OSError as error:
@@ -59,6 +61,9 @@ def publish(
     directory: str | None,
 ) -> None:
     """Publish the dashboards to a running Grafana; all of them, or none if one is refused."""
+    from monitor.grafana import Annotator, GrafanaError
+    from monitor.grafana import publish as publish_dashboards
+
     if wanted and not annotate:
         raise click.UsageError(f"--run {wanted} says which run to annotate; add --annotate")
     try:

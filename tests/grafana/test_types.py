@@ -25,14 +25,17 @@ PANEL_TYPES = {
     "heatmap": ("heatmap", "Heatmap", True),
     "xychart": ("xychart", "XYChart", True),
 }
-# What Grafana's Prometheus plugin reads of an annotation, beside what the schema knows.
-ANNOTATION = "{ expr?: string; step?: string; useValueForTime?: 'on'; titleFormat?: string; textFormat?: string; tagKeys?: string }"  # noqa: E501
+# What Grafana's Prometheus plugin and its own store read of an annotation, beside what the schema knows.
+ANNOTATION = """{
+  expr?: string; step?: string; useValueForTime?: 'on'; titleFormat?: string; textFormat?: string; tagKeys?: string;
+  target?: { type: 'tags'; tags: string[]; matchAny: boolean; limit: number };
+}"""
 HEAD = f"""\
 import * as schema from '@grafana/schema';
 import {{ Part, Plain }} from './plain';
 type Panel = Plain<schema.Panel>;
 type Row = Plain<schema.RowPanel>;
-type Mark = Plain<schema.AnnotationQuery> & {ANNOTATION};
+type Mark = Omit<Plain<schema.AnnotationQuery>, 'target'> & {ANNOTATION};
 type Shell = Omit<Plain<schema.Dashboard>, 'panels' | 'annotations'>;
 """
 
