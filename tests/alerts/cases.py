@@ -5,7 +5,10 @@ Courses are in the notation of ``promtool test rules``, one value every 15 secon
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from monitor._records import STATES
 
 RUN = {"job": "training", "instance": "box:9477", "run_id": "demo-0a1b2c"}
 
@@ -33,10 +36,9 @@ def series(name: str, values: str, **labels: str) -> dict[str, str]:
 
 def state(now: str, values: str = "1x400") -> dict[str, str]:
     """Return the state of the run: ``now`` is 1 for the given course, the others are 0 for as long."""
-    zeros = values.replace("1", "0", 1)
-    others = {each for each in ("starting", "running", "paused", "finished", "failed", "interrupted")} - {now}
-    found = series("training_run_state", values, training_run_state=now)
-    for other in sorted(others):
+    zeros = re.sub(r"(?<!\S)1", "0", values)
+        found = series("training_run_state", values, training_run_state=now)
+    for other in sorted({*STATES} - {now}):
         found |= series("training_run_state", zeros, training_run_state=other)
     return found
 

@@ -121,7 +121,7 @@ def test_an_alert_fires_when_it_should_and_only_then(alert: Alert, tmp_path: Pat
 
 
 def test_the_cases_hold_where_ranges_are_open_on_the_left(tmp_path: Path) -> None:
-    """Prometheus 3 leaves out the sample at the very start of a range; one millisecond less has the same effect here."""
+    """Prometheus 3 leaves out the sample at the very start of a range; a range of a millisecond less does so too."""
     rules = []
     for path in RULES:
         shorter = re.sub(r"\[(\d+)([mh])\]", lambda m: f"[{int(m[1]) * (60_000 if m[2] == 'm' else 3_600_000) - 1}ms]",

@@ -1,0 +1,152 @@
+"""The shipped Prometheus and Alertmanager configuration, judged by promtool, amtool and a real Alertmanager."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import urllib.request
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import yaml
+
+from monitor.alerts import GROUPS, alerts
+from monitor.server._alertmanager import ACTIONS
+from tests.requirements import need
+from tests.stack.real_alertmanager import Alertmanager
+from tests.stack.real_prometheus import wait_until
+
+DASHBOARDS = Path(__file__).resolve().parents[2] / "dashboards"
+ALERTMANAGER = DASHBOARDS / "alertmanager" / "alertmanager.yml"
+EXAMPLES = sorted((DASHBOARDS / "alertmanager" / "examples").glob("*.yml"))
+BY_NAME = {alert.name: alert for alert in alerts(GROUPS)}
+
+
+def amtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [need("amtool", "prometheus-alertmanager"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def routed(config: Path, **labels: str) -> list[str]:
+    """Return the receivers of an alert with these labels."""
+    done = amtool("config", "routes", "test", f"--config.file={config}", *(f"{k}={v}" for k, v in labels.items()))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().split(",")
+
+
+def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
+    """``promtool check config`` finds nothing to object, the rule files included, once the token's file is there."""
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "rules").symlink_to(DASHBOARDS / "prometheus" / "rules")
+    text = (DASHBOARDS / "prometheus" / "prometheus.yml").read_text()
+    config = tmp_path / "prometheus.yml"
+    config.write_text(text.replace("/run/secrets/monitor_read_token", str(tmp_path / "token")))
+    command = [need("promtool", "prometheus"), "check", "config", "--lint=all", "--lint-fatal", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rules found" in done.stdout
+
+
+@pytest.mark.parametrize("config", [ALERTMANAGER, *EXAMPLES], ids=lambda path: path.name)
+def test_amtool_accepts_the_configuration(config: Path) -> None:
+    """``amtool check-config`` finds nothing to object, in the shipped file and in every example."""
+    done = amtool("check-config", config)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_are_examples_for_slack_mail_and_webhooks() -> None:
+    """Each way to reach people that the documentation names has an example."""
+    assert {"slack.yml", "mail.yml", "webhook.yml", "several-runs.yml"} <= {path.name for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_alert_reaches_people_and_a_remedy_the_run(name: str) -> None:
+    """People are told of all alerts; the run of those alone that name something that it can do."""
+    alert = BY_NAME[name]
+    labels = {"alertname": name, "severity": alert.severity, "run_id": "demo-0a1b2c"}
+    if alert.remediation is None:
+        assert routed(ALERTMANAGER, **labels) == ["people"]
+    else:
+        assert routed(ALERTMANAGER, **labels, remediation=alert.remediation) == ["run", "people"]
+
+
+def test_the_run_knows_every_remedy() -> None:
+    """What a rule asks for is something that the run's endpoint does."""
+    remedies = {alert.remediation for alert in BY_NAME.values()} - {None}
+    assert remedies == {"reduce"}
+    assert remedies <= set(ACTIONS)
+
+
+def test_an_alert_of_no_run_asks_no_run_for_anything() -> None:
+    """Without a run_id nobody can be meant."""
+    assert routed(ALERTMANAGER, alertname="Other", severity="critical", remediation="reduce") == ["people"]
+
+
+@pytest.mark.parametrize(("run_id", "receiver"), [("char-gpt-0a1b2c", "run-char-gpt"), ("digits-ffffff", "run-digits")])
+def test_several_runs_are_told_apart(run_id: str, receiver: str) -> None:
+    """In the example for several runs, each is told of its own alerts, and people of all."""
+    config = DASHBOARDS / "alertmanager" / "examples" / "several-runs.yml"
+    labels = {"alertname": "TrainingDivergence", "severity": "critical", "remediation": "reduce", "run_id": run_id}
+    assert routed(config, **labels) == [receiver, "people"]
+
+
+def test_inhibition_names_alerts_that_exist() -> None:
+    """No rule of inhibition is about an alert that is gone, and each is bound to one run."""
+    config = yaml.safe_load(ALERTMANAGER.read_text())
+    for rule in config["inhibit_rules"]:
+        assert rule["equal"] == ["run_id"]
+        text = " ".join(rule["source_matchers"] + rule["target_matchers"])
+        assert set(re.findall(r"Training[A-Z]\w+", text)) <= set(BY_NAME)
+
+
+MUTED = [
+    *(("TrainingRunFailed", name) for name in BY_NAME if name != "TrainingRunFailed"),
+    *(("TrainingRunVanished", name) for name in BY_NAME if name not in ("TrainingRunFailed", "TrainingRunVanished")),
+    ("TrainingLossNonfinite", "TrainingDivergence"),
+    ("TrainingLossNonfinite", "TrainingLossSpike"),
+    ("TrainingDivergence", "TrainingLossSpike"),
+    ("TrainingStalled", "TrainingThroughputHalved"),
+    ("TrainingStalled", "TrainingGpuIdle"),
+    ("TrainingThroughputHalved", "TrainingSlowdown"),
+]
+HEARD = [
+    ("TrainingRunFailed", "TrainingRunFailed"),
+    ("TrainingRunVanished", "TrainingRunFailed"),
+    ("TrainingLossSpike", "TrainingDivergence"),
+    ("TrainingThroughputHalved", "TrainingStalled"),
+    ("TrainingDivergence", "TrainingLossNonfinite"),
+    ("TrainingPlateau", "TrainingOverfitting"),
+]
+
+
+def test_alertmanager_mutes_what_follows_within_a_run_and_in_no_other(tmp_path: Path) -> None:
+    """A real Alertmanager, given two alerts of a run and one of another, mutes the consequence of the first alone."""
+    pairs = [*((pair, True) for pair in MUTED), *((pair, False) for pair in HEARD)]
+    with Alertmanager(tmp_path / "alertmanager") as server:
+        server.start(ALERTMANAGER.read_text())
+        firing = []
+        for number, ((source, target), _) in enumerate(pairs):
+            firing += [_alert(source, f"a-{number}", "0"), _alert(target, f"a-{number}", "1")]
+            firing += [_alert(target, f"b-{number}", "1")]
+        _post(server.url, firing)
+        wait_until(lambda: len(server.alerts()) == len(firing), "all alerts have arrived")
+        found = {(a["labels"]["run_id"], a["labels"]["part"]): a["status"]["inhibitedBy"] for a in server.alerts()}
+    for number, (pair, is_muted) in enumerate(pairs):
+        assert bool(found[f"a-{number}", "1"]) is is_muted, pair
+        assert found[f"b-{number}", "1"] == [], pair
+
+
+def _alert(name: str, run_id: str, part: str) -> dict[str, object]:
+    now = datetime.now(timezone.utc)
+    labels = {"alertname": name, "severity": BY_NAME[name].severity, "run_id": run_id, "part": part}
+    return {"labels": labels, "startsAt": now.isoformat(), "endsAt": (now + timedelta(hours=1)).isoformat()}
+
+
+def _post(url: str, body: list[dict[str, object]]) -> None:
+    request = urllib.request.Request(
+        f"{url}/api/v2/alerts", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.status == 200
