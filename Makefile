@@ -5,6 +5,7 @@
 #   make lint        ruff and mypy
 #   make bench       what the monitor costs, against what people use today       (ARGS=--quick)
 #   make docs-check  what the documentation shows is run, what it lists is complete
+#   make stack-up    Prometheus, Alertmanager and Grafana in containers, with the dashboards; make stack-down
 #   make clean       remove what these targets made
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench docs-check programs clean
+.PHONY: demo test lint bench docs-check programs clean stack-up stack-down
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -48,3 +49,9 @@ $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 
 clean:
 	rm -rf $(VENV) .bench-venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+stack-up: $(VENV)/.ready
+	@.ci/stack up
+
+stack-down:
+	@.ci/stack down

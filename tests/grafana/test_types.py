@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from tests.grafana.reading import FILES, load, panels
-from tests.requirements import need
 
 TYPES = Path(__file__).parent / "types"
 # panel type -> where Grafana declares its Options and, where it has one, its FieldConfig
@@ -43,7 +42,9 @@ type Shell = Omit<Plain<schema.Dashboard>, 'panels' | 'annotations'>;
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lay out a folder with the schema and the compiler in it, as npm installs them."""
-    npm = need("npm")
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("needs npm: the types are checked where it is there")
     folder = tmp_path_factory.mktemp("types")
     for name in ("package.json", "plain.ts"):
         shutil.copy(TYPES / name, folder)

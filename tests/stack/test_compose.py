@@ -1,0 +1,139 @@
+"""The services of docker-compose.yml: what the file promises, and the secrets that are made for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.requirements import need, need_module
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVERS = ("prometheus", "alertmanager", "grafana")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """Return the file as docker-compose reads it."""
+    need_module("yaml")
+    import yaml
+
+    environment = {**os.environ, "MONITOR_TARGETS": "/srv/runs/targets"}
+    command = [need("docker-compose"), "--file", str(ROOT / "docker-compose.yml"), "config"]
+    subprocess.run([*command, "-q"], check=True, env=environment, capture_output=True)
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    return dict(yaml.safe_load(done.stdout))
+
+
+def test_a_missing_folder_of_targets_is_told(tmp_path: Path) -> None:
+    """Without the folder in which runs write their targets nothing starts, and the message says what sets it."""
+    environment = {name: value for name, value in os.environ.items() if name != "MONITOR_TARGETS"}
+    (tmp_path / "env").write_text("")
+    command = [
+        need("docker-compose"),
+        "--env-file",
+        os.devnull,
+        "--file",
+        str(ROOT / "docker-compose.yml"),
+        "config",
+        "-q",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "make stack-up sets it" in done.stderr
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_a_server_is_pinned_healthy_and_confined(compose: dict[str, Any], name: str) -> None:
+    """Each server has an exact version, a health check, no root, no capability, and is seen from this machine only."""
+    service = compose["services"][name]
+    image, _, version = service["image"].rpartition(":")
+    assert image
+    assert version.lstrip("v").count(".") == 2
+    assert service["healthcheck"]["test"][0] == "CMD"
+    assert service["user"].partition(":")[0] not in ("", "0", "root")
+    assert service["cap_drop"] == ["ALL"]
+    assert service["ports"]
+    assert all(str(port).startswith("127.0.0.1:") for port in service["ports"])
+    assert any(entry.endswith("host-gateway") for entry in _as_list(service["extra_hosts"]))
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_configuration_is_mounted_read_only_and_exists(compose: dict[str, Any], name: str) -> None:
+    """Every file or folder of this repository that a server mounts is there, and cannot be written from within."""
+    for volume in compose["services"][name]["volumes"]:
+        source, _, rest = str(volume).partition(":")
+        if source.startswith(str(ROOT)):
+            assert Path(source).exists(), source
+        if source.startswith("/"):
+            assert rest.endswith(":ro"), volume
+        else:
+            assert source in compose["volumes"]
+
+
+def test_servers_wait_for_each_other(compose: dict[str, Any]) -> None:
+    """Grafana starts when Prometheus is healthy, Prometheus when Alertmanager is."""
+    services = compose["services"]
+    assert services["grafana"]["depends_on"] == {"prometheus": {"condition": "service_healthy"}}
+    assert services["prometheus"]["depends_on"] == {"alertmanager": {"condition": "service_healthy"}}
+
+
+def test_grafana_lets_nobody_in_and_calls_nobody(compose: dict[str, Any]) -> None:
+    """Anonymous access, sign-up, analytics and update checks are off; the password is a file."""
+    environment = compose["services"]["grafana"]["environment"]
+    off = [name for name in environment if name.startswith(("GF_ANALYTICS_", "GF_AUTH_", "GF_USERS_", "GF_NEWS_"))]
+    assert len(off) == 7
+    assert all(environment[name] == "false" for name in off)
+    assert environment["GF_SECURITY_ADMIN_PASSWORD__FILE"] == "/run/secrets/grafana_admin_password"
+    assert not any(name.endswith("PASSWORD") for name in environment)
+
+
+def test_mounts_and_settings_meet(compose: dict[str, Any]) -> None:
+    """Where the dashboards are mounted is where the provisioning looks; the data source is where Prometheus answers."""
+    provider = (ROOT / "dashboards/grafana/provisioning/dashboards/training.yml").read_text()
+    source = (ROOT / "dashboards/grafana/provisioning/datasources/prometheus.yml").read_text()
+    config = (ROOT / "dashboards/prometheus/prometheus.yml").read_text()
+    grafana = compose["services"]["grafana"]
+    places = [str(volume).split(":")[1] for volume in grafana["volumes"]]
+    assert any(f"path: {place}\n" in provider for place in places)
+    assert grafana["environment"]["PROMETHEUS_URL"] == "http://prometheus:9090"
+    assert "url: $PROMETHEUS_URL" in source
+    (interval,) = [line.split()[1] for line in source.splitlines() if "timeInterval:" in line]
+    assert f"scrape_interval: {interval}\n" in config
+    targets = [str(volume).split(":")[1] for volume in compose["services"]["prometheus"]["volumes"]]
+    assert {"/etc/prometheus/targets", "/etc/prometheus/train"} <= set(targets)
+    assert '"targets/*.json", "train/targets/*.json"' in config
+
+
+def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    """The first start makes long random secrets in a folder of the owner's alone; the next one keeps them."""
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "MONITOR_DIR": str(tmp_path / "runs"),
+    }
+    command = [need("bash"), str(tmp_path / ".ci" / "stack"), "secrets"]
+    subprocess.run(command, check=True, env=environment, timeout=60)
+    made = tmp_path / ".docker"
+    before = {path.name: path.read_text() for path in made.iterdir()}
+    assert set(before) == {"grafana_admin_password", "monitor_token", "monitor_read_token", "run.env"}
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert (made / "run.env").stat().st_mode & 0o777 == 0o600
+    secrets = [before[name] for name in before if name != "run.env"]
+    assert len(set(secrets)) == 3
+    assert all(len(secret) == 48 for secret in secrets)
+    assert (tmp_path / ".env").read_text() == f"MONITOR_TARGETS={tmp_path / 'runs' / 'targets'}\n"
+    assert f"MONITOR_TOKEN={before['monitor_token']}\n" in before["run.env"]
+    subprocess.run(command, check=True, env=environment, timeout=60)
+    assert {path.name: path.read_text() for path in made.iterdir()} == before
+
+
+def _as_list(value: Any) -> list[str]:
+    return [f"{name}:{address}" for name, address in value.items()] if isinstance(value, dict) else list(value)
