@@ -37,7 +37,7 @@ def series(name: str, values: str, **labels: str) -> dict[str, str]:
 def state(now: str, values: str = "1x400") -> dict[str, str]:
     """Return the state of the run: ``now`` is 1 for the given course, the others are 0 for as long."""
     zeros = re.sub(r"(?<!\S)1", "0", values)
-        found = series("training_run_state", values, training_run_state=now)
+    found = series("training_run_state", values, training_run_state=now)
     for other in sorted({*STATES} - {now}):
         found |= series("training_run_state", zeros, training_run_state=other)
     return found
