@@ -63,15 +63,18 @@ def environment() -> list[str]:
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
     )
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     names = ("torch", "prometheus-client", "flask", "cheroot")
     size = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     return [
         f"- {time.strftime('%Y-%m-%d')}, {model}, {os.cpu_count()} cores, {size}",
         f"- Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in names),
-        f"- load of the machine when this began (1, 5, 15 min): {load}",
+        f"- load of the machine when this began (1, 5, 15 min): {load_average()}",
         "",
     ]
+
+
+def load_average() -> str:
+    return ", ".join(f"{value:.1f}" for value in os.getloadavg())
 
 
 def _lines(path: str) -> list[str]:
@@ -290,13 +293,14 @@ def scrape(args: argparse.Namespace, _: Path) -> list[str]:
 def memory(args: argparse.Namespace, folder: Path) -> list[str]:
     """How much the process grows over a long run: steps as fast as they can be digested."""
     num_steps = 200_000 if args.quick else 2_000_000
-    code = f"import overhead; overhead.simulate({num_steps}, {str(folder)!r})"
+    code = f"import overhead; overhead.simulate({num_steps}, {str(folder)!r})"  # in a process of its own: its size is measured
     where = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": where}
     )
     if done.returncode:
-        return ["### Memory", "", f"not measured: {done.stderr.strip().splitlines()[-1]}", ""]
+        reason = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        return ["### Memory", "", f"not measured: {reason}", ""]
     found = json.loads(done.stdout)
     sentences = (
         f"Resident size after {found['steps']:,} steps with a loss, a gradient norm and two param groups each:",
@@ -343,6 +347,8 @@ def main() -> None:
             found = globals()[part](args, Path(folder))
             print("\n".join(found), flush=True)
             lines += found
+    lines += [f"Load of the machine when this ended: {load_average()}. Others' work is in the figures.", ""]
+    print("\n".join(lines[-2:]))
     if args.write:
         text = DOCUMENT.read_text()
         head, _, rest = text.partition(BEGIN)
