@@ -293,7 +293,7 @@ def scrape(args: argparse.Namespace, _: Path) -> list[str]:
 def memory(args: argparse.Namespace, folder: Path) -> list[str]:
     """How much the process grows over a long run: steps as fast as they can be digested."""
     num_steps = 200_000 if args.quick else 2_000_000
-    code = f"import overhead; overhead.simulate({num_steps}, {str(folder)!r})"  # in a process of its own: its size is measured
+    code = f"import overhead; overhead.simulate({num_steps}, {str(folder)!r})"
     where = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": where}
