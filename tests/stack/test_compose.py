@@ -37,7 +37,7 @@ def test_a_missing_folder_of_targets_is_told(tmp_path: Path) -> None:
     command = [
         need("docker-compose"),
         "--env-file",
-        os.devnull,
+        str(tmp_path / "env"),
         "--file",
         str(ROOT / "docker-compose.yml"),
         "config",
