@@ -13,6 +13,7 @@ from flask import Flask, Response, g, request
 from monitor._records import Snapshot
 from monitor.server import _json, _problems
 from monitor.server._access import RunAccess
+from monitor.server._alertmanager import add_alertmanager
 from monitor.server._auth import Security
 from monitor.server._commands import add_commands
 from monitor.server._gate import Gate, harden
@@ -51,6 +52,7 @@ def create_app(
     _add_reading(app, gate, access)
     _add_operations(app, gate, access)
     add_commands(app, gate, access, PREFIX)
+    add_alertmanager(app, gate, access, PREFIX)
     add_page(app, gate, page_dir)
     app.after_request(_compress)
     app.after_request(harden)

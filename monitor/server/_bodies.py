@@ -35,13 +35,18 @@ def read_command(request: Request, allowed: tuple[str, ...], required: tuple[str
 
     Raises Refusal: 415 for another content type, 400 for what is not JSON, 422 for a field.
     """
-    raw = request.get_data(cache=True)
-    if request.content_length is not None and len(raw) != request.content_length:
-        raise Refusal(400, f"The body ends after {len(raw)} of {request.content_length} bytes.")
-    if request.content_length is None and request.environ["wsgi.input"].read(1):
-        raise RequestEntityTooLarge  # a chunked body is read up to the limit and then silently no further
-    if not raw and not required:
+    if not _received(request) and not required:
         return Command()
+    body = read_object(request)
+    return _checked(body, allowed, required)
+
+
+def read_object(request: Request) -> Mapping[str, Any]:
+    """Read the body of ``request``: one JSON object.
+
+    Raises Refusal: 415 for another content type, 400 for what is not JSON or no object.
+    """
+    raw = _received(request)
     if request.mimetype != "application/json":
         given = request.mimetype or "none"
         raise Refusal(415, f"The Content-Type must be application/json, got {given}.")
@@ -50,15 +55,24 @@ def read_command(request: Request, allowed: tuple[str, ...], required: tuple[str
     except ValueError as error:
         raise Refusal(400, f"The body is not valid JSON: {error}.") from None
     if not isinstance(body, dict):
-        raise Refusal(400, f"The body must be a JSON object, got {_shown(body)}.")
-    return _checked(body, allowed, required)
+        raise Refusal(400, f"The body must be a JSON object, got {shown(body)}.")
+    return body
+
+
+def _received(request: Request) -> bytes:
+    raw = request.get_data(cache=True)
+    if request.content_length is not None and len(raw) != request.content_length:
+        raise Refusal(400, f"The body ends after {len(raw)} of {request.content_length} bytes.")
+    if request.content_length is None and request.environ["wsgi.input"].read(1):
+        raise RequestEntityTooLarge  # a chunked body is read up to the limit and then silently no further
+    return raw
 
 
 def _checked(body: Mapping[str, Any], allowed: tuple[str, ...], required: tuple[str, ...]) -> Command:
     for name in body:
         if name not in allowed:
             words = ", ".join(allowed)
-            raise Refusal(422, f"There is no field {_shown(name)} here; the fields are {words}.", field=name[:60])
+            raise Refusal(422, f"There is no field {shown(name)} here; the fields are {words}.", field=name[:60])
     for name in required:
         if name not in body:
             raise Refusal(422, f"{name} is missing; it must be {_MUST_BE[name]}.", field=name)
@@ -69,7 +83,7 @@ def _value(name: str, value: Any) -> Any:
     try:
         return _CHECKS[name](value)
     except ValueError:
-        raise Refusal(422, f"{name} must be {_MUST_BE[name]}, got {_shown(value)}.", field=name) from None
+        raise Refusal(422, f"{name} must be {_MUST_BE[name]}, got {shown(value)}.", field=name) from None
 
 
 def _factor(value: Any) -> float:
@@ -87,7 +101,7 @@ def _groups(value: Any) -> tuple[int | str, ...] | None:
         raise ValueError
     for group in value:
         is_index = isinstance(group, int) and not isinstance(group, bool) and group >= 0
-        is_name = isinstance(group, str) and 0 < len(group) <= MAX_NAME and _is_one_line(group)
+        is_name = isinstance(group, str) and 0 < len(group) <= MAX_NAME and is_one_line(group)
         if not (is_index or is_name):
             raise ValueError
     return tuple(value)
@@ -100,17 +114,18 @@ def _over_steps(value: Any) -> int:
 
 
 def _reason(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_REASON or not _is_one_line(value):
+    if not isinstance(value, str) or len(value) > MAX_REASON or not is_one_line(value):
         raise ValueError
     return value
 
 
-def _is_one_line(text: str) -> bool:
+def is_one_line(text: str) -> bool:
     """Tell whether text is safe in a log: no control characters, no half of a surrogate pair."""
     return not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in text)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return what was sent as a message may hold it: at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

@@ -14,13 +14,13 @@ _WHY = {
     403: "The token may only look, or the CSRF header is missing or wrong.",
     404: "There is no such thing.",
     409: "The state of the run forbids it.",
-    413: "The body is larger than 64 KiB.",
+    413: "The body is larger than 64 KiB; of alerts, than 512 KiB.",
     415: "The body is not of the type that is asked for.",
     421: "The Host header is not one that is served.",
     422: "A field or parameter is not what it must be; `field` names it.",
     429: "Too many wrong tokens, or too many commands waiting; `Retry-After` says when to come back.",
     500: "The monitor failed; the run goes on.",
-    503: "All connections are in use.",
+    503: "All connections are in use, or an alert found too many commands waiting: send it again.",
 }
 _ALWAYS = (400, 421, 429, 500, 503)
 _TOKENS: list[dict[str, list[str]]] = [{"bearer": []}, {"session": []}]
@@ -93,7 +93,25 @@ def _changing() -> dict[str, Any]:
         f"{_P}/resume": _post("resume", "Go on", "PlainCommand"),
         f"{_P}/stop": _post("stop", "Ask the run to stop", "PlainCommand"),
         f"{_P}/checkpoint": _post("checkpoint", "Have the run save a checkpoint", "PlainCommand"),
+        f"{_P}/alertmanager": _alerts(),
     }
+
+
+def _alerts() -> dict[str, Any]:
+    summary = "Take a notification of Alertmanager (webhook version 4) and act on what fires for this run"
+    done = {"description": "What became of each alert, in order.", "content": _json("AlertResults")}
+    post = {
+        "operationId": "alertmanager",
+        "summary": summary,
+        "description": (
+            "Acts once per fingerprint and startsAt on firing alerts with this run's `run_id` and a `remediation` "
+            "that is allowed. A refused remediation is told as 422 or 409; the others are queued all the same."
+        ),
+        "parameters": [_header("X-CSRF-Token", "Needed with the session cookie: `page.csrf` of /api/v1/run.")],
+        "requestBody": {"required": True, "content": _json("AlertNotification")},
+        "responses": {"200": done, **_problems(401, 403, 409, 413, 415, 422)},
+    }
+    return {"post": post}
 
 
 def _reading_lr_and_setting_it() -> dict[str, Any]:

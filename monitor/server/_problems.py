@@ -88,7 +88,8 @@ def _http_error(error: HTTPException) -> Response:
     if status == 413:
         _drain()
     detail = _DETAILS.get(status) or error.description or ""
-    refusal = Refusal(status, detail.format(method=request.method, path=request.path))
+    limit = request.max_content_length or MAX_BODY_BYTES
+    refusal = Refusal(status, detail.format(method=request.method, path=request.path, limit=limit))
     if allowed := getattr(error, "valid_methods", None):
         refusal.headers["Allow"] = ", ".join(sorted(allowed))
         refusal.detail += f" Allowed here: {refusal.headers['Allow']}."
@@ -108,5 +109,5 @@ def _drain() -> None:
 _DETAILS = {
     404: "There is nothing at {path}; /api/v1/openapi.json lists what there is.",
     405: "{path} does not take {method}.",
-    413: f"The body is larger than {MAX_BODY_BYTES} bytes; a command needs a few hundred.",
+    413: "The body is larger than {limit} bytes; a command needs a few hundred.",
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from monitor import _records
-from monitor.server import _bodies
+from monitor.server import _alertmanager, _bodies
 
 Schema = dict[str, Any]
 _PRIMITIVES: dict[Any, Schema] = {
@@ -144,6 +144,7 @@ def _hand_kept() -> dict[str, Schema]:
         ),
         "Health": record({"status": {"const": "ok"}}),
         **_bodies_schemas(),
+        **_alert_schemas(),
     }
 
 
@@ -166,4 +167,43 @@ def _bodies_schemas() -> dict[str, Schema]:
         "FactorCommand": record(fields, optional),
         "RestoreCommand": record({name: fields[name] for name in optional}, optional),
         "PlainCommand": record({"reason": fields["reason"]}, ("reason",)),
+    }
+
+
+def _alert_schemas() -> dict[str, Schema]:
+    """Return those of the webhook. Alertmanager's own documents may have more fields: they are passed over."""
+    texts: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
+    alert: Schema = {
+        "type": "object",
+        "properties": {
+            "status": {"enum": list(_alertmanager.STATUSES)},
+            "labels": texts | {"description": "`run_id`, `remediation`, `remediation_factor` are read."},
+            "annotations": texts | {"description": "`remediation_factor`, `summary` are read."},
+            "startsAt": {"type": "string", "pattern": _alertmanager.TIME_PATTERN},
+            "fingerprint": {"type": "string", "pattern": _alertmanager.FINGERPRINT_PATTERN},
+        },
+        "required": ["status", "labels", "startsAt", "fingerprint"],
+    }
+    notification: Schema = {
+        "type": "object",
+        "properties": {
+            "version": {"const": "4"},
+            "truncatedAlerts": {"type": "integer", "minimum": 0, "default": 0},
+            "alerts": array(alert),
+        },
+        "required": ["version", "alerts"],
+    }
+    string: Schema = {"type": "string"}
+    result = record(
+        {
+            "alert": string,
+            "fingerprint": string,
+            "outcome": {"enum": list(_alertmanager.OUTCOMES)},
+            "detail": string,
+            "command": {"type": ["string", "null"], "description": "See /api/v1/commands/{id}."},
+        }
+    )
+    return {
+        "AlertNotification": notification,
+        "AlertResults": record({"results": array(result), "truncated": {"type": "integer"}}),
     }

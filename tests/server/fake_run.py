@@ -76,6 +76,12 @@ class FakeRun:
                 if self.state == "running":
                     self._make_step()
 
+    def expire(self) -> None:
+        """Let what waits expire, as when no step is made for too long."""
+        with self._lock:
+            for record in self.commands():
+                self._records[record.id] = replace(record, status="expired", finished=self._clock())
+
     def publish(self, kind: str, severity: Any, message: str, **more: Any) -> Event:
         """Add an event at the present step."""
         seq = len(self._events) + 1
