@@ -241,7 +241,7 @@ def _aim(group: Group, old: float, target: float, over_steps: int) -> None:
 
 def _number(lr: Any) -> float:
     try:
-        return float(lr)
+        return float(lr.detach() if isinstance(lr, Tensor) else lr)
     except (TypeError, ValueError):
         return math.nan
 

@@ -1,0 +1,182 @@
+"""The queue: accepted on any thread, one outcome each, in order, none lost."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from monitor import ClosedRunError, CommandRefusedError, Run
+from monitor._records import CommandRecord
+from monitor.control import Commands, audit, describe
+from monitor.control._commands import MAX_KEPT
+from tests.control.conftest import noting
+
+
+class Desk:
+    """A queue with a clock that the test moves, and what it was told."""
+
+    def __init__(self, timeout: float = 600.0) -> None:
+        self.now = 1000.0
+        self.finished: list[CommandRecord] = []
+        self.num_calls = 0
+        self.queue = Commands(
+            lambda record: None,
+            on_waiting=self._called,
+            on_finished=self.finished.append,
+            timeout=timeout,
+            clock=lambda: self.now,
+        )
+
+    def _called(self) -> None:
+        self.num_calls += 1
+
+
+def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
+    """First in, first out; the training thread is called each time."""
+    desk = Desk()
+    ids = [desk.queue.submit("set", source="api", factor=0.5).id for _ in range(3)]
+    assert [record.id for record in desk.queue.waiting()] == ids
+    assert desk.num_calls == 3
+    taken = []
+    while (command := desk.queue.take()) is not None:
+        taken.append(command.id)
+        desk.queue.finish(command, "applied", step=1)
+    assert taken == ids == [record.id for record in desk.finished]
+    assert not desk.queue.has_waiting
+
+
+def test_a_command_that_no_step_takes_expires() -> None:
+    """After the timeout, not before; the outcome says how long was waited."""
+    desk = Desk(timeout=30)
+    command = desk.queue.submit("reduce", source="api", factor=0.5)
+    desk.now += 29.9
+    desk.queue.expire(desk.now)
+    assert command.status == "pending"
+    desk.now += 0.1
+    desk.queue.expire(desk.now)
+    assert (command.status, command.record.message) == ("expired", "no optimizer step within 30 s")
+    assert command.record.finished == 1030.0
+    assert desk.queue.take() is None
+    assert desk.queue.totals == {("reduce", "api", "expired"): 1}
+    assert desk.queue.last_applied == {}
+
+
+def test_what_was_taken_does_not_expire() -> None:
+    """Whoever takes a command makes its outcome: it is applied or expired, never both."""
+    desk = Desk(timeout=30)
+    command = desk.queue.submit("reduce", source="api", factor=0.5)
+    taken = desk.queue.take()
+    desk.now += 100
+    desk.queue.expire(desk.now)
+    desk.queue.close()
+    assert taken is command
+    assert command.status == "pending"
+    desk.queue.finish(command, "applied", step=9)
+    assert [record.status for record in desk.finished] == ["applied"]
+
+
+def test_closing_expires_what_waits_and_refuses_what_comes() -> None:
+    """A command has an outcome whatever happens to the run."""
+    desk = Desk()
+    command = desk.queue.submit("pause", source="api")
+    desk.queue.close()
+    assert command.status == "expired"
+    with pytest.raises(ClosedRunError, match="pause was not applied"):
+        desk.queue.submit("pause", source="api")
+
+
+def test_the_oldest_outcomes_are_forgotten() -> None:
+    """What is kept is bounded; the newest can be asked for by id."""
+    desk = Desk()
+    commands = []
+    for _ in range(MAX_KEPT + 10):
+        commands.append(desk.queue.submit("set", source="api", factor=0.5))
+        desk.queue.finish(desk.queue.take(), "applied", step=1)  # type: ignore[arg-type]
+    assert desk.queue.get(commands[0].id) is None
+    assert desk.queue.get(commands[-1].id) == commands[-1].record
+    assert desk.queue.totals == {("set", "api", "applied"): MAX_KEPT + 10}
+    assert desk.queue.last_applied == {"set": 1000.0}
+
+
+def test_an_unknown_action_is_refused() -> None:
+    """The refusal lists what there is."""
+    with pytest.raises(CommandRefusedError, match="unknown action 'explode'; there are reduce, set, restore"):
+        Desk().queue.submit("explode", source="api")
+
+
+def test_waiting_gives_what_is_known_when_the_time_is_over() -> None:
+    """A time-out is not an outcome: the record is still pending."""
+    command = Desk().queue.submit("pause", source="api")
+    assert command.wait(0).status == "pending"
+
+
+def test_many_clients_at_once_are_in_one_order_and_each_is_audited(attach: Callable[..., Run]) -> None:
+    """Whoever is first, the outcome is that of the commands one after the other, and no count is lost."""
+    optimizer = noting(1.0)
+    run = attach(optimizer, allow_increase=True)
+    start, seen = threading.Barrier(5), []
+
+    def client(factor: float) -> None:
+        start.wait()
+        for _ in range(40):
+            seen.append(run.reduce_lr(factor).wait(20))
+            with pytest.raises(CommandRefusedError):
+                run.reduce_lr(0)
+
+    threads = [threading.Thread(target=client, args=(factor,)) for factor in (0.5, 2.0, 0.25, 4.0)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    while any(thread.is_alive() for thread in threads):
+        optimizer.step()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 160
+    assert {record.status for record in seen} == {"applied"}
+    totals = run.snapshot().commands_total
+    assert totals == {("reduce", "code", "applied"): 160, ("reduce", "code", "rejected"): 160}
+    assert optimizer.used[-1] == [1.0]
+    run.flush()
+    changes = [e.details for e in run.events() if e.kind == "control" and e.details["status"] == "applied"]
+    assert len(changes) == 160
+    for before, after in itertools.pairwise(changes):
+        assert after["before"][0][2] == before["after"][0][2]
+
+
+def record(**values: Any) -> CommandRecord:
+    return CommandRecord(**{"id": "a1", "action": "reduce", "source": "api", "created": 0.0, **values})
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"action": "pause", "status": "applied", "step": 3, "message": "training waits", "actor": "page@::1"},
+         "pause by api (page@::1) at step 3. training waits"),
+        ({"factor": 0.5, "status": "expired", "message": "no step", "reason": "spikes"},
+         "reduce 0.5 by api expired: no step: spikes"),
+        ({"factor": 0.5, "status": "rejected", "message": "below the floor"},
+         "reduce 0.5 by api rejected: below the floor"),
+    ],
+)  # fmt: skip
+def test_the_audit_sentence(given: dict[str, Any], sentence: str) -> None:
+    """One line says who did what, when, why, and what came of it."""
+    assert describe(record(**given)) == sentence
+    assert audit(record(**given))["status"] == given["status"]
+
+
+def test_the_audit_sentence_of_many_groups_is_short(attach: Callable[..., Run]) -> None:
+    """Four groups are told, the rest are counted; the entry itself holds all of them."""
+    optimizer = noting(*[0.1] * 6)
+    run = attach(optimizer)
+    command = run.reduce_lr(0.5, over_steps=3)
+    optimizer.step()
+    text = describe(command.record)
+    assert text.startswith(
+        "reduce 0.5 over 3 steps by code at step 1. Noting group 0: factor 1 to 0.5, LR 0.1 to 0.05;"
+    )
+    assert text.endswith("and 2 more groups")
+    assert len(audit(command.record)["after"]) == 6
