@@ -25,7 +25,8 @@ class Prometheus:
     def __init__(self, folder: Path, config: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "prometheus.yml").write_text(config, encoding="utf-8")
+        own = config.replace("OWN_ADDRESS", self.url.removeprefix("http://"))
+        (folder / "prometheus.yml").write_text(own, encoding="utf-8")
         self._command = [
             need("prometheus"),
             f"--config.file={folder / 'prometheus.yml'}",
