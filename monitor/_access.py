@@ -11,7 +11,7 @@ from monitor._records import CommandRecord, Event, Snapshot
 from monitor.export import Exporter
 
 if TYPE_CHECKING:
-    from monitor._run import Run
+    from monitor._engine import Engine
 
 RECENT_SECONDS = 10.0
 PAGE_LINGER_SECONDS = 3.0
@@ -54,36 +54,36 @@ class Linger:
 class Access:
     """Hand a run to the server: every method may be called from several threads."""
 
-    def __init__(self, run: Run, on_error: Callable[[str, BaseException], None], linger: Linger) -> None:
-        self._run = run
+    def __init__(self, engine: Engine, on_error: Callable[[str, BaseException], None], linger: Linger) -> None:
+        self._engine = engine
         self._linger = linger
-        self._exporter = Exporter(run.snapshot, on_error=lambda _, error: on_error("export", error))
+        self._exporter = Exporter(engine.snapshot, on_error=lambda _, error: on_error("export", error))
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state."""
         self._linger.note("state")
-        return self._run.snapshot()
+        return self._engine.snapshot()
 
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the curves after a cursor."""
         self._linger.note("curves")
-        return self._run.history(since, points)
+        return self._engine.history(since, points)
 
     def events(self, since: int) -> Sequence[Event]:
         """Return the events after a sequence number."""
-        return self._run.events(since)
+        return self._engine.events(since)
 
     def submit(self, action: str, **command: Any) -> CommandRecord:
         """Queue a command."""
-        return self._run._commands.submit(action, **command).record
+        return self._engine.commands.submit(action, **command).record
 
     def command(self, id: str) -> CommandRecord | None:  # noqa: A002 - the record's own word
         """Return a command by id."""
-        return self._run._commands.get(id)
+        return self._engine.commands.get(id)
 
     def commands(self) -> Sequence[CommandRecord]:
         """Return the waiting commands."""
-        return self._run._commands.waiting()
+        return self._engine.commands.waiting()
 
     def render_metrics(self, accept: str | None, names: Sequence[str]) -> tuple[bytes, str]:
         """Render one scrape."""

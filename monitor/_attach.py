@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from monitor._engine import Engine
 from monitor._log import make_visible
 from monitor._open_runs import enter
 from monitor._records import Event
@@ -66,9 +67,9 @@ def attach(
         DetectorSet(detectors)  # refuses what is no detector, and two of a kind
     resolved = resolve(_known(settings))
     make_visible()
-    run = Run(optimizers, resolved, detectors=detectors, on_event=on_event, on_checkpoint=on_checkpoint)
-    enter(run)
-    return run.open()
+    engine = Engine(optimizers, resolved, detectors=detectors, on_event=on_event, on_checkpoint=on_checkpoint)
+    enter(engine)
+    return Run(engine.open())
 
 
 def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -47,7 +47,6 @@ def test_the_methods_of_a_run_are_those_of_the_design() -> None:
         "load_state_dict",
         "log",
         "lr",
-        "open",
         "reduce_lr",
         "restore_lr",
         "set_lr_factor",
@@ -66,7 +65,7 @@ def test_the_disabled_run_answers_like_a_run() -> None:
     from monitor._disabled import DisabledRun
 
     public = {n for n in vars(monitor.Run) if not n.startswith("_")} | {"id", "name", "token"}
-    assert public - {"open"} <= {n for n in dir(DisabledRun()) if not n.startswith("_")}
+    assert public <= {n for n in dir(DisabledRun()) if not n.startswith("_")}
 
 
 def test_importing_the_front_door_imports_neither_torch_nor_flask() -> None:

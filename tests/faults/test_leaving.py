@@ -126,7 +126,7 @@ def test_stop_raises_at_the_boundary_and_ends_as_interrupted(tmp_path: Path) -> 
     run = watch(optimizer, tmp_path, stop_raises=True)
     before = weights_of(model)
     with pytest.raises(monitor.StopTraining, match="a stop was asked for"), run:
-        run._commands.submit("stop", source="code")
+        run._engine._commands.submit("stop", source="code")
         train_plainly(model, optimizer, make_batches(3))
     assert_same(weights_of(model), before)
     assert run.state == "interrupted"
@@ -301,11 +301,11 @@ def test_closing_from_inside(where: str, tmp_path: Path) -> None:
     optimizer.register_step_pre_hook(lambda *_: others.append("pre"))
     optimizer.register_step_post_hook(lambda *_: others.append("post"))
     if where == "on_checkpoint":
-        run._commands.submit("checkpoint", source="code")
+        run._engine._commands.submit("checkpoint", source="code")
     if where == "closure":
         optimizer.step(lambda: close())
     train_plainly(model, optimizer, make_batches(2))
-    run._recorder._thread.join(5)
+    run._engine._recorder._thread.join(5)
     assert run.state == "finished"
     assert others.count("pre") == others.count("post") == (3 if where == "closure" else 2)
     _patches._uninstall()  # nothing to do: asserts below and in the fixture would see it
@@ -329,7 +329,7 @@ def test_closing_a_paused_run_from_another_thread_lets_the_training_go_on(tmp_pa
     calls = []
     optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
     optimizer.register_step_post_hook(lambda *_: calls.append("post"))
-    run._commands.submit("pause", source="code")
+    run._engine._commands.submit("pause", source="code")
     errors: list[BaseException] = []
 
     def train() -> None:
@@ -388,7 +388,7 @@ def test_interrupt_during_the_linger_frees_the_port_all_the_same(
     def interrupted(_: float) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(run._linger, "wait", interrupted)
+    monkeypatch.setattr(run._engine._linger, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run.close()
     assert run.state == "finished"

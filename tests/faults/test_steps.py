@@ -104,6 +104,22 @@ def test_failed_step_leaves_the_lr_as_scheduled(kind: Any, lr: Any, tmp_path: Pa
     assert run.snapshot().errors == {}
 
 
+def test_failed_step_under_another_decorator_leaves_the_lr_as_scheduled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decorator on top of step, such as torch.compile puts on some optimizers when first used, hides nothing."""
+    model = make_model()
+    optimizer = Own(model.parameters(), lr=0.1)
+    monkeypatch.setattr(Own, "step", torch.compiler.disable(Own.step))
+    with watch(optimizer, tmp_path) as run:
+        run.set_lr_factor(0.5)
+        train_plainly(model, optimizer, make_batches(1))
+        optimizer.fails = True
+        with pytest.raises(StepError):
+            train_plainly(model, optimizer, make_batches(1))
+        assert optimizer.param_groups[0]["lr"] == 0.1
+
+
 @pytest.mark.parametrize("kind", [Own, Child, Early], ids=lambda k: k.__name__)
 def test_failed_step_is_not_counted_and_the_next_one_is_whole(kind: Any, tmp_path: Path) -> None:
     """A step that raised is no step; the loss of the next one is its own."""
@@ -260,7 +276,7 @@ def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
     number = max(_ledger.MAX_LOSSES, _steps.MAX_CLIPS) + 10
     with watch(optimizer, tmp_path) as run:
         ledger = _ledger.current()
-        probe = run._probes[0]
+        probe = run._engine._probes[0]
         for i in range(number):
             ledger.add_loss(1.0)
             if i % 10 == 0:
@@ -279,7 +295,7 @@ def test_unreadable_entry_does_not_stop_the_tape(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(optimizer, tmp_path) as run:
         train_plainly(model, optimizer, make_batches(1))
-        run._tape.append(_entry(run))
+        run._engine._tape.append(_entry(run))
         train_plainly(model, optimizer, make_batches(2))
         assert run.flush()
         snapshot = run.snapshot()
@@ -292,7 +308,7 @@ def _entry(run: Any) -> Any:
     from monitor.probe._tape import StepEntry
 
     return StepEntry(
-        run._tape.next_sequence(), "SGD", 2, 0.0, (), (), ["a"], None, None, (), None, False, (0.0,) * 6, None
+        run._engine._tape.next_sequence(), "SGD", 2, 0.0, (), (), ["a"], None, None, (), None, False, (0.0,) * 6, None
     )
 
 
