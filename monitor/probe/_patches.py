@@ -99,7 +99,7 @@ def guard(kind: type) -> bool:
     with _LOCK:
         if kind in _GUARDED:
             return True
-        cell = inner_cell(kind.step)  # type: ignore[attr-defined]
+        cell = _step_cell(kind.step)  # type: ignore[attr-defined]
         if cell is None:
             return False
         _GUARDED.add(kind)
@@ -157,6 +157,17 @@ def inner_cell(function: Any) -> CellType | None:
         return None
     cell: CellType = function.__closure__[code.co_freevars.index("func")]
     return cell if isinstance(cell.cell_contents, FunctionType) else None
+
+
+def _step_cell(function: Any) -> CellType | None:
+    """Find the cell of torch's own decorator of ``step`` under others: torch.compile puts one on some optimizers when
+    it is first used."""
+    while function is not None:
+        cell = inner_cell(function)
+        if cell is not None:
+            return cell
+        function = getattr(function, "__wrapped__", None)
+    return None
 
 
 def _wearing(function: Any, original: Any) -> Any:
