@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from monitor._records import CommandRecord, Event, Snapshot, Step
     from monitor._run import LearningRate, Run
     from monitor._settings import Settings
-    from monitor.control import Command
+    from monitor.control import AdaptiveLR, Command, ReduceLROn
     from monitor.detect import default_detectors, rl_detectors
 
 __all__ = [
+    "AdaptiveLR",
     "AlreadyAttachedError",
     "ClosedRunError",
     "Command",
@@ -41,6 +42,7 @@ __all__ = [
     "LearningRate",
     "MonitorError",
     "QueueFullError",
+    "ReduceLROn",
     "Run",
     "Settings",
     "Snapshot",
@@ -54,7 +56,7 @@ __all__ = [
 
 _HOMES = {
     "attach": "monitor._attach",
-    "Command": "monitor.control",
+    **dict.fromkeys(("AdaptiveLR", "Command", "ReduceLROn"), "monitor.control"),
     "LearningRate": "monitor._run",
     "Run": "monitor._run",
     "Settings": "monitor._settings",

@@ -14,6 +14,7 @@ from monitor._open_runs import enter
 from monitor._records import Event
 from monitor._run import Run
 from monitor._settings import is_disabled, resolve
+from monitor.control import Policy, check_policies
 from monitor.detect import Detector, DetectorSet
 
 
@@ -22,6 +23,7 @@ def attach(
     scheduler: Any = None,
     *,
     detectors: Iterable[Detector] | None = None,
+    policies: Iterable[Policy] = (),
     on_event: Callable[[Event], Any] | None = None,
     on_checkpoint: Callable[[], Any] | None = None,
     **settings: Any,
@@ -37,6 +39,8 @@ def attach(
             read from the param groups at the moment of the update.
         detectors: what to look for; default: everything in docs/detection.md; ``()``: nothing;
             ``monitor.rl_detectors()`` where the loss is no sign of health. Copied for each optimizer.
+        policies: what the run does by itself about its events, such as ``[monitor.ReduceLROn("divergence")]``;
+            default: nothing.
         on_event: called with every :class:`monitor.Event`, on the recorder's thread.
         on_checkpoint: called without arguments at a step boundary when a checkpoint is asked for.
         **settings: see docs/settings.md; each has an environment variable too.
@@ -65,9 +69,12 @@ def attach(
     if detectors is not None:
         detectors = tuple(detectors)
         DetectorSet(detectors)  # refuses what is no detector, and two of a kind
+    policies = check_policies(policies)
     resolved = resolve(_known(settings))
     make_visible()
-    engine = Engine(optimizers, resolved, detectors=detectors, on_event=on_event, on_checkpoint=on_checkpoint)
+    engine = Engine(
+        optimizers, resolved, detectors=detectors, policies=policies, on_event=on_event, on_checkpoint=on_checkpoint
+    )
     enter(engine)
     return Run(engine.open())
 

@@ -22,9 +22,9 @@ from monitor._identity import default_name, identify, script_path
 from monitor._log import Failures
 from monitor._logged import LoggedValues
 from monitor._open_runs import leave
-from monitor._records import CommandRecord, Event, Snapshot, State
+from monitor._records import CommandRecord, Event, Sample, Snapshot, State, Step
 from monitor._settings import Settings
-from monitor.control import Boundary, Command, Commands, Door, LearningRates, audit, describe
+from monitor.control import Boundary, Command, Commands, Door, LearningRates, Policies, Policy, audit, describe
 from monitor.detect import Detector
 from monitor.probe import StepProbe, Tape
 from monitor.recorder import Recorder
@@ -44,6 +44,7 @@ class Engine:
         settings: Settings,
         *,
         detectors: Iterable[Detector] | None = None,
+        policies: Iterable[Policy] = (),
         on_event: Callable[[Event], Any] | None = None,
         on_checkpoint: Callable[[], Any] | None = None,
     ) -> None:
@@ -99,6 +100,7 @@ class Engine:
         self._detection = Detection(
             list(self.optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.note
         )
+        self._policies = Policies(policies, self._commands.submit, self._failures.note)
         self._last_activity = 0.0
         self._recorder = Recorder(
             self._tape,
@@ -107,7 +109,7 @@ class Engine:
             window=settings.window,
             target_steps=settings.total_steps,
             stall_timeout=settings.stall_timeout,
-            detect=self._detection.digest,
+            detect=self._digest,
             on_event=self._on_event,
             on_tick=self._on_tick,
             on_error=self._failures.note,
@@ -322,7 +324,13 @@ class Engine:
         has_moved, self._last_activity = activity > self._last_activity, activity
         return has_moved or self._boundary.is_busy
 
+    def _digest(self, record: Step | Sample) -> list[Event]:
+        if isinstance(record, Step):
+            self._policies.on_step(record)
+        return self._detection.digest(record)
+
     def _on_event(self, event: Event) -> None:
+        self._policies.on_event(event)
         if self._user_on_event is None:
             return
         try:

@@ -9,6 +9,7 @@ import sys
 import monitor
 
 NAMES = [
+    "AdaptiveLR",
     "AlreadyAttachedError",
     "ClosedRunError",
     "Command",
@@ -18,6 +19,7 @@ NAMES = [
     "LearningRate",
     "MonitorError",
     "QueueFullError",
+    "ReduceLROn",
     "Run",
     "Settings",
     "Snapshot",

@@ -5,9 +5,24 @@ A command travels: :class:`Commands` accepts it (any thread), the training threa
 out, the outcome and an audit event go back.
 """
 
+from monitor.control._adaptive import AdaptiveLR
 from monitor.control._boundary import Boundary, audit, describe
 from monitor.control._commands import Command, Commands
 from monitor.control._door import Door
 from monitor.control._lr import LearningRates
+from monitor.control._policy import Policies, Policy, ReduceLROn, check_policies
 
-__all__ = ["Boundary", "Command", "Commands", "Door", "LearningRates", "audit", "describe"]
+__all__ = [
+    "AdaptiveLR",
+    "Boundary",
+    "Command",
+    "Commands",
+    "Door",
+    "LearningRates",
+    "Policies",
+    "Policy",
+    "ReduceLROn",
+    "audit",
+    "check_policies",
+    "describe",
+]

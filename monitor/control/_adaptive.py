@@ -1,0 +1,214 @@
+"""``AdaptiveLR``: a schedule on top of the schedule, made of the run's own events."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from monitor._records import Event, Step
+from monitor.control._policy import Ask, Asking, Groups, Reaction, check_share, check_whole, checked_groups, groups_of
+
+TROUBLE = ("divergence", "spike")
+LR_ACTIONS = ("reduce", "set", "restore", "undo")
+ABOVE_START = 0.2
+"""Share of the first loss by which the loss must stand above it: worse than untrained, whatever the model."""
+MEDIAN_STEPS = 8
+MAX_PATIENCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveLR:
+    """Lower the learning rate in trouble, and raise it again to the schedule once the run is calm.
+
+    Trouble is a ``divergence`` or a ``spike`` that a detector has raised, or a loss that stands a fifth above where the
+    run began. It lowers the LR at once, and again every ``cooldown_steps`` while it lasts and the loss does not fall. A
+    ``plateau`` lowers it too, for good. With ``allow_increase``, the LR is doubled, over ``recover_steps``, after as
+    many calm steps; trouble after a raise doubles that time, 16-fold at most. It is never raised above what the
+    schedule asks for, nor above what a person, an alert or another policy has set meanwhile.
+
+    It cannot bring back weights that are NaN already: within its first few steps a run with a far too high LR may be
+    lost before any detector can know it. docs/adaptive-lr.md has what was measured.
+
+    Args:
+        factor: what the LR factor in force is multiplied by in trouble, in (0, 1).
+        plateau_factor: the same on a plateau; None: plateaus are left alone.
+        cooldown_steps: optimizer steps between two reductions.
+        recover_steps: calm steps before the LR is raised, and over which it is.
+        min_factor: the factor is not lowered below this.
+        allow_increase: raise the LR again.
+        groups: param groups by index or name; default: all of the optimizer whose trouble it is.
+
+    Raises:
+        ValueError, TypeError: for a value that cannot be, with the cure.
+
+    Example:
+        >>> policy = AdaptiveLR(allow_increase=True)
+        >>> monitor.attach(optimizer, scheduler, policies=[policy])     # doctest: +SKIP
+    """
+
+    factor: float = 0.3
+    plateau_factor: float | None = 0.3
+    cooldown_steps: int = 20
+    recover_steps: int = 200
+    min_factor: float = 1e-4
+    allow_increase: bool = False
+    groups: Groups = field(default=None)
+
+    def __post_init__(self) -> None:
+        check_share("factor", self.factor)
+        check_share("min_factor", self.min_factor)
+        if self.plateau_factor is not None:
+            check_share("plateau_factor", self.plateau_factor)
+        check_whole("cooldown_steps", self.cooldown_steps, 1)
+        check_whole("recover_steps", self.recover_steps, 1)
+        if not isinstance(self.allow_increase, bool):
+            raise TypeError(f"allow_increase must be True or False, got {self.allow_increase!r}")
+        object.__setattr__(self, "groups", checked_groups(self.groups))
+
+    def start(self, ask: Asking) -> Reaction:
+        """Return the reaction of one run."""
+        return _Adapting(self, ask)
+
+
+class _Adapting:
+    """``AdaptiveLR`` at work: a course for each optimizer."""
+
+    def __init__(self, settings: AdaptiveLR, ask: Asking) -> None:
+        self._settings, self._ask = settings, ask
+        self._courses: dict[str, _Course] = {}
+
+    def on_event(self, event: Event) -> None:
+        if event.kind == "control":
+            if _is_of_another(event):
+                for course in self._courses.values():
+                    course.let_go()
+        elif event.optimizer is not None:
+            self._course(event.optimizer).on_event(event)
+
+    def on_step(self, step: Step) -> None:
+        self._course(step.optimizer).on_step(step)
+
+    def _course(self, optimizer: str) -> _Course:
+        if optimizer not in self._courses:
+            self._courses[optimizer] = _Course(optimizer, self._settings, self._ask)
+        return self._courses[optimizer]
+
+
+class _Course:
+    """What one optimizer has been through. Steps are global steps."""
+
+    def __init__(self, optimizer: str, settings: AdaptiveLR, ask: Asking) -> None:
+        self._settings, self._ask = settings, ask
+        self._optimizer = optimizer
+        self._groups = groups_of(settings.groups, optimizer)
+        self._troubles: dict[str, str] = {}
+        self._factors: Mapping[int, float] = {}
+        self._ceilings: dict[int, float] = {}
+        self._first_loss: float | None = None
+        self._losses: deque[float] = deque(maxlen=MEDIAN_STEPS)
+        self._loss_before = math.inf
+        self._last: int | None = None
+        self._calm_since = 0
+        self._is_raised = False
+        self._patience = 1
+
+    def let_go(self) -> None:
+        """Take the factors in force as given: somebody else has set them."""
+        self._ceilings.clear()
+
+    def on_event(self, event: Event) -> None:
+        settings = self._settings
+        if event.kind == "plateau" and event.end_step is None and settings.plateau_factor is not None:
+            self._lower(event.step, settings.plateau_factor, _reason(event), is_for_good=True)
+        if event.kind not in TROUBLE:
+            return
+        if event.end_step is not None:
+            self._troubles.pop(event.kind, None)
+            self._calm_since = max(self._calm_since, event.step)
+            return
+        self._troubles[event.kind] = f"{event.kind} of step {event.step} still holds"
+        self._lower(event.step, settings.factor, _reason(event))
+
+    def on_step(self, step: Step) -> None:
+        now = step.global_step
+        selected = {group.index: group.factor for group in step.groups if self._is_meant(group.index, group.name)}
+        if selected:
+            self._factors = selected
+        self._follow_loss(step.loss, now)
+        if self._troubles:
+            if self._is_due(now) and self._level() >= self._loss_before:
+                self._lower(now, self._settings.factor, next(iter(self._troubles.values())))
+        elif self._settings.allow_increase and self._ceilings:
+            self._raise(now)
+
+    def _is_meant(self, index: int, name: str | None) -> bool:
+        groups = self._settings.groups
+        names = {index, name, str(index), f"{self._optimizer}/{index}", self._optimizer}
+        return groups is None or not names.isdisjoint(groups)
+
+    def _follow_loss(self, loss: float | None, now: int) -> None:
+        if loss is None or not math.isfinite(loss):
+            return
+        if self._first_loss is None:
+            self._first_loss = loss
+        self._losses.append(loss)
+        limit = self._first_loss + ABOVE_START * abs(self._first_loss)
+        is_above = len(self._losses) == MEDIAN_STEPS and self._level() > limit
+        if is_above and "start" not in self._troubles:
+            told = f"loss {self._level():.4g} stands above the first one, {self._first_loss:.4g}"
+            self._troubles["start"] = f"{told}, still"
+            self._lower(now, self._settings.factor, f"{told}, at step {now}")
+        elif not is_above and self._troubles.pop("start", None) is not None:
+            self._calm_since = now
+
+    def _level(self) -> float:
+        return statistics.median(self._losses) if self._losses else math.inf
+
+    def _is_due(self, now: int) -> bool:
+        return self._last is None or now - self._last >= self._settings.cooldown_steps
+
+    def _lower(self, now: int, factor: float, reason: str, *, is_for_good: bool = False) -> None:
+        lowest = min(self._factors.values(), default=1.0)
+        factor = max(factor, self._settings.min_factor / lowest)
+        if factor >= 1 or not self._is_due(now):
+            return
+        for index, present in self._factors.items():
+            self._ceilings.setdefault(index, present)
+        self._last, self._loss_before = now, self._level()
+        if not self._ask(Ask("reduce", factor, self._groups, reason)):
+            return
+        if is_for_good:
+            self._ceilings = {index: ceiling * factor for index, ceiling in self._ceilings.items()}
+        elif self._is_raised:
+            self._patience = min(MAX_PATIENCE, 2 * self._patience)
+        self._is_raised = False
+
+    def _raise(self, now: int) -> None:
+        """Double each factor, up to where it was before the trouble: one command for those that come out alike."""
+        wait = self._settings.recover_steps * self._patience
+        calm = now - max(self._calm_since, self._last or 0)
+        if calm < wait:
+            return
+        aims: dict[float, list[int | str]] = {}
+        for index, factor in self._factors.items():
+            if factor < (ceiling := self._ceilings.get(index, factor)):
+                aims.setdefault(min(2 * factor, ceiling), []).append(f"{self._optimizer}/{index}")
+        if not aims:
+            self._ceilings.clear()
+            return
+        self._last, self._is_raised = now, True
+        for aim, groups in aims.items():
+            self._ask(Ask("set", aim, tuple(groups), f"{calm} calm steps", self._settings.recover_steps))
+
+
+def _is_of_another(event: Event) -> bool:
+    details = event.details
+    is_ours = details.get("source") == "policy" and details.get("actor") == AdaptiveLR.__name__
+    return details.get("status") == "applied" and details.get("action") in LR_ACTIONS and not is_ours
+
+
+def _reason(event: Event) -> str:
+    return f"{event.kind} at step {event.step}: {event.message}"

@@ -1,0 +1,221 @@
+"""Policies: what a run does by itself about its own events, through the same queue as every other command."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from monitor._errors import ClosedRunError, CommandRefusedError
+from monitor._records import DETECTOR_KINDS, Event, Step
+from monitor.control._commands import MAX_REASON
+
+Groups = tuple[int | str, ...] | None
+_log = logging.getLogger("monitor")
+
+
+class Ask(NamedTuple):
+    """What a policy asks for; the fields are those of a command."""
+
+    action: str
+    factor: float | None
+    groups: Groups
+    reason: str
+    over_steps: int = 0
+
+
+Asking = Callable[[Ask], bool]
+"""Put a command in the queue; False: it was refused, and the audit trail says why."""
+
+
+class Reaction(Protocol):
+    """A policy at work in one run. Both methods are called on the recorder's thread, in the order of the steps."""
+
+    def on_event(self, event: Event) -> None:
+        """Take an event that starts, or ends (``end_step``), the audit entries of commands included."""
+        ...
+
+    def on_step(self, step: Step) -> None:
+        """Take a step."""
+        ...
+
+
+class Policy(Protocol):
+    """The settings of a reaction: frozen, and fit for any number of runs."""
+
+    def start(self, ask: Asking) -> Reaction:
+        """Return the reaction of one run, which asks through ``ask``."""
+        ...
+
+
+class Policies:
+    """Run the policies of a run on the recorder's thread. What a policy raises is contained, and the others go on.
+
+    Args:
+        policies: as given to ``attach``.
+        submit: takes a command (``Commands.submit``).
+        on_error: takes ``(room, exception)``; the room is ``policy``.
+    """
+
+    def __init__(
+        self, policies: Iterable[Policy], submit: Callable[..., Any], on_error: Callable[[str, Exception], None]
+    ) -> None:
+        self._submit, self._on_error = submit, on_error
+        self._reactions: list[Reaction] = []
+        for policy in policies:
+            ask = partial(self._ask, type(policy).__name__)
+            self._contain(lambda policy=policy, ask=ask: self._reactions.append(policy.start(ask)))  # type: ignore[misc]
+
+    def on_event(self, event: Event) -> None:
+        """Hand an event to every policy."""
+        for reaction in self._reactions:
+            self._contain(partial(reaction.on_event, event))
+
+    def on_step(self, step: Step) -> None:
+        """Hand a step to every policy."""
+        for reaction in self._reactions:
+            self._contain(partial(reaction.on_step, step))
+
+    def _ask(self, name: str, ask: Ask) -> bool:
+        reason = ask.reason if len(ask.reason) <= MAX_REASON else f"{ask.reason[: MAX_REASON - 3]}..."
+        words = ask._asdict() | {"reason": reason}
+        try:
+            self._submit(words.pop("action"), source="policy", actor=name, **words)
+        except (CommandRefusedError, ClosedRunError) as error:  # audited already; or the run is ending
+            _log.info("%s asked in vain for %s: %s", name, ask.action, error)
+            return False
+        return True
+
+    def _contain(self, function: Callable[[], object]) -> None:
+        try:
+            function()
+        except Exception as error:  # noqa: BLE001 - a policy may be the user's own
+            self._on_error("policy", error)
+
+
+def check_policies(policies: Iterable[Any]) -> tuple[Policy, ...]:
+    """Return the policies as a tuple.
+
+    Raises:
+        TypeError: for what is no policy, with what would be one.
+    """
+    if not isinstance(policies, Iterable) or isinstance(policies, str):
+        raise TypeError(f"policies must be a list such as [monitor.ReduceLROn('divergence')], got {policies!r}")
+    policies = tuple(policies)
+    for policy in policies:
+        if isinstance(policy, type) or not callable(getattr(policy, "start", None)):
+            raise TypeError(f"policies must be objects such as monitor.ReduceLROn('divergence'), got {policy!r}")
+    return policies
+
+
+@dataclass(frozen=True)
+class ReduceLROn:
+    """Lower the learning rate when a detector raises an event of one kind, and again while its condition holds.
+
+    Args:
+        kind: of the event: ``divergence``, ``spike``, ``plateau``, ... (docs/detection.md).
+        factor: what the LR factor in force is multiplied by, in (0, 1).
+        cooldown_steps: optimizer steps after a reduction before the next one.
+        max_times: reductions in the whole run.
+        groups: param groups by index or name; default: all of the optimizer whose event it is.
+
+    Raises:
+        ValueError, TypeError: for a value that cannot be, with the cure.
+
+    Example:
+        >>> policy = ReduceLROn("divergence", 0.5, cooldown_steps=500, max_times=4)
+        >>> monitor.attach(optimizer, policies=[policy])     # doctest: +SKIP
+    """
+
+    kind: str
+    factor: float = 0.5
+    cooldown_steps: int = field(default=500, kw_only=True)
+    max_times: int = field(default=4, kw_only=True)
+    groups: Groups = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.kind not in DETECTOR_KINDS:
+            close = get_close_matches(str(self.kind), DETECTOR_KINDS, 1)
+            cure = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(DETECTOR_KINDS)}"
+            raise ValueError(f"kind must be that of a detector, got {self.kind!r}; {cure}")
+        check_share("factor", self.factor)
+        check_whole("cooldown_steps", self.cooldown_steps, 0)
+        check_whole("max_times", self.max_times, 1)
+        object.__setattr__(self, "groups", checked_groups(self.groups))
+
+    def start(self, ask: Asking) -> Reaction:
+        """Return the reaction of one run."""
+        return _Reducing(self, ask)
+
+
+class _Reducing:
+    """``ReduceLROn`` at work."""
+
+    def __init__(self, settings: ReduceLROn, ask: Asking) -> None:
+        self._settings, self._ask = settings, ask
+        self._holding: dict[str | None, Event] = {}
+        self._last: dict[str | None, int] = {}
+        self._last_id = 0
+        self._times = 0
+
+    def on_event(self, event: Event) -> None:
+        if event.kind != self._settings.kind:
+            return
+        is_new = event.id > self._last_id  # the end of an event comes under the id of its start
+        self._last_id = max(self._last_id, event.id)
+        if event.end_step is None:
+            self._holding[event.optimizer] = event
+        else:
+            self._holding.pop(event.optimizer, None)
+        if is_new:
+            self._reduce(event, event.step, f"{event.kind} at step {event.step}: {event.message}")
+
+    def on_step(self, step: Step) -> None:
+        event = self._holding.get(step.optimizer)
+        if event is not None and step.global_step > event.step:
+            self._reduce(event, step.global_step, f"{event.kind} of step {event.step} still holds")
+
+    def _reduce(self, event: Event, step: int, reason: str) -> None:
+        settings, last = self._settings, self._last.get(event.optimizer)
+        is_cooling = last is not None and step - last < settings.cooldown_steps
+        if is_cooling or self._times >= settings.max_times:
+            return
+        self._last[event.optimizer] = step  # a refusal cools down too: each leaves an audit entry
+        if self._ask(Ask("reduce", settings.factor, groups_of(settings.groups, event.optimizer), reason)):
+            self._times += 1
+
+
+def groups_of(groups: Groups, optimizer: str | None) -> Groups:
+    """Return what a command names: the groups that were asked for, else all of an optimizer, else all."""
+    return groups if groups is not None or optimizer is None else (optimizer,)
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse what is no number between 0 and 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number in (0, 1), got {value!r}")
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be in (0, 1), got {value!r}; 0.5 halves the learning rate")
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Refuse what is no whole number from ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value}")
+
+
+def checked_groups(groups: Any) -> Groups:
+    """Return param groups as a tuple. Whether there are such groups is known when a command names them."""
+    if groups is None:
+        return None
+    if isinstance(groups, int | str):
+        groups = (groups,)
+    chosen: tuple[int | str, ...] = tuple(groups)
+    if not chosen or any(isinstance(group, bool) or not isinstance(group, int | str) for group in chosen):
+        raise ValueError(f"groups must be indices or names of param groups, such as [0, 'head'], got {list(chosen)!r}")
+    return chosen

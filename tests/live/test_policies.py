@@ -1,0 +1,95 @@
+"""A real run that diverges is rescued by a policy; without one it is not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import monitor
+
+STEPS = 900
+BAD = 300
+
+
+def train(policies: Any, steps: int = STEPS, raised: float = 2.6) -> tuple[float, list[monitor.Event], Any]:
+    """Fit a line with clipped gradients, at a learning rate above 2 from step BAD on, where it swings for ever.
+
+    Returns the mean loss of the last 50 steps. The recorder is waited for at every step, as a step of this size takes a
+    thousandth of a real one.
+    """
+    torch.manual_seed(0)
+    x, truth = torch.linalg.qr(torch.randn(512, 8)).Q * 512**0.5, torch.randn(8, 1)
+    model = nn.Linear(8, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.8)
+    losses = []
+    with monitor.attach(optimizer, policies=policies, serve=False, gpu=False, linger=0, digest_interval=0.01) as run:
+        for step in range(1, steps + 1):
+            if step == BAD:
+                optimizer.param_groups[0]["lr"] = raised
+            loss = 0.5 * (model(x) - x @ truth - 0.5 * torch.randn(512, 1)).pow(2).mean()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            if step >= BAD:
+                assert run.flush(60)
+        assert run.flush(60)
+        snapshot, events = run.snapshot(), list(run.events())
+    return sum(losses[-50:]) / 50, events, snapshot
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        monitor.ReduceLROn("divergence", 0.5, cooldown_steps=100),
+        monitor.AdaptiveLR(),
+        monitor.AdaptiveLR(allow_increase=True),
+    ],
+    ids=["reduce", "adaptive", "adaptive-and-back"],
+)
+def test_a_diverging_run_is_rescued(policy: Any) -> None:
+    """With the policy the loss comes back near its level before; the audit says who lowered it, and why."""
+    lost, _, untouched = train(())
+    final, events, snapshot = train([policy])
+    assert lost > 0.5
+    assert final < 0.25
+    assert snapshot.errors == {}
+    audit = next(e for e in events if e.kind == "control")
+    assert audit.details["source"] == "policy"
+    assert audit.details["actor"] == type(policy).__name__
+    assert any(word in audit.details["reason"] for word in ("divergence", "plateau", "loss"))
+    assert audit.details["after"][0][2] < audit.details["before"][0][2] == 1.0
+    assert untouched.commands_total == {}
+    assert snapshot.commands_total["reduce", "policy", "applied"] >= 1
+
+
+def test_a_policy_that_raises_does_not_reach_the_training() -> None:
+    """Counted, shown as an internal event; the run goes on to its end."""
+
+    class Broken:
+        def start(self, ask: Any) -> Any:
+            return self
+
+        def on_event(self, event: monitor.Event) -> None:
+            raise RuntimeError("the user's mistake")
+
+        def on_step(self, step: monitor.Step) -> None:
+            raise RuntimeError("the user's mistake")
+
+    final, events, snapshot = train([Broken()], steps=20)
+    assert math.isfinite(final)
+    assert snapshot.errors["policy"] >= 20
+    assert any(e.kind == "internal" and "the user's mistake" in e.message for e in events)
+
+
+def test_what_is_no_policy_is_refused_before_anything_is_touched() -> None:
+    """TypeError with the cure; the optimizer can be attached right after."""
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="policies must be objects such as"):
+        monitor.attach(optimizer, policies=["divergence"], serve=False)
+    monitor.attach(optimizer, serve=False, gpu=False).close()
