@@ -202,7 +202,13 @@ def _begin_backward(tensors: Any, grad_tensors: Any, kwargs: dict[str, Any]) -> 
     try:
         start = perf_counter()
         ledger = current()
-        noted = _note_losses(ledger, tensors, grad_tensors, kwargs) if ledger.depth == 0 else 0
+        if ledger.depth:
+            noted = 0
+        elif grad_tensors is None and not kwargs.get("grad_variables") and type(tensors) is Tensor:
+            noted = 1  # the usual case, loss.backward(), without the detours
+            ledger.add_loss(_loss_value(ledger, tensors) if tensors.numel() == 1 else None)
+        else:
+            noted = _note_losses(ledger, tensors, grad_tensors, kwargs)
         begin = perf_counter()
         ledger.depth += 1
         return ledger, noted, start, begin
@@ -248,7 +254,7 @@ def _note_losses(ledger: Ledger, tensors: Any, grad_tensors: Any, kwargs: dict[s
 def _loss_value(ledger: Ledger, tensor: Tensor) -> Value | None:
     """Return the loss; None, which leaves this step's loss unknown, where looking at it fails."""
     try:
-        return _unscaled(ledger, tensor)
+        return take(tensor) if ledger.scaler is None else _unscaled(ledger, tensor)
     except Exception as error:  # noqa: BLE001
         _report(error)
         return None
@@ -256,8 +262,6 @@ def _loss_value(ledger: Ledger, tensor: Tensor) -> Value | None:
 
 @untraced
 def _unscaled(ledger: Ledger, tensor: Tensor) -> Value | None:
-    if ledger.scaler is None:
-        return take(tensor)
     raw = ledger.unscaled_of(tensor)
     if raw is not None:
         return raw
@@ -357,10 +361,11 @@ def _as_list(parameters: Any) -> tuple[list[Tensor], Any]:
     """Return the parameters to look at, and what to hand on in their place (a generator can be read only once)."""
     if isinstance(parameters, Tensor):
         return [parameters], parameters
-    if isinstance(parameters, list | tuple):
-        return list(parameters), parameters
+    if isinstance(parameters, list):
+        return parameters, parameters
     items = list(parameters)
-    return items, (p for p in items) if isinstance(parameters, GeneratorType) else items
+    is_empty = not items and isinstance(parameters, GeneratorType)
+    return items, (p for p in items) if is_empty else items  # torch warns of an empty generator, and is to do so still
 
 
 Owners = list[tuple["StepProbe", frozenset[int] | None]]
@@ -445,7 +450,7 @@ def _own_norms(
 @untraced
 def _note_norm_clip(owners: Owners, max_norm: Any, total: Any, norms: list[list[Value]] | None) -> None:
     try:
-        value = take(total.detach()) if isinstance(total, Tensor) else float(total)
+        value = take(total) if isinstance(total, Tensor) else float(total)
         measure = [] if value is None else [value]
         for i, (probe, covered) in enumerate(owners):
             own = measure if norms is None else norms[i]

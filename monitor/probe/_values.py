@@ -125,13 +125,13 @@ def take(tensor: Tensor) -> Value | None:
     """Note the present value of a one-element tensor; a later change in place does not alter it.
 
     Returns a float for a CPU tensor, something to poll for a device tensor, and None where the value cannot be had
-    without
-    disturbing the run: during a CUDA graph capture, for a tensor subclass (a distributed tensor would communicate),
-    for a meta tensor.
+    without disturbing the run: during a CUDA graph capture, for a tensor subclass (a distributed tensor would
+    communicate), for a meta tensor.
     """
-    if tensor.is_cpu and (type(tensor) is Tensor or type(tensor) is torch.nn.Parameter):
+    is_plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
+    if is_plain and tensor.is_cpu:
         return float(tensor.item())
-    if tensor.is_meta or type(tensor) not in (Tensor, torch.nn.Parameter):
+    if not is_plain or tensor.is_meta:
         return None
     if not tensor.is_cuda:
         return _Clone(tensor)

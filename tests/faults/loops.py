@@ -83,7 +83,7 @@ def everything(attach: Attach) -> list[Tensor]:
         for i, (x, y) in enumerate(DataLoader(data, batch_size=4)):
             factor = float("inf") if i == 1 else 0.5
             scaler.scale(mse_loss(model(x), y) * factor).backward()
-            scaler.scale(mse_loss(model(x), y) * factor).backward()
+            torch.autograd.backward([scaler.scale(mse_loss(model(x), y) * factor)])
             scaler.unscale_(optimizer)
             _clip(model, i)
             optimizer.fails = i == 4
