@@ -1,13 +1,14 @@
 """Measure one real Prometheus with many runs as its targets: scrapes, series, memory, rule evaluation.
 
-    python benchmarks/fleet.py [--runs 500] [--seconds 150] [--groups 4] [--gpus 1]
+    python benchmarks/fleet.py [--runs 500] [--seconds 150] [--interval 15] [--groups 4] [--gpus 1]
 
 The Prometheus of this machine (whichever `prometheus` is first in PATH) runs with the shipped rules and the shipped
 intervals, 15 s. The runs are simulated by one other process: every run is a target of its own, with its own path and
 its own run_id, and answers with the real exporter's text for a snapshot with the given param groups and GPUs. The
 values move once a second and are the same for all runs at one time; a quarter of the runs has an event that goes on,
 so that alerts fire. What this leaves out: the network between machines, the churn of runs that come and go for weeks,
-and compaction, which comes every two hours. Both processes share this machine's cores: the times are upper bounds.
+and compaction, which comes every two hours. Both processes share this machine's cores: the times are upper bounds. The
+bytes a sample are fair only with 120 samples a series or more, where a chunk is full: `--runs 50 --interval 1`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import socket
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,10 +39,9 @@ from monitor.export import Exporter  # noqa: E402
 from tests.export.full_snapshot import make_snapshot  # noqa: E402
 from tests.stack.real_prometheus import Prometheus, wait_until  # noqa: E402
 
-INTERVAL_SECONDS = 15
 NAME = "run-000000"
 CONFIG = """\
-global: {{scrape_interval: {interval}s, scrape_timeout: 10s, evaluation_interval: {interval}s}}
+global: {{scrape_interval: {interval}s, scrape_timeout: {interval}s, evaluation_interval: {interval}s}}
 rule_files: ["{rules}/*.yml"]
 scrape_configs:
   - job_name: training
@@ -167,11 +168,19 @@ def measure(prometheus: Prometheus, folder: Path, runs: int, seconds: int) -> It
     for name, expression, factor, spelling in QUESTIONS:
         asked = expression.replace("{window:1s}", f"[{seconds}s:1s]").replace("{window}", f"[{seconds}s]")
         yield name, format(factor * prometheus.value(asked), spelling)
-    files = [path for path in (folder / "prometheus" / "data").rglob("*") if path.is_file()]
     yield "memory, peak RSS, MiB", f"{peak / 2**20:,.0f}"
     yield "memory a series, KiB", f"{peak / prometheus.value('prometheus_tsdb_head_series') / 1024:.1f}"
     yield "CPU, cores", f"{cpu:.2f}"
-    yield "data folder (log, not compacted), MiB", f"{sum(path.stat().st_size for path in files) / 2**20:,.0f}"
+    yield "bytes a sample, in a block", f"{bytes_a_sample(prometheus, folder / 'prometheus' / 'data'):.2f}"
+
+
+def bytes_a_sample(prometheus: Prometheus, data: Path) -> float:
+    """Let Prometheus write what it has into a block, and return the size of its chunks over their samples."""
+    with urllib.request.urlopen(f"{prometheus.url}/api/v1/admin/tsdb/snapshot", b"", timeout=120):
+        pass
+    (block,) = [path.parent for path in (data / "snapshots").rglob("meta.json")]
+    num_samples = json.loads((block / "meta.json").read_text())["stats"]["numSamples"]
+    return sum(path.stat().st_size for path in (block / "chunks").iterdir()) / num_samples
 
 
 def main() -> None:
@@ -179,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--seconds", type=int, default=150, help="how long to look (default: %(default)s)")
+    parser.add_argument("--interval", type=int, default=15, help="of scrapes, in seconds (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=4, help="param groups of a run (default: %(default)s)")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of a run (default: %(default)s)")
     args = parser.parse_args()
@@ -192,9 +202,9 @@ def main() -> None:
     process.start()
     listener.close()
     rules = ROOT / "dashboards" / "prometheus" / "rules"
-    config = CONFIG.format(interval=INTERVAL_SECONDS, rules=rules, targets=folder / "targets.json")
+    config = CONFIG.format(interval=args.interval, rules=rules, targets=folder / "targets.json")
     try:
-        with Prometheus(folder / "prometheus", config) as prometheus:
+        with Prometheus(folder / "prometheus", config, "--web.enable-admin-api") as prometheus:
             print("| what | value |\n| --- | ---: |")
             for name, value in measure(prometheus, folder, args.runs, args.seconds):
                 print(f"| {name} | {value} |", flush=True)

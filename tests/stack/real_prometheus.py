@@ -22,7 +22,7 @@ PATIENCE_SECONDS = 60.0
 class Prometheus:
     """Run the Prometheus of this machine until the ``with`` block ends; its files lie in ``folder``."""
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, *options: str) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
         folder.mkdir(parents=True, exist_ok=True)
         own = config.replace("OWN_ADDRESS", self.url.removeprefix("http://"))
@@ -33,6 +33,7 @@ class Prometheus:
             f"--storage.tsdb.path={folder / 'data'}",
             f"--web.listen-address={self.url.removeprefix('http://')}",
             "--log.level=warn",
+            *options,
         ]
         self._log = folder / "prometheus.log"
 
