@@ -179,8 +179,8 @@ class Control(RuleBasedStateMachine):
 
 class TestControl(Control.TestCase):
     settings = settings(
-        max_examples=60,
-        stateful_step_count=30,
+        max_examples=200,
+        stateful_step_count=40,
         deadline=None,
         derandomize=True,
         suppress_health_check=[HealthCheck.too_slow],
