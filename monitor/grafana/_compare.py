@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from monitor.grafana._dashboard import Dashboard, Row
-from monitor.grafana._panels import RUN_LINK, Panel, Query, by_step, table, timeseries
+from monitor.grafana._panel import RUN_LINK, Panel, Query
+from monitor.grafana._panels import by_step, table, timeseries
 from monitor.grafana._queries import per_run, rate, select
 
 _EACH = "{{run_id}} {{optimizer}}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from monitor.grafana._panels import DATASOURCE, Json, Panel
+from monitor.grafana._panel import DATASOURCE, Json, Panel
 from monitor.grafana._queries import SCOPE, select
 
 SCHEMA_VERSION = 42

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from monitor.grafana._dashboard import Dashboard, Row
-from monitor.grafana._panels import Panel, Query, override, state_timeline, table, timeseries, value_mapping
+from monitor.grafana._panel import Panel, Query, override, value_mapping
+from monitor.grafana._panels import state_timeline, table, timeseries
 from monitor.grafana._queries import increase, per_run, rate, select
 
 _GPU = "{{run_id}} GPU {{gpu}}"

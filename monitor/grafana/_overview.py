@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from monitor.grafana._dashboard import Dashboard, Row
-from monitor.grafana._panels import (
-    RUN_DASHBOARD,
-    RUN_LINK,
-    STATE_COLOURS,
-    Panel,
-    Query,
-    override,
-    stat,
-    table,
-    timeseries,
-    value_mapping,
-)
+from monitor.grafana._panel import RUN_DASHBOARD, RUN_LINK, STATE_COLOURS, Panel, Query, override, value_mapping
+from monitor.grafana._panels import stat, table, timeseries
 from monitor.grafana._queries import BY_RUN, firing, increase, per_run, rate, select
 
 

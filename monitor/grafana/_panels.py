@@ -1,97 +1,12 @@
-"""Panels of Grafana's classic dashboard JSON, as plain data: what a dashboard here needs of them and no more."""
+"""The kinds of panels that a dashboard here needs, and no more."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-Json = dict[str, Any]
-DATASOURCE: Json = {"type": "prometheus", "uid": "${datasource}"}
-RUN_DASHBOARD = "training-monitor-run"
-
-# The run's own page. A link opens it; only the page itself, with its token, changes anything.
-PAGE_LINK: Json = {
-    "title": "Open the run's own page: live view and control",
-    "url": "http://${__field.labels.instance}/",
-    "targetBlank": True,
-}
-RUN_LINK: Json = {
-    "title": "Show this run",
-    "url": f"/d/{RUN_DASHBOARD}?${{datasource:queryparam}}&var-run_id=${{__field.labels.run_id}}&${{__url_time_range}}",
-}
-STATE_COLOURS = {
-    "starting": "blue",
-    "running": "green",
-    "paused": "yellow",
-    "finished": "text",
-    "failed": "red",
-    "interrupted": "orange",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One PromQL expression of a panel. ``is_instant``: only the value at the end of the time range."""
-
-    expression: str
-    legend: str = ""
-    is_instant: bool = False
-    is_table: bool = False
-    is_heatmap: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One panel. ``unit`` is one of Grafana's; ``width`` is in 24ths of the page, ``height`` in rows of 30 pixels."""
-
-    type: str
-    title: str
-    description: str
-    unit: str
-    queries: tuple[Query, ...]
-    width: int = 8
-    height: int = 8
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    overrides: tuple[Json, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-    transformations: tuple[Json, ...] = ()
-
-    def render(self, number: int, x: int, y: int) -> Json:
-        """Return the JSON of the panel at its place."""
-        panel: Json = {
-            "id": number,
-            "type": self.type,
-            "title": self.title,
-            "description": self.description,
-            "gridPos": {"x": x, "y": y, "w": self.width, "h": self.height},
-            "datasource": DATASOURCE,
-            "targets": [_render_query(query, chr(ord("A") + index)) for index, query in enumerate(self.queries)],
-            "fieldConfig": {"defaults": {"unit": self.unit, **self.defaults}, "overrides": list(self.overrides)},
-            "options": dict(self.options),
-        }
-        if self.transformations:
-            panel["transformations"] = list(self.transformations)
-        return panel
-
-    def sized(self, width: int, height: int | None = None) -> Panel:
-        """Return the same panel in another size."""
-        return replace(self, width=width, height=height or self.height)
-
-
-def _render_query(query: Query, letter: str) -> Json:
-    target: Json = {
-        "refId": letter,
-        "datasource": DATASOURCE,
-        "editorMode": "code",
-        "expr": query.expression,
-        "instant": query.is_instant,
-        "range": not query.is_instant,
-        "format": "table" if query.is_table else "heatmap" if query.is_heatmap else "time_series",
-    }
-    if query.legend:
-        target["legendFormat"] = query.legend
-    return target
+from monitor.grafana._panel import PAGE_LINK, Json, Panel, Query, override, thresholds
 
 
 def timeseries(
@@ -277,7 +192,6 @@ def by_step(title: str, description: str, unit: str, step: str, value: str, *, i
 
     Grafana joins the two at their times into one table, which it parts by run and optimizer.
     """
-    renamed = {"Value #A": "Step", "Value #B": "Value"}
     return Panel(
         "xychart",
         title,
@@ -294,13 +208,16 @@ def by_step(title: str, description: str, unit: str, step: str, value: str, *, i
                 "scaleDistribution": {"type": "log", "log": 10} if is_log else {"type": "linear"},
             },
         },
-        overrides=(override("Step", unit="locale", custom__axisLabel="optimizer step"),),
+        overrides=(
+            override("Value #A", unit="locale", displayName="Step", custom__axisLabel="optimizer step"),
+            override("Value #B", displayName="${__field.labels.run_id} ${__field.labels.optimizer}"),
+        ),
         options={
             "mapping": "auto",
             "series": [
                 {
-                    "x": {"matcher": {"id": "byName", "options": "Step"}},
-                    "y": {"matcher": {"id": "byName", "options": "Value"}},
+                    "x": {"matcher": {"id": "byName", "options": "Value #A"}},
+                    "y": {"matcher": {"id": "byName", "options": "Value #B"}},
                 }
             ],
             "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
@@ -312,33 +229,9 @@ def by_step(title: str, description: str, unit: str, step: str, value: str, *, i
                 "id": "filterFieldsByName",
                 "options": {"include": {"names": ["run_id", "optimizer", "Value #A", "Value #B"]}},
             },
-            {"id": "organize", "options": {"excludeByName": {}, "indexByName": {}, "renameByName": renamed}},
             {
                 "id": "partitionByValues",
                 "options": {"fields": ["run_id", "optimizer"], "keepFields": False, "naming": {"asLabels": True}},
             },
-            {"id": "sortBy", "options": {"fields": {}, "sort": [{"field": "Step"}]}},
         ),
     )
-
-
-def thresholds(steps: Sequence[tuple[float | None, str]]) -> Json:
-    """Return colours from values on."""
-    return {"mode": "absolute", "steps": [{"value": value, "color": colour} for value, colour in steps]}
-
-
-def value_mapping(texts: Mapping[str, tuple[str, str]]) -> Json:
-    """Return a mapping of values to (text, colour)."""
-    options = {
-        value: {"text": text, "color": colour, "index": index}
-        for index, (value, (text, colour)) in enumerate(texts.items())
-    }
-    return {"type": "value", "options": options}
-
-
-def override(column: str, **properties: Any) -> Json:
-    """Return an override of one field by its name; ``custom__axisLabel`` stands for ``custom.axisLabel``."""
-    return {
-        "matcher": {"id": "byName", "options": column},
-        "properties": [{"id": name.replace("__", "."), "value": value} for name, value in properties.items()],
-    }

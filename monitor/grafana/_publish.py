@@ -9,7 +9,7 @@ from typing import Any
 
 from monitor.grafana._api import TIMEOUT_SECONDS, GrafanaError, connect, disconnect, explained, shown
 from monitor.grafana._files import FOLDER, FOLDER_UID, dashboards
-from monitor.grafana._panels import Json
+from monitor.grafana._panel import Json
 
 
 @dataclass(frozen=True, slots=True)
