@@ -15,8 +15,11 @@ TROUBLE = ("divergence", "spike")
 LR_ACTIONS = ("reduce", "set", "restore", "undo")
 ABOVE_START = 0.2
 """Share of the first loss by which the loss must stand above it: worse than untrained, whatever the model."""
+ABOVE_STEPS = 4
+"""Steps in a row for which it must."""
 MEDIAN_STEPS = 8
 MAX_PATIENCE = 16
+WARMUP_FACTOR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,12 @@ class AdaptiveLR:
     many calm steps; trouble after a raise doubles that time, 16-fold at most. It is never raised above what the
     schedule asks for, nor above what a person, an alert or another policy has set meanwhile.
 
+    With ``warmup_steps`` the run begins at a thousandth of the schedule and reaches it geometrically over so many
+    steps, so that an LR that is far too high is found before it has done its harm. Trouble on the way ends the warm-up,
+    and the LR is not raised above where that left it.
+
     It cannot bring back weights that are NaN already: within its first few steps a run with a far too high LR may be
-    lost before any detector can know it. docs/adaptive-lr.md has what was measured.
+    lost before any detector can know it, unless it is warmed up. docs/adaptive-lr.md has what was measured.
 
     Args:
         factor: what the LR factor in force is multiplied by in trouble, in (0, 1).
@@ -38,6 +45,7 @@ class AdaptiveLR:
         cooldown_steps: optimizer steps between two reductions.
         recover_steps: calm steps before the LR is raised, and over which it is.
         min_factor: the factor is not lowered below this.
+        warmup_steps: optimizer steps from a thousandth of the schedule to the schedule; 0: none.
         allow_increase: raise the LR again.
         groups: param groups by index or name; default: all of the optimizer whose trouble it is.
 
@@ -54,6 +62,7 @@ class AdaptiveLR:
     cooldown_steps: int = 20
     recover_steps: int = 200
     min_factor: float = 1e-4
+    warmup_steps: int = 0
     allow_increase: bool = False
     groups: Groups = field(default=None)
 
@@ -64,6 +73,7 @@ class AdaptiveLR:
             check_share("plateau_factor", self.plateau_factor)
         check_whole("cooldown_steps", self.cooldown_steps, 1)
         check_whole("recover_steps", self.recover_steps, 1)
+        check_whole("warmup_steps", self.warmup_steps, 0)
         if not isinstance(self.allow_increase, bool):
             raise TypeError(f"allow_increase must be True or False, got {self.allow_increase!r}")
         object.__setattr__(self, "groups", checked_groups(self.groups))
@@ -79,6 +89,8 @@ class _Adapting:
     def __init__(self, settings: AdaptiveLR, ask: Asking) -> None:
         self._settings, self._ask = settings, ask
         self._courses: dict[str, _Course] = {}
+        if settings.warmup_steps and ask(Ask("set", WARMUP_FACTOR, settings.groups, "warm-up begins")):
+            ask(Ask("set", 1.0, settings.groups, "warm-up", settings.warmup_steps))
 
     def on_event(self, event: Event) -> None:
         if event.kind == "control":
@@ -108,12 +120,14 @@ class _Course:
         self._factors: Mapping[int, float] = {}
         self._ceilings: dict[int, float] = {}
         self._first_loss: float | None = None
+        self._num_losses = 0
         self._losses: deque[float] = deque(maxlen=MEDIAN_STEPS)
         self._loss_before = math.inf
         self._last: int | None = None
         self._calm_since = 0
         self._is_raised = False
         self._patience = 1
+        self._first_step: int | None = None
 
     def let_go(self) -> None:
         """Take the factors in force as given: somebody else has set them."""
@@ -134,12 +148,14 @@ class _Course:
 
     def on_step(self, step: Step) -> None:
         now = step.global_step
+        if self._first_step is None:
+            self._first_step = now
         selected = {group.index: group.factor for group in step.groups if self._is_meant(group.index, group.name)}
         if selected:
             self._factors = selected
         self._follow_loss(step.loss, now)
         if self._troubles:
-            if self._is_due(now) and self._level() >= self._loss_before:
+            if self._is_due(now) and not self._is_falling():
                 self._lower(now, self._settings.factor, next(iter(self._troubles.values())))
         elif self._settings.allow_increase and self._ceilings:
             self._raise(now)
@@ -152,17 +168,28 @@ class _Course:
     def _follow_loss(self, loss: float | None, now: int) -> None:
         if loss is None or not math.isfinite(loss):
             return
-        if self._first_loss is None:
-            self._first_loss = loss
         self._losses.append(loss)
+        self._num_losses += 1
+        if self._first_loss is None or (self._settings.warmup_steps and self._num_losses <= MEDIAN_STEPS):
+            self._first_loss = max(loss, loss if self._first_loss is None else self._first_loss)
         limit = self._first_loss + ABOVE_START * abs(self._first_loss)
-        is_above = len(self._losses) == MEDIAN_STEPS and self._level() > limit
+        is_above = self._num_losses > ABOVE_STEPS and min(list(self._losses)[-ABOVE_STEPS:]) > limit
         if is_above and "start" not in self._troubles:
             told = f"loss {self._level():.4g} stands above the first one, {self._first_loss:.4g}"
             self._troubles["start"] = f"{told}, still"
             self._lower(now, self._settings.factor, f"{told}, at step {now}")
         elif not is_above and self._troubles.pop("start", None) is not None:
             self._calm_since = now
+
+    def _is_falling(self) -> bool:
+        """Tell whether the last reduction has helped: enough where the loss is worse than untrained, else at all."""
+        level, before, first = self._level(), self._loss_before, self._first_loss
+        if "start" in self._troubles and first is not None:
+            return level - first < 0.5 * (before - first)
+        return level < before
+
+    def _is_warming_up(self, now: int) -> bool:
+        return self._first_step is not None and now - self._first_step < self._settings.warmup_steps
 
     def _level(self) -> float:
         return statistics.median(self._losses) if self._losses else math.inf
@@ -180,7 +207,7 @@ class _Course:
         self._last, self._loss_before = now, self._level()
         if not self._ask(Ask("reduce", factor, self._groups, reason)):
             return
-        if is_for_good:
+        if is_for_good or self._is_warming_up(now):
             self._ceilings = {index: ceiling * factor for index, ceiling in self._ceilings.items()}
         elif self._is_raised:
             self._patience = min(MAX_PATIENCE, 2 * self._patience)

@@ -324,12 +324,13 @@ def test_plateaus_can_be_left_alone() -> None:
 
 
 def test_a_loss_above_the_first_one_is_trouble() -> None:
-    """Worse than untrained for eight steps: lowered before any detector has warmed up, and again while it stays."""
+    """Worse than untrained for four steps: lowered before any detector has warmed up, and again while it stays."""
     bench = Bench(AdaptiveLR(factor=0.5, cooldown_steps=20))
     bench.steps(1, loss=2.0)
-    bench.steps(7, loss=3.0)
-    assert len(bench.asked) == 1
-    assert bench.asked[0].reason == "loss 3 stands above the first one, 2, at step 8"
+    bench.steps(3, loss=3.0)
+    assert bench.asked == []
+    bench.steps(1, loss=3.0)
+    assert bench.asked[0].reason == "loss 3 stands above the first one, 2, at step 5"
     bench.steps(40, loss=3.0)
     assert len(bench.asked) == 3
     bench.steps(40, loss=1.5)
@@ -362,3 +363,34 @@ def test_only_the_groups_asked_for_are_followed() -> None:
     assert bench.asked[0].groups == (1,)
     bench.steps(1000)
     assert {a.groups for a in bench.asked[1:]} == {("SGD/1",)}
+
+
+def test_the_warm_up_begins_low_and_reaches_the_schedule() -> None:
+    """Two commands before the first step: a thousandth at once, then the schedule over the steps that were given."""
+    bench = Bench(AdaptiveLR(warmup_steps=60))
+    assert bench.asked == [Ask("set", 0.001, None, "warm-up begins"), Ask("set", 1.0, None, "warm-up", 60)]
+
+
+def test_a_refused_warm_up_is_none() -> None:
+    """Below min_lr, say: the run begins at the schedule."""
+    assert len(Bench(AdaptiveLR(warmup_steps=60), answer=False).asked) == 1
+
+
+def test_trouble_in_the_warm_up_is_the_new_ceiling() -> None:
+    """The LR at which it came is known to be too high: calm does not lead back there."""
+    bench = Bench(AdaptiveLR(warmup_steps=60, factor=0.5, recover_steps=100, allow_increase=True))
+    bench.factors = {0: 0.1, 1: 0.1}
+    bench.steps(30)
+    bench.end(bench.begin("spike"))
+    bench.steps(2000)
+    assert bench.factors == {0: 0.05, 1: 0.05}
+
+
+def test_noise_at_the_start_of_a_warm_up_is_no_trouble() -> None:
+    """The LR is next to nothing then: the highest of the first losses is what untrained means."""
+    bench = Bench(AdaptiveLR(warmup_steps=60))
+    bench.steps(1, loss=1.0)
+    bench.steps(50, loss=1.5)
+    assert len(bench.asked) == 2
+    bench.steps(4, loss=2.0)
+    assert len(bench.asked) == 3
