@@ -45,7 +45,8 @@ class AdaptiveLR:
         cooldown_steps: optimizer steps between two reductions.
         recover_steps: calm steps before the LR is raised, and over which it is.
         min_factor: the factor is not lowered below this.
-        warmup_steps: optimizer steps from a thousandth of the schedule to the schedule; 0: none.
+        warmup_steps: optimizer steps from a thousandth of the schedule to the schedule; 0: none. For a fresh run: on a
+            resumed one it would replace the factors that came with the checkpoint.
         allow_increase: raise the LR again.
         groups: param groups by index or name; default: all of the optimizer whose trouble it is.
 
