@@ -291,3 +291,7 @@ def _print(lines: list[str], err: bool = False) -> None:
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    main()
