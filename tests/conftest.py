@@ -14,6 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+# Two workers, and the scripts that they start, share few cores: more threads than cores make torch crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A thread that was told to end, or a socket that was closed, may need a moment to be gone.
 _GRACE_SECONDS = 3.0
 _MONITOR = str(Path(__file__).resolve().parents[1] / "monitor") + os.sep
