@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from monitor._engine import Engine
 
 RECENT_SECONDS = 10.0
+RECENT_SCRAPE_SECONDS = 180.0
 PAGE_LINGER_SECONDS = 3.0
 
 
@@ -36,13 +37,13 @@ class Linger:
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Wait for one more scrape if there has been one, at most ``seconds``; for an open page 3 s at most."""
+        """Wait for one more scrape if there was one in three minutes, at most ``seconds``; for a page at most 3 s."""
         end = self._clock()
         with self._changed:
             until = {
                 what: end + (seconds if what == "scrape" else min(seconds, PAGE_LINGER_SECONDS))
                 for what, last in self._last.items()
-                if what == "scrape" or end - last < RECENT_SECONDS
+                if end - last < (RECENT_SCRAPE_SECONDS if what == "scrape" else RECENT_SECONDS)
             }
             while waits := [limit for what, limit in until.items() if self._last[what] <= end]:
                 left = max(waits) - self._clock()

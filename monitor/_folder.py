@@ -194,9 +194,10 @@ def prune(root: Path, keep: int = KEEP_RUNS) -> None:
 
     Only files of ours are removed: a folder with anything else in it stays, as does a run that may be alive.
     """
-    for target in list((root / _TARGETS).glob("*.json")):
+    folder = root / _TARGETS
+    for target in [] if folder.is_symlink() else list(folder.glob("*.json")):
         run = _read_run(root / target.stem)
-        if run is None or not run.is_live:
+        if (run is None or not run.is_live) and _is_target(target):
             target.unlink(missing_ok=True)
     if sum(1 for _ in root.iterdir()) <= keep:
         return
@@ -266,6 +267,19 @@ def _to_target(name: str, url: str) -> dict[str, Any]:
     parts = urlsplit(url)
     labels = {"run_name": name, "__scheme__": parts.scheme, "__metrics_path__": "/metrics"}
     return {"targets": [parts.netloc], "labels": labels}
+
+
+def _is_target(path: Path) -> bool:
+    """Whether a file is one that a run has written: of the form of :func:`_to_target`."""
+    if path.is_symlink():
+        return False
+    try:
+        found = json.loads(_read_text(path) or "")
+    except ValueError:
+        return False
+    one = found[0] if isinstance(found, list) and len(found) == 1 else None
+    labels = one.get("labels") if isinstance(one, dict) else None
+    return isinstance(labels, dict) and {"run_name", "__metrics_path__"} <= set(labels)
 
 
 def _write_atomically(path: Path, text: str, mode: int = 0o600) -> None:

@@ -221,3 +221,20 @@ def test_a_full_disk_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.Mo
         folder.update(state="running")
     assert [run.state for run in list_runs(tmp_path)] == ["starting"]
     assert sorted(path.name for path in folder.path.iterdir()) == before
+
+
+def test_only_targets_of_runs_are_pruned(tmp_path: Path) -> None:
+    """Files of the user's own in a folder named targets stay, whatever they hold; a dead run's target goes."""
+    targets = tmp_path / "targets"
+    targets.mkdir()
+    theirs = {
+        "labels.json": "{}",
+        "train-0a1b2c.json": '[{"targets": [], "labels": {"env": "x"}}]',
+        "broken-0a1b2d.json": "{",
+    }
+    for name, text in theirs.items():
+        (targets / name).write_text(text)
+    ours = '[{"targets": ["127.0.0.1:1"], "labels": {"run_name": "r", "__metrics_path__": "/metrics"}}]'
+    (targets / "r-00ff00.json").write_text(ours)
+    prune(tmp_path)
+    assert {path.name for path in targets.iterdir()} == set(theirs)

@@ -19,6 +19,7 @@ from monitor.server import _problems
 _log = logging.getLogger("monitor.server")
 READ_SECONDS = 15.0  # for a whole request, however slowly it trickles in
 WRITE_SECONDS = 60.0  # for a whole answer
+MAX_LINE_BYTES = 1024  # of the size of a chunk and of a trailer
 
 
 class _TimedIO(socket.SocketIO):
@@ -42,6 +43,15 @@ class _Reader(StreamReader):
     def __init__(self, raw: socket.SocketIO) -> None:
         _pyio.BufferedReader.__init__(self, raw, _pyio.DEFAULT_BUFFER_SIZE)
         self.bytes_read = 0
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Read a line. One for which no limit is given, such as a chunk's size, is bounded: cheroot reads for ever."""
+        if size is not None and size >= 0:
+            return bytes(super().readline(size))
+        line = bytes(super().readline(MAX_LINE_BYTES + 1))
+        if len(line) > MAX_LINE_BYTES:
+            raise errors.MaxSizeExceeded
+        return line
 
 
 class _Writer(StreamWriter):
@@ -78,12 +88,22 @@ class _Request(HTTPRequest):
         super().__init__(*args, **kwargs)
         self.inheaders = _Headers()
 
+    def read_request_line(self) -> bool:
+        try:
+            return bool(super().read_request_line())  # type: ignore[no-untyped-call]
+        except ValueError:  # an authority that is none, such as //[
+            self.simple_response("400 Bad Request", "The address in the request line is malformed.")
+            return False
+
     def read_request_headers(self) -> bool:
         if not super().read_request_headers():  # type: ignore[no-untyped-call]
             return False
         length = self.inheaders.get(b"Content-Length", b"0")
         if self.chunked_read and b"Content-Length" in self.inheaders:  # the seed of request smuggling
             self.simple_response("400 Bad Request", "Content-Length and Transfer-Encoding exclude each other.")
+            return False
+        if b"Transfer-Encoding" in self.inheaders and not self.chunked_read:  # HTTP/1.0 knows no chunks
+            self.simple_response("400 Bad Request", "Transfer-Encoding needs HTTP/1.1.")
             return False
         if not length.isdigit():
             self.simple_response("400 Bad Request", "Content-Length must be a number of bytes.")
@@ -96,8 +116,8 @@ class _Request(HTTPRequest):
         self.conn.wfile.write(raw_problem(str(status), body))
 
     def send_headers(self) -> None:
-        # Nothing after an unread body can be trusted to be the next request.
-        if self.chunked_read and not getattr(self.rfile, "closed", True):
+        # Nothing after a body in chunks is trusted to be the next request: it may be unread, or end elsewhere.
+        if self.chunked_read:
             self.close_connection = True
         super().send_headers()
 

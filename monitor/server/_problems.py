@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
+from cheroot.errors import MaxSizeExceeded
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
@@ -71,6 +72,9 @@ def install(app: Flask, on_error: Callable[[BaseException], None]) -> None:
     app.register_error_handler(QueueFullError, _full_queue)
     app.register_error_handler(ClosedRunError, lambda error: respond(Refusal(409, str(error))))
     app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(
+        MaxSizeExceeded, lambda _: respond(Refusal(413, "The body is not framed as it should be."))
+    )
     app.register_error_handler(Exception, unexpected)
 
 

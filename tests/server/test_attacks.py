@@ -252,3 +252,27 @@ def test_expect_continue_is_honoured(server: HttpServer) -> None:
     )
     received = raw(server, head + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
     assert statuses(received) == [100, 202]
+
+
+def test_a_chunk_size_without_end_is_cut_short(server: HttpServer, run: FakeRun) -> None:
+    """A chunk's size that goes on for megabytes is refused after a kilobyte, before any credential is looked at."""
+    head = b"POST /login HTTP/1.1\r\n" + HOST + b"Content-Type: application/x-www-form-urlencoded\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+        sock.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"0" * 4096)
+        answer = sock.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("line", [b"GET //[ HTTP/1.1", b"GET http://[::1 HTTP/1.1", b"GET //[::g]/ HTTP/1.1"])
+def test_an_address_that_is_none_is_a_bad_request(server: HttpServer, line: bytes) -> None:
+    """A malformed authority in the request line is the client's mistake, no failure of ours."""
+    assert raw(server, line + b"\r\n" + HOST + b"\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_chunks_need_http_1_1(server: HttpServer, run: FakeRun) -> None:
+    """An HTTP/1.0 request that says it is chunked is refused: its body would be read as the next request."""
+    inner = b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n"
+    head = b"POST /api/v1/pause HTTP/1.0\r\n" + HOST + b"Connection: Keep-Alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = raw(server, head + inner)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
