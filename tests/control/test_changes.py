@@ -282,3 +282,22 @@ def test_learning_rates_work_without_a_run() -> None:
         rates.check("undo", None, None, 3)
     with pytest.raises(CommandRefusedError, match="restore takes no factor"):
         rates.check("restore", 0.5, None, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("make", [float, torch.tensor])
+def test_a_compiled_step_uses_the_factor(attach: Attach, make: Callable[[float], object]) -> None:
+    """The factor is in the LR that compiled code reads, whether that is a number or a tensor."""
+    weight = weights(3)
+    optimizer = torch.optim.SGD([weight], lr=make(0.5))
+    run = attach(optimizer)
+    torch._dynamo.reset()
+    compiled = torch.compile(optimizer.step, backend="eager")
+    values = []
+    for act in (lambda: None, lambda: run.reduce_lr(0.5), lambda: None, run.restore_lr):
+        act()
+        compiled()
+        values.append(weight.detach()[0].item())
+    assert values == [0.5, 0.25, 0.0, -0.5]
+    assert float(optimizer.param_groups[0]["lr"]) == 0.5
+    assert run.snapshot().errors == {}
