@@ -20,7 +20,8 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from urllib.parse import urlsplit
 import platformdirs
 
 KEEP_RUNS = 200
+FORGOTTEN_SECONDS = 86_400.0
+"""How long after its end a run, as far as can be told, may still wait for its last scrape."""
 LIVE_STATES = ("starting", "running", "paused")
 VANISHED = "vanished"
 _RUN, _TOKEN, _READ_TOKEN, _FINAL, _TARGETS = "run.json", "token", "read_token", "final.json", "targets"
@@ -189,15 +192,16 @@ def list_runs(directory: str | os.PathLike[str] | None = None) -> list[KnownRun]
     return sorted(found, key=lambda run: (run.start_time, run.run_id))
 
 
-def prune(root: Path, keep: int = KEEP_RUNS) -> None:
+def prune(root: Path, keep: int = KEEP_RUNS, clock: Callable[[], float] = time.time) -> None:
     """Remove the oldest ended runs until ``keep`` folders are left, and the targets of runs that are gone.
 
-    Only files of ours are removed: a folder with anything else in it stays, as does a run that may be alive.
+    Only files of ours are removed: a folder with anything else in it stays, as does a run that may be alive. A run that
+    has ended stays a target while its process is there: it may wait for its last scrape, and withdraws by itself.
     """
     folder = root / _TARGETS
     for target in [] if folder.is_symlink() else list(folder.glob("*.json")):
         run = _read_run(root / target.stem)
-        if (run is None or not run.is_live) and _is_target(target):
+        if (run is None or not _may_be_served(run, clock())) and _is_target(target):
             target.unlink(missing_ok=True)
     if sum(1 for _ in root.iterdir()) <= keep:
         return
@@ -231,6 +235,12 @@ def _read_run(folder: Path) -> KnownRun | None:
     except (KeyError, TypeError, ValueError):
         return None
     return replace(run, state=VANISHED) if run.is_live and _is_gone(run) else run
+
+
+def _may_be_served(run: KnownRun, now: float) -> bool:
+    if run.state == VANISHED or _is_gone(run):
+        return False
+    return run.end_time is None or now - run.end_time < FORGOTTEN_SECONDS
 
 
 def _is_gone(run: KnownRun) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,30 @@ def test_a_vanished_run_is_no_target_for_long(tmp_path: Path) -> None:
     rewrite(dead, pid=pid_of_ended_process())
     create(tmp_path, "next-1")
     assert [path.name for path in (tmp_path / "targets").iterdir()] == ["live-1.json"]
+
+
+def test_a_run_that_waits_for_its_last_scrape_stays_a_target(tmp_path: Path) -> None:
+    """Another run that starts in the meantime leaves the target of an ended one alone while its process is there."""
+    waiting, killed = create(tmp_path, "waiting-1"), create(tmp_path, "killed-1")
+    for folder in (waiting, killed):
+        folder.update(state="running", url="http://127.0.0.1:9477/")
+        folder.finish("finished", end_time=1000.0)
+    rewrite(killed, pid=pid_of_ended_process())
+    prune(tmp_path, clock=lambda: 1030.0)
+    assert [path.name for path in (tmp_path / "targets").iterdir()] == ["waiting-1.json"]
+
+
+@pytest.mark.parametrize("hostname", [socket.gethostname(), "another-host"])
+def test_a_target_that_was_never_withdrawn_is_removed_a_day_after_the_end(tmp_path: Path, hostname: str) -> None:
+    """Where the process cannot be seen, or goes on without the run, the target goes a day after the run's end."""
+    folder = create(tmp_path, "stuck-1")
+    folder.update(state="running", url="http://127.0.0.1:9477/")
+    folder.finish("finished", end_time=1000.0)
+    rewrite(folder, hostname=hostname)
+    prune(tmp_path, clock=lambda: 1000.0 + 86_399)
+    assert (tmp_path / "targets" / "stuck-1.json").exists()
+    prune(tmp_path, clock=lambda: 1000.0 + 86_400)
+    assert not (tmp_path / "targets" / "stuck-1.json").exists()
 
 
 def test_what_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
