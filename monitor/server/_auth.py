@@ -31,8 +31,8 @@ class Security:
     listens on; ``hosts`` names further ``Host`` headers that are served (a reverse proxy's, say).
     ``protect_metrics`` asks for a token at ``/metrics`` and ``/healthz`` from this machine too.
     ``cookie_secure`` marks the page's cookie Secure even where the request came in clear, behind a proxy that
-    speaks TLS. ``max_failures`` wrong tokens from one address within ``failure_window`` seconds stop further
-    tries.
+    speaks TLS. After ``max_failures`` wrong tokens from one address within ``failure_window`` seconds further wrong
+    ones are only told to come back later.
 
     Example:
         >>> Security(token="0123456789abcdef").protect_metrics
@@ -222,7 +222,9 @@ def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 
 def _network_of(address: str) -> str:
-    """Return what one party can hold: an IPv4 address, or a /64 of IPv6 as its owner has all of it."""
+    """Return what one party can hold: an IPv4 address, a /64 of IPv6 as its owner has all of it, or all of loopback."""
+    if is_loopback(address):
+        return "loopback"
     parsed = _address_of(address)
     if parsed is None or parsed.version == 4:
         return address

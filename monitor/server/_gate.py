@@ -44,16 +44,25 @@ class Gate:
         return self.sessions.grant_of_cookie(request.cookies.get(cookie_name(), ""))
 
     def grant_of_guess(self, token: str) -> Grant:
-        """Return what a token that someone typed or sent allows; wrong ones are counted and refused."""
+        """Return what a token that someone typed or sent allows; wrong ones are counted and refused.
+
+        The right token passes whatever was guessed before: an attacker often shares the owner's address.
+        """
+        grant = self.sessions.grant_of_token(token)
+        if grant.level == "none":
+            raise self._refusal_of_guess()
+        return grant
+
+    def _refusal_of_guess(self) -> Refusal:
+        if request.headers.get("Sec-Fetch-Site") == "cross-site":
+            # Not counted: another site makes the owner's own browser send these, from the owner's address.
+            return Refusal(403, "That token, which another site had this browser send, is not the one of this run.")
         address = request.remote_addr or ""
         if seconds := self._failures.retry_after(address):
             detail = f"Too many wrong tokens from {address}; try again in {seconds} s."
-            raise Refusal(429, detail, headers={"Retry-After": str(seconds)})
-        grant = self.sessions.grant_of_token(token)
-        if grant.level == "none":
-            self._failures.add(address)
-            raise unauthorized("That token is not the one of this run; its log or its folder has it.")
-        return grant
+            return Refusal(429, detail, headers={"Retry-After": str(seconds)})
+        self._failures.add(address)
+        return unauthorized("That token is not the one of this run; its log or its folder has it.")
 
     def login(self, token: str, response: Response) -> Response:
         """Put a session's cookie on ``response``, or refuse the token."""

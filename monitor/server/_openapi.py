@@ -11,7 +11,7 @@ _P = "/api/v1"
 _WHY = {
     400: "The request is malformed.",
     401: "A token is needed, or the one given is wrong.",
-    403: "The token may only look, or the CSRF header is missing or wrong.",
+    403: "The token may only look, the CSRF header is missing, or another site had a browser send a wrong token.",
     404: "There is no such thing.",
     409: "The state of the run forbids it.",
     413: "The body is larger than 64 KiB; of alerts, than 512 KiB.",
@@ -22,7 +22,7 @@ _WHY = {
     500: "The monitor failed; the run goes on.",
     503: "All connections are in use, or an alert found too many commands waiting: send it again.",
 }
-_ALWAYS = (400, 421, 429, 500, 503)
+_ALWAYS = (400, 403, 421, 429, 500, 503)
 _TOKENS: list[dict[str, list[str]]] = [{"bearer": []}, {"session": []}]
 
 
@@ -109,7 +109,7 @@ def _alerts() -> dict[str, Any]:
         ),
         "parameters": [_header("X-CSRF-Token", "Needed with the session cookie: `page.csrf` of /api/v1/run.")],
         "requestBody": {"required": True, "content": _json("AlertNotification")},
-        "responses": {"200": done, **_problems(401, 403, 409, 413, 415, 422)},
+        "responses": {"200": done, **_problems(401, 409, 413, 415, 422)},
     }
     return {"post": post}
 
@@ -182,7 +182,7 @@ def _post(operation: str, summary: str, body: str, *, is_body_needed: bool = Fal
                 _header("X-CSRF-Token", "Needed with the session cookie: `page.csrf` of /api/v1/run."),
             ],
             "requestBody": {"required": is_body_needed, "content": _json(body)},
-            "responses": {"202": accepted, **_problems(401, 403, 409, 413, 415, 422)},
+            "responses": {"202": accepted, **_problems(401, 409, 413, 415, 422)},
         }
     }
 

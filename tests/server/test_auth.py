@@ -294,17 +294,69 @@ def test_a_session_ends_with_its_token() -> None:
 # guessing
 
 
+def guess(client: FlaskClient, times: int, address: str = "127.0.0.1", **headers: str) -> list[int]:
+    """Send wrong tokens from an address and return how each was answered."""
+    base = {"REMOTE_ADDR": address}
+    asked = [{**bearer(f"guess-{index}"), **headers} for index in range(times)]
+    return [client.get(f"{API}/run", headers=one, environ_base=base).status_code for one in asked]
+
+
 def test_ten_wrong_tokens_a_minute_are_enough(client: FlaskClient) -> None:
-    """The eleventh try is 429 with Retry-After, even with the right token: a guesser learns nothing."""
-    for index in range(10):
-        assert client.get(f"{API}/run", headers=bearer(f"guess-{index}")).status_code == 401
-    for headers in (bearer("guess-11"), CONTROL):
-        blocked = client.get(f"{API}/run", headers=headers)
+    """From the eleventh on wrong tokens are 429 with Retry-After, wherever they are offered."""
+    assert guess(client, 12) == [401] * 10 + [429] * 2
+    for blocked in (
+        client.get(f"{API}/run", headers=bearer("guess")),
+        client.post("/login", data={"token": "guess"}),
+        client.get("/?token=guess"),
+    ):
         assert blocked.status_code == 429
         assert 0 < int(blocked.headers["Retry-After"]) <= 60
-    assert client.post("/login", data={"token": TOKEN}).status_code == 429
-    assert client.get(f"/?token={TOKEN}").status_code == 429
-    assert client.get(f"{API}/run", headers=CONTROL, environ_base=REMOTE).status_code == 200
+    assert client.get(f"{API}/run", headers=bearer("guess"), environ_base=REMOTE).status_code == 401
+
+
+def test_the_right_token_is_never_braked(client: FlaskClient, run: FakeRun) -> None:
+    """Who shares the owner's address, and guesses, cannot lock the owner out: not the CLI, the page or Prometheus."""
+    guess(client, 12)
+    assert client.get(f"{API}/run", headers=READ).status_code == 200
+    assert client.post(f"{API}/pause", headers=CONTROL).status_code == 202
+    assert client.get(f"/?token={TOKEN}").status_code == 303
+    assert client.post("/login", data={"token": TOKEN}).status_code == 303
+    assert guess(client, 1) == [429]
+
+
+def test_a_right_token_does_not_wipe_out_the_wrong_ones(client: FlaskClient) -> None:
+    """Nor does it count: the owner's polls neither help a guesser nor fill the brake."""
+    assert guess(client, 9) == [401] * 9
+    for _ in range(20):
+        assert client.get(f"{API}/run", headers=READ).status_code == 200
+    assert guess(client, 2) == [401, 429]
+
+
+def test_all_addresses_of_loopback_are_one_guesser(client: FlaskClient) -> None:
+    """A local process has sixteen million addresses, and IPv6 besides; they share ten tries."""
+    addresses = ["127.0.0.1", "127.0.0.2", "127.200.3.4", "::1", "::ffff:127.0.0.9", "127.0.0.3"]
+    assert [guess(client, 2, address) for address in addresses] == [[401, 401]] * 5 + [[429, 429]]
+
+
+@pytest.mark.parametrize("path", ["/?token=x", f"{API}/run"])
+def test_another_sites_pictures_are_no_guesses(client: FlaskClient, path: str) -> None:
+    """A page elsewhere that embeds this address is told 403 and counts for nothing: it speaks through the owner's
+    browser, from the owner's address."""
+    foreign = {**bearer("x"), "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "image"}
+    for _ in range(30):
+        refused = client.get(path, headers=foreign)
+        assert refused.status_code == 403
+        assert "another site" in refused.json["detail"]
+        assert "Set-Cookie" not in refused.headers
+    assert guess(client, 11) == [401] * 10 + [429]
+    assert client.get(path, headers=foreign).status_code == 403
+
+
+def test_a_stale_link_on_another_site_shows_the_form(client: FlaskClient) -> None:
+    """A person who follows a link with the token of an earlier run sees why, and where to put the right one."""
+    page = client.get("/?token=stale", headers={"Sec-Fetch-Site": "cross-site", "Accept": "text/html"})
+    assert page.status_code == 403
+    assert '<form method="post" action="/login">' in page.text
 
 
 def test_guessing_does_not_lock_out_a_page_that_is_open(client: FlaskClient) -> None:
@@ -366,10 +418,12 @@ def test_a_gate_reads_the_clock_that_it_is_given(app: Flask, security: Security)
         for _ in range(10):
             with pytest.raises(Refusal, match="not the one of this run"):
                 gate.grant_of_guess("wrong")
-        with pytest.raises(Refusal, match="try again in 60 s"):
-            gate.grant_of_guess(TOKEN)
-        now[0] = 60.0
+        with pytest.raises(Refusal, match=r"Too many wrong tokens from 192\.0\.2\.1; try again in 60 s"):
+            gate.grant_of_guess("wrong")
         assert gate.grant_of_guess(TOKEN) == Grant("control")
+        now[0] = 60.0
+        with pytest.raises(Refusal, match="not the one of this run"):
+            gate.grant_of_guess("wrong")
 
 
 # hosts
