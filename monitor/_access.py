@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,9 +14,11 @@ from monitor.export import Exporter
 if TYPE_CHECKING:
     from monitor._engine import Engine
 
+_LOG = logging.getLogger("monitor")
 RECENT_SECONDS = 10.0
 RECENT_SCRAPE_SECONDS = 180.0
 PAGE_LINGER_SECONDS = 3.0
+SILENT_SECONDS = 1.0
 
 
 class Linger:
@@ -37,19 +40,45 @@ class Linger:
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Wait for one more scrape if there was one in three minutes, at most ``seconds``; for a page at most 3 s."""
+        """Wait for one more scrape if there was one in three minutes, at most ``seconds``; for a page at most 3 s.
+
+        A wait that may take longer than a second is told in the log. Ctrl-C ends it, and nothing but it: the script
+        goes on.
+        """
         end = self._clock()
         with self._changed:
-            until = {
-                what: end + (seconds if what == "scrape" else min(seconds, PAGE_LINGER_SECONDS))
-                for what, last in self._last.items()
-                if end - last < (RECENT_SCRAPE_SECONDS if what == "scrape" else RECENT_SECONDS)
+            last = {
+                what: when
+                for what, when in self._last.items()
+                if end - when < (RECENT_SCRAPE_SECONDS if what == "scrape" else RECENT_SECONDS)
             }
+        limits = {what: seconds if what == "scrape" else min(seconds, PAGE_LINGER_SECONDS) for what in last}
+        if max(limits.values(), default=0.0) > SILENT_SECONDS:
+            _LOG.info("%s", _announced(limits, end - last.get("scrape", end)))
+        try:
+            self._wait_until({what: end + limit for what, limit in limits.items()}, end)
+        except KeyboardInterrupt:
+            _LOG.info("the wait at the end was cut short by Ctrl-C")
+
+    def _wait_until(self, until: dict[str, float], end: float) -> None:
+        with self._changed:
             while waits := [limit for what, limit in until.items() if self._last[what] <= end]:
                 left = max(waits) - self._clock()
                 if left <= 0:
                     return
                 self._changed.wait(left)
+
+
+def _announced(limits: dict[str, float], since_scrape: float) -> str:
+    """Say how long the wait may take, why, and how to be rid of it."""
+    if "scrape" in limits:
+        why = f"one more scrape, so that the end of the run is seen (the last one was {since_scrape:.0f} s ago)"
+    else:
+        why = "the open page to show the end"
+    return (
+        f"waiting up to {max(limits.values()):g} s for {why}; Ctrl-C ends the wait, "
+        "attach(linger=0) or MONITOR_LINGER=0 turns it off"
+    )
 
 
 class Access:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +20,7 @@ from monitor._detection import Detection
 from monitor._errors import ClosedRunError, StopTraining
 from monitor._folder import RunFolder, make_run_id
 from monitor._identity import default_name, identify, script_path
-from monitor._log import Failures
+from monitor._log import Failures, warn_of
 from monitor._logged import LoggedValues
 from monitor._open_runs import leave
 from monitor._records import CommandRecord, Event, Sample, Snapshot, State, Step
@@ -57,6 +58,7 @@ class Engine:
         self._failures = Failures(self._post_failure)
         self._first_thread = threading.get_ident()
         self._pid = os.getpid()
+        self._has_started = False
         self._is_closed = False
         self._lock = threading.Lock()
         start = time.time()
@@ -147,6 +149,7 @@ class Engine:
             self.close("failed")
             raise
         self._post_state("starting", f"run {self.id} started")
+        self._has_started = True
         return self
 
     def _open_folder(self) -> None:
@@ -206,7 +209,8 @@ class Engine:
     def close(self, state: State = "finished") -> None:
         """End the run: take out every hook and patch, publish the final state, join the threads, free the port.
 
-        Safe to repeat. Lingers up to ``linger`` seconds for one more scrape if something has scraped this run.
+        Safe to repeat. Waits up to ``linger`` seconds for one more scrape if something has scraped this run, and says
+        so in the log; Ctrl-C ends the wait alone.
 
         Args:
             state: "finished", "failed" or "interrupted".
@@ -225,13 +229,13 @@ class Engine:
             self.forget()
             return
         end = time.time()
-        with ExitStack() as last:  # whatever happens on the way, Ctrl-C in the linger included: the rest is done too
+        with ExitStack() as last:  # whatever happens on the way, Ctrl-C included: the rest is done too
             if self._folder is not None:  # after the linger: a target that is gone is not scraped once more
                 last.callback(self._contain, "folder", self._folder.withdraw)
             if self._server is not None:
                 last.callback(self._contain, "server", self._server.stop)
-                if state != "interrupted":
-                    last.callback(self._contain, "server", lambda: self._linger.wait(self.settings.linger))
+                last.callback(self._contain, "server", lambda: self._linger.wait(self.settings.linger))
+            last.callback(self._contain, "log", lambda: self._say_goodbye(state))
             last.callback(self._contain, "folder", lambda: self._finish_folder(state, end))
             last.callback(self._contain, "system", lambda: self._sampler.stop(2.0))
             last.callback(self._contain, "recorder", self._recorder.stop)
@@ -252,6 +256,14 @@ class Engine:
             from monitor.server import run_document
 
             self._folder.finish(state, end_time=end, final=run_document(self.snapshot()))
+
+    def _say_goodbye(self, state: State) -> None:
+        if not self._has_started:
+            return
+        directory = self.settings.directory
+        where = "" if directory is None else f" --dir {shlex.quote(str(directory))}"
+        look = "" if self._folder is None else f"; look back at it: monitor status {self.id}{where}"
+        _LOG.info("run %s %s at step %d%s", self.name, state, self.step, look)
 
     def _warn_of_factors(self) -> None:
         reduced = self._rates.reduced()
@@ -331,6 +343,7 @@ class Engine:
 
     def _on_event(self, event: Event) -> None:
         self._policies.on_event(event)
+        self._contain("log", lambda: warn_of(event))
         if self._user_on_event is None:
             return
         try:

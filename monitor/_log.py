@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from monitor._records import DETECTOR_KINDS, Event
+
 _LOG = logging.getLogger("monitor")
 
 
@@ -17,6 +19,13 @@ def make_visible() -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("monitor: %(message)s"))
         _LOG.addHandler(handler)
+
+
+def warn_of(event: Event) -> None:
+    """Log what is wrong with the training itself, once an episode: when a critical condition starts."""
+    if event.severity == "critical" and event.kind in DETECTOR_KINDS and event.end_step is None:
+        of = f" of {event.optimizer}" if event.optimizer else ""
+        _LOG.warning("%s%s at step %d: %s", event.kind, of, event.step, event.message)
 
 
 class Failures:

@@ -58,7 +58,8 @@ class Run:
     def close(self, state: State = "finished") -> None:
         """End the run: take out every hook and patch, publish the final state, join the threads, free the port.
 
-        Safe to repeat. Lingers up to ``linger`` seconds for one more scrape if something has scraped this run.
+        Safe to repeat. Waits up to ``linger`` seconds for one more scrape if something has scraped this run, and says
+        so in the log; Ctrl-C ends the wait alone.
 
         Args:
             state: "finished", "failed" or "interrupted".

@@ -242,3 +242,97 @@ class TestLinger:
             linger.note("scrape")
             waiting.join(0.01)
         assert now[0] < 3600.0
+
+    def test_a_wait_is_told_before_it_begins(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The log says how long the wait is at most, what for, and what ends it or turns it off."""
+        now = [0.0]
+        linger = Linger(clock=lambda: now[0])
+        linger.note("scrape")
+        now[0] = 12.0
+        with caplog.at_level(logging.INFO, "monitor"):
+            waiting = threading.Thread(target=linger.wait, args=(30.0,))
+            waiting.start()
+            while waiting.is_alive():
+                now[0] += 1.0
+                linger.note("scrape")
+                waiting.join(0.01)
+        assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+            (
+                "INFO",
+                (
+                    "waiting up to 30 s for one more scrape, so that the end of the run is seen (the last one was 12 s "
+                    "ago); Ctrl-C ends the wait, attach(linger=0) or MONITOR_LINGER=0 turns it off"
+                ),
+            )
+        ]
+
+    @pytest.mark.parametrize(("seen", "seconds"), [((), 30.0), (("scrape", "state"), 0.0), (("scrape",), 0.5)])
+    def test_what_is_no_wait_is_not_told(
+        self, seen: tuple[str, ...], seconds: float, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nobody watched, linger=0, or less than a second: the log stays quiet."""
+        now = iter([0.0, 0.0, 0.0, *range(1, 100)] if seen else [0.0])
+        linger = Linger(clock=lambda: next(now))
+        for what in seen:
+            linger.note(what)
+        with caplog.at_level(logging.INFO, "monitor"):
+            linger.wait(seconds)
+        assert caplog.records == []
+
+
+def said_by(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    return [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "monitor"]
+
+
+def test_trouble_is_told_in_the_log_once_an_episode(caplog: pytest.LogCaptureFixture) -> None:
+    """A loss that becomes NaN is one warning with its kind and step, not one a step and none at its end."""
+    net, opt = make()
+    with caplog.at_level(logging.INFO, "monitor"), quick(opt) as run:
+        for loss in (1.0, 1.0, math.nan, math.nan, math.nan, *[1.0] * 12):
+            train(net, opt)
+            run.log(loss=loss)
+        assert run.flush()
+        assert [e.end_step is None for e in run.events() if e.kind == "nonfinite"] == [True, False]
+    assert [line for line in said_by(caplog) if "nonfinite" in line[1]] == [
+        ("WARNING", "nonfinite of SGD at step 3: loss is NaN at step 3; last good step 2")
+    ]
+
+
+def test_a_log_that_fails_keeps_no_event_from_the_user(caplog: pytest.LogCaptureFixture) -> None:
+    """A logging handler that raises is counted, and on_event hears of the trouble all the same."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("nonfinite"):
+                raise OSError("disk full")
+
+    heard: list[str] = []
+    net, opt = make()
+    handler = Broken()
+    logging.getLogger("monitor").addHandler(handler)
+    try:
+        with quick(opt, on_event=lambda event: heard.append(event.kind)) as run:
+            for _ in range(3):
+                train(net, opt)
+                run.log(loss=math.nan)
+            assert run.flush()
+            assert run.snapshot().errors == {"log": 1}
+    finally:
+        logging.getLogger("monitor").removeHandler(handler)
+    assert "nonfinite" in heard
+
+
+@pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
+def test_the_last_line_says_how_it_ended_and_how_to_look_back(
+    state: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line names the run, its end, its step and the command that shows its last state, its folder included."""
+    net, opt = make()
+    with caplog.at_level(logging.INFO, "monitor"):
+        run = quick(opt, name="mine", directory=str(tmp_path / "the runs"))
+        train(net, opt, 4)
+        run.close(state)
+    assert said_by(caplog)[-1] == (
+        "INFO",
+        f"run mine {state} at step 4; look back at it: monitor status {run.id} --dir '{tmp_path}/the runs'",
+    )

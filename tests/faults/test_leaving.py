@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import os
 import pickle
 import signal
 import socket
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -377,21 +379,26 @@ def test_closing_while_another_thread_trains(tmp_path: Path) -> None:
     assert errors == []
 
 
-def test_interrupt_during_the_linger_frees_the_port_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("state", ["finished", "failed", "interrupted"])
+def test_ctrl_c_during_the_linger_ends_the_wait_and_nothing_else(
+    state: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C while the endpoint waits for its last scrape passes through, after the port is free."""
+    """However a run ended, it waits for its last scrape; Ctrl-C frees the port at once, and the script goes on."""
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
-    run = watch(optimizer, tmp_path, serve=True, port=0, linger=30)
+    run = watch(optimizer, tmp_path, serve=True, port=0, linger=3600)
     assert run.url is not None
+    urllib.request.urlopen(f"{run.url}/metrics").read()
 
-    def interrupted(_: float) -> None:
+    def interrupted(*_: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(run._engine._linger, "wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run.close()
-    assert run.state == "finished"
+    monkeypatch.setattr(run._engine._linger._changed, "wait", interrupted)
+    with caplog.at_level(logging.INFO, "monitor"):
+        run.close(state)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("waiting up to 3600 s for one more scrape") for line in said), said
+    assert said[-1] == "the wait at the end was cut short by Ctrl-C"
+    assert run.state == state
     assert is_free(int(run.url.rpartition(":")[2]))
 
 
