@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import http.client
 import json
 import os
+import re
+import socket
 import ssl
 import time
 import uuid
@@ -66,7 +69,11 @@ class Client:
         An answer that got lost on the way is asked for once more under the same key, so the command counts once.
         """
         method, path = ROUTES[action]
-        headers = {"Content-Type": "application/json", "Idempotency-Key": uuid.uuid4().hex}
+        headers = {
+            "Content-Type": "application/json",
+            "Idempotency-Key": uuid.uuid4().hex,
+            "Monitor-Actor": own_name(),
+        }
         payload = json.dumps(dict(body or {})).encode()
         try:
             return self._request(method, path, payload, headers)
@@ -133,6 +140,19 @@ class Client:
         if isinstance(answer, dict) and "detail" in answer:
             raise ClientError(str(answer["detail"]))
         raise ClientError(f"{self.url} is no run of ours: it answered {status} without a JSON object")
+
+
+def own_name(user: Callable[[], str] = getpass.getuser, host: Callable[[], str] = socket.gethostname) -> str:
+    """Return ``user@host`` for the audit of a run, in the characters that travel in a header.
+
+    >>> own_name(lambda: "ada", lambda: "workstation")
+    'ada@workstation'
+    """
+    try:
+        who = user()
+    except (OSError, KeyError, ImportError):  # a container may know its user by number only
+        who = "unknown"
+    return re.sub(r"[^A-Za-z0-9_.@+-]", "-", f"{who}@{host()}")[:100]
 
 
 class ChoiceError(ClientError):

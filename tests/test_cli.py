@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from monitor import _report
-from monitor._client import Client, ClientError, NoAnswerError, token_of
+from monitor._client import Client, ClientError, NoAnswerError, own_name, token_of
 from monitor._folder import RunFolder, list_runs
 from monitor.cli import main
 from monitor.server import HttpServer, Security, create_app
@@ -93,6 +93,10 @@ class TestLearningRate:
         )
         assert (record["groups"], record["over_steps"], record["reason"]) == ([0, "no_decay"], 10, "why")
         assert [group.factor for group in fake.snapshot().optimizers[0].groups] == [0.25, 0.25]
+
+    def test_the_audit_names_who_gave_the_command(self) -> None:
+        """The actor of a command is the user and the machine that it came from."""
+        assert call_json("lr", "reduce", "0.5")["actor"] == f"{own_name()} via token@127.0.0.1"
 
     def test_restore_and_undo_take_no_factor(self, fake: FakeRun) -> None:
         """`restore` and `undo` work without a value and refuse one."""
@@ -366,6 +370,15 @@ class TestClient:
         record = Lossy(server.url, TOKEN).send("reduce", {"factor": 0.5})
         assert (record["id"], Lossy.answers) == ("c0001", 2)
         assert [group.factor for group in fake.snapshot().optimizers[0].groups] == [0.5, 0.5]
+
+    def test_a_user_without_a_name_is_named_all_the_same(self) -> None:
+        """An unknown user, and characters that no header takes, give a name that the server accepts."""
+
+        def nobody() -> str:
+            raise KeyError("getpwuid(): uid not found: 1234")
+
+        assert own_name(nobody, lambda: "box") == "unknown@box"
+        assert own_name(lambda: "Zoë W", lambda: "b" * 200) == "Zo--W@" + "b" * 94
 
     def test_something_else_at_the_address(self) -> None:
         """An answer that is not ours is refused as such."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -141,7 +142,8 @@ def describe(record: CommandRecord) -> str:
     """Say in one sentence what became of a command: the audit entry."""
     who = record.source + (f" ({record.actor})" if record.actor else "")
     what = record.action if record.factor is None else f"{record.action} {record.factor:g}"
-    why = f": {record.reason}" if record.reason else ""
+    # In quotes, with what is inside them escaped: what somebody typed is told apart from what the run says.
+    why = f": {json.dumps(record.reason, ensure_ascii=False)}" if record.reason else ""
     if record.status != "applied":
         return f"{what} by {who} {record.status}: {record.message}{why}"
     changes = "; ".join(

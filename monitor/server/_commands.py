@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import quote
@@ -15,6 +16,10 @@ from monitor.server._access import RunAccess
 from monitor.server._bodies import Command, read_command
 from monitor.server._gate import Gate
 from monitor.server._idempotency import IdempotencyKeys, check_key
+from monitor.server._problems import Refusal
+
+ACTOR_HEADER = "Monitor-Actor"
+ACTOR_PATTERN = "[A-Za-z0-9_.@+-]{1,100}"
 
 
 class _Route(NamedTuple):
@@ -49,6 +54,7 @@ def add_commands(app: Flask, gate: Gate, access: RunAccess, prefix: str) -> None
 def _view(route: _Route, access: RunAccess, keys: IdempotencyKeys, prefix: str) -> Callable[[], Response]:
     def view() -> Response:
         command = read_command(request, route.allowed, route.required)
+        _check_actor(request.headers.get(ACTOR_HEADER))
         key = request.headers.get("Idempotency-Key")
         if key is None:
             return _accepted(_submit(access, route.action, command), prefix)
@@ -67,16 +73,31 @@ def _view(route: _Route, access: RunAccess, keys: IdempotencyKeys, prefix: str) 
 
 
 def _submit(access: RunAccess, action: str, command: Command) -> CommandRecord:
-    way = "page" if g.grant.session else "token"
     return access.submit(
         action,
         source="api",
-        actor=f"{way}@{request.remote_addr or 'unknown'}",
+        actor=_actor(),
         reason=command.reason,
         factor=command.factor,
         groups=command.groups,
         over_steps=command.over_steps,
     )
+
+
+def _actor() -> str:
+    """Return who the audit names: what the sender says of itself, and always what the server knows."""
+    known = f"{'page' if g.grant.session else 'token'}@{request.remote_addr or 'unknown'}"
+    claimed = request.headers.get(ACTOR_HEADER)
+    return known if claimed is None else f"{claimed} via {known}"
+
+
+def _check_actor(claimed: str | None) -> None:
+    if claimed is not None and not re.fullmatch(ACTOR_PATTERN, claimed):
+        detail = (
+            f"{ACTOR_HEADER} must be 1 to 100 letters, digits and any of _ . @ + -, such as ada@workstation, "
+            f"got {claimed[:60]!r}."
+        )
+        raise Refusal(400, detail, field=ACTOR_HEADER)
 
 
 def _accepted(record: CommandRecord, prefix: str) -> Response:

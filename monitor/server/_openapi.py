@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from monitor.server._commands import ACTOR_HEADER, ACTOR_PATTERN
 from monitor.server._schemas import components, ref
 
 _P = "/api/v1"
@@ -180,6 +181,7 @@ def _post(operation: str, summary: str, body: str, *, is_body_needed: bool = Fal
             "parameters": [
                 _header("Idempotency-Key", "The same key within 24 h is the same command."),
                 _header("X-CSRF-Token", "Needed with the session cookie: `page.csrf` of /api/v1/run."),
+                _header(ACTOR_HEADER, "Who asks, for the audit: ada@workstation.", f"^{ACTOR_PATTERN}$"),
             ],
             "requestBody": {"required": is_body_needed, "content": _json(body)},
             "responses": {"202": accepted, **_problems(401, 409, 413, 415, 422)},
@@ -195,8 +197,9 @@ def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
-def _header(name: str, description: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
+def _header(name: str, description: str, pattern: str | None = None) -> dict[str, Any]:
+    schema = {"type": "string"} if pattern is None else {"type": "string", "pattern": pattern}
+    return {"name": name, "in": "header", "description": description, "schema": schema}
 
 
 def _redirect() -> dict[str, Any]:

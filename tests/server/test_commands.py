@@ -39,6 +39,21 @@ def test_a_command_is_accepted_and_its_outcome_is_where_location_says(client: Fl
     assert [(c["factor_before"], c["factor_after"]) for c in outcome["changes"]] == [(1.0, 0.5), (1.0, 0.5)]
 
 
+def test_the_audit_names_who_the_sender_says_it_is(client: FlaskClient) -> None:
+    """Monitor-Actor stands before what the server knows by itself, and cannot take its place."""
+    accepted = post(client, "/pause", {}, **{"Monitor-Actor": "ada@workstation"})
+    assert accepted.json["actor"] == "ada@workstation via token@127.0.0.1"
+
+
+@pytest.mark.parametrize("claimed", ["", "two words", "a" * 101, "ada;", "åda@host"])
+def test_an_actor_that_cannot_be_is_refused(client: FlaskClient, run: FakeRun, claimed: str) -> None:
+    """A name that could pass for something else in the log is a 400 which says what a name may be."""
+    refused = post(client, "/pause", {}, **{"Monitor-Actor": claimed})
+    assert (refused.status_code, refused.json["field"]) == (400, "Monitor-Actor")
+    assert "such as ada@workstation, got " in refused.json["detail"]
+    assert run.commands() == []
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "action"),
     [
