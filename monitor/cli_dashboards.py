@@ -1,6 +1,6 @@
-"""``monitor dashboards``: the provisioning files, and the way into a running Grafana.
+"""``monitor dashboards``: the files of Prometheus, Alertmanager and Grafana, and the way into a running Grafana.
 
-monitor.grafana is imported late: ``monitor --help`` lists this group and need not load what it needs.
+What makes them is imported late: ``monitor --help`` lists this group and need not load what it needs.
 """
 
 from __future__ import annotations
@@ -24,21 +24,29 @@ _EVENT_FIELDS = {field.name for field in fields(Event)}
 
 @click.group()
 def dashboards() -> None:
-    """Write the Grafana dashboards, or publish them to a running Grafana."""
+    """Write dashboards, rules and configuration to files, or publish the dashboards to a running Grafana."""
 
 
 @dashboards.command()
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
-def export(directory: Path) -> None:
-    """Write dashboards and provisioning files into DIRECTORY: Grafana's provisioning folder, or any other."""
-    from monitor.grafana import export as export_files
+@click.option("--runbook", metavar="URL", help="Address of docs/alerts.md for your readers: the alerts link to it.")
+@click.option("--overwrite", is_flag=True, help="Replace configuration that was changed in DIRECTORY, too.")
+def export(directory: Path, runbook: str | None, overwrite: bool) -> None:
+    """Write what Prometheus, Alertmanager and Grafana read into DIRECTORY; all of it, or nothing.
+
+    Dashboards and their provisioning into grafana/, configuration and rules into prometheus/, configuration and
+    examples of receivers into alertmanager/. Configuration that you have changed there stays.
+    """
+    from monitor import _stack
 
     try:
-        paths = export_files(directory)
+        done = _stack.export(directory, runbook=runbook or _stack.RUNBOOK, overwrite=overwrite)
     except OSError as error:
         raise click.ClickException(f"{directory} cannot be written ({error}); nothing was changed there") from error
-    for path in paths:
+    for path in done.written:
         click.echo(path)
+    for path in done.kept:
+        click.echo(f"{path} differs and was kept; --overwrite replaces it", err=True)
 
 
 @dashboards.command()

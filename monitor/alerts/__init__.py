@@ -1,7 +1,10 @@
 """Prometheus rules as code: what is recorded, what is alerted on, and the files that hold it."""
 
-from monitor.alerts._files import render_files
+from __future__ import annotations
+
+from monitor.alerts._files import RUNBOOK, render_files
 from monitor.alerts._groups import GROUPS
 from monitor.alerts._rule import Alert, Group, Recording, alerts
+from monitor.alerts._servers import server_files
 
-__all__ = ["GROUPS", "Alert", "Group", "Recording", "alerts", "render_files"]
+__all__ = ["GROUPS", "RUNBOOK", "Alert", "Group", "Recording", "alerts", "render_files", "server_files"]

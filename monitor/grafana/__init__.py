@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from monitor.grafana._annotator import Annotator
 from monitor.grafana._api import GrafanaError
-from monitor.grafana._files import dashboards, export, render_files
+from monitor.grafana._files import dashboards, render_files
 from monitor.grafana._publish import Published, publish
 
-__all__ = ["Annotator", "GrafanaError", "Published", "dashboards", "export", "publish", "render_files"]
+__all__ = ["Annotator", "GrafanaError", "Published", "dashboards", "publish", "render_files"]

@@ -1,13 +1,9 @@
-"""The files that a Grafana reads: dashboards and their provisioning, written so that nothing half-written is left."""
+"""The files that a Grafana reads: dashboards and their provisioning."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from monitor.grafana._compare import compare
 from monitor.grafana._dashboard import Dashboard
@@ -21,7 +17,7 @@ DATASOURCE_UID = "training-monitor-prometheus"
 SCRAPE_INTERVAL = "15s"
 
 _DATASOURCE = f"""\
-# Made by `python -m monitor.grafana`. $PROMETHEUS_URL is set where Grafana runs.
+# Made by `monitor dashboards export`. $PROMETHEUS_URL is set where Grafana runs.
 apiVersion: 1
 datasources:
   - name: Prometheus
@@ -36,7 +32,7 @@ datasources:
       timeInterval: {SCRAPE_INTERVAL}  # the scrape interval: $__rate_interval is four of them
 """
 _PROVIDER = f"""\
-# Made by `python -m monitor.grafana`.
+# Made by `monitor dashboards export`.
 apiVersion: 1
 providers:
   - name: training-monitor
@@ -68,33 +64,6 @@ def render_files() -> Mapping[str, str]:
         "provisioning/datasources/prometheus.yml": _DATASOURCE,
         "provisioning/dashboards/training.yml": _PROVIDER,
     }
-
-
-def export(directory: str | os.PathLike[str]) -> list[Path]:
-    """Write dashboards and provisioning files into ``directory`` and return their paths, sorted.
-
-    Everything is written beside the target first, and only then moved into place file by file: a full disk or a folder
-    without permission leaves what was there. Other files in the folder stay.
-
-    Raises:
-        OSError: where the folder cannot be made or written.
-    """
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    files = render_files()
-    waiting = Path(tempfile.mkdtemp(dir=target, prefix=".export-"))
-    try:
-        for name, text in files.items():
-            path = waiting / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            path.chmod(0o644)
-        for name in files:
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(waiting / name, target / name)
-    finally:
-        shutil.rmtree(waiting, ignore_errors=True)
-    return sorted(target / name for name in files)
 
 
 def _to_json(dashboard: Dashboard) -> str:

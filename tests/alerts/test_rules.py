@@ -28,7 +28,7 @@ LABELS = {label for metric in CATALOGUE for label in metric.labels}
 
 
 def test_the_committed_files_are_those_of_the_generator() -> None:
-    """The folder holds what ``python -m monitor.alerts`` writes, and nothing else."""
+    """The folder holds what ``monitor dashboards export`` writes, and nothing else."""
     assert {path.name: path.read_text() for path in RULES} == dict(render_files())
 
 

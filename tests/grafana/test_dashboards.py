@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from monitor.export import CATALOGUE
-from monitor.grafana import export, render_files
+from monitor.grafana import render_files
 from monitor.grafana._queries import metric_of, select
 from tests.grafana.reading import FILES, FOLDER, expressions, load, panels, selectors
 
@@ -35,7 +34,7 @@ def every_panel() -> Iterator[Any]:
 
 
 def test_the_committed_files_are_those_of_the_builder() -> None:
-    """`python -m monitor.grafana` would change nothing."""
+    """`monitor dashboards export dashboards` would change nothing."""
     committed = {
         str(path.relative_to(FOLDER)): path.read_text(encoding="utf-8") for path in FOLDER.rglob("*") if path.is_file()
     }
@@ -199,23 +198,3 @@ def test_the_linter_sees_bad_expressions() -> None:
     assert (first.metric, first.matchers, first.window) == ("a_total", ('job=~"$job"', 'x!="(y)"'), "5m")
     assert first.calls == ("sum", "rate")
     assert (second.metric, second.calls) == ("b", ("max",))
-
-
-def test_export_writes_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are there whole and readable by others; what stood there before stays; nothing else is left."""
-    (tmp_path / "mine.json").write_text("{}")
-    paths = export(tmp_path)
-    assert {str(path.relative_to(tmp_path)) for path in paths} == set(render_files())
-    assert all(path.stat().st_mode & 0o777 == 0o644 for path in paths)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        {*(p.name for p in FILES), "mine.json", "provisioning"}
-    )
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    empty = tmp_path / "empty"
-    monkeypatch.setattr(Path, "write_text", refuse)
-    with pytest.raises(OSError, match="No space left"):
-        export(empty)
-    assert list(empty.iterdir()) == []

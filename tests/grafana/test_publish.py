@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from click.testing import CliRunner
 from monitor._records import Event
 from monitor.cli import main
 from monitor.cli_dashboards import follow
-from monitor.grafana import Annotator, GrafanaError, dashboards, publish, render_files
+from monitor.grafana import Annotator, GrafanaError, dashboards, publish
 from tests.grafana.double import TOKEN, Grafana
 from tests.requirements import need_module
 
@@ -239,17 +238,6 @@ def test_the_command_line_publishes(grafana: Grafana) -> None:
     done = CliRunner().invoke(main, [*words, "--annotate"])
     assert done.exit_code == 1
     assert "no run is going on" in done.output
-
-
-def test_the_command_line_exports(tmp_path: Path) -> None:
-    """`monitor dashboards export` writes every file; where it cannot, it says so and leaves nothing."""
-    done = CliRunner().invoke(main, ["dashboards", "export", str(tmp_path / "out")])
-    assert done.exit_code == 0, done.output
-    assert len(done.output.splitlines()) == len(render_files())
-    (tmp_path / "file").write_text("")
-    done = CliRunner().invoke(main, ["dashboards", "export", str(tmp_path / "file" / "below")])
-    assert done.exit_code == 1
-    assert "cannot be written" in done.output
 
 
 @pytest.mark.skipif("GRAFANA_URL" not in os.environ, reason="needs a Grafana: set GRAFANA_URL, and GRAFANA_TOKEN")
