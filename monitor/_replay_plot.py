@@ -50,7 +50,7 @@ def _need(module: str, ending: str, cure: str) -> Any:
 
 
 def _write_html(curve: Curve, events: Sequence[Event], path: Path, title: str) -> None:
-    graph = _need("plotly.graph_objects", ".html", "pip install 'training-monitor[page]'")
+    graph = _need("plotly.graph_objects", ".html", "pip install plotly")
     figure = graph.Figure()
     for name, (steps, values) in (("loss", thin(*curve.losses)), ("validation loss", thin(*curve.val_losses))):
         if steps:

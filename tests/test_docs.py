@@ -71,6 +71,22 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in found if not (page.parent / link).exists()] == []
 
 
+def test_examples_for_the_demo_name_its_groups() -> None:
+    """A param group that a command or a request in the documentation names is one that the demo has."""
+    import torch
+
+    from monitor._demo import load_example
+
+    example = load_example("char_gpt")
+    optimizer = example.make_optimizer(torch.nn.Linear(2, 2), lr=0.1)
+    known = {group["name"] for group in optimizer.param_groups}
+    pages = ("README.md", "docs/quickstart.md", "docs/http-api.md")
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
+    named = [a or b for a, b in re.findall(r'--group (\w+)|"groups": \["(\w+)"\]', text)]
+    assert len(named) >= 2
+    assert set(named) <= known
+
+
 def test_every_command_is_named_in_the_documentation() -> None:
     """README or a page of docs names each command of the command line."""
     from monitor.cli import main

@@ -41,7 +41,7 @@ def add_page(app: Flask, gate: Gate, page_dir: Path = PAGE_DIR) -> None:
     def plotly() -> Response:
         script = plotly_script()
         if script is None:
-            detail = "plotly is not installed, so the page shows tables; pip install 'training-monitor[page]'."
+            detail = "plotly is not installed, so the page shows tables; pip install plotly."
             raise Refusal(404, detail)
         response = send_file(script, mimetype="text/javascript", conditional=True, max_age=86400)
         response.cache_control.private = True

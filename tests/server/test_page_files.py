@@ -102,7 +102,7 @@ def test_without_plotly_the_script_is_not_found(client: FlaskClient, monkeypatch
     monkeypatch.setattr(_page, "find_spec", lambda name: None)
     response = client.get("/static/plotly.min.js", headers=READ)
     assert response.status_code == 404
-    assert "training-monitor[page]" in response.json["detail"]
+    assert "pip install plotly" in response.json["detail"]
 
 
 def test_a_missing_page_is_a_problem(run: FakeRun, tmp_path: Path) -> None:
