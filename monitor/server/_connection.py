@@ -17,7 +17,9 @@ from cheroot.server import HTTPConnection, HTTPRequest
 from monitor.server import _problems
 
 _log = logging.getLogger("monitor.server")
-READ_SECONDS = 15.0  # for a whole request, however slowly it trickles in
+HEAD_SECONDS = 3.0  # for a handshake and a whole head, however slowly it trickles in
+CROWDED_HEAD_SECONDS = 0.5  # while other connections wait for a thread: who has something to say says it at once
+BODY_SECONDS = 5.0  # for the body after the head
 WRITE_SECONDS = 60.0  # for a whole answer
 MAX_LINE_BYTES = 1024  # of the size of a chunk and of a trailer
 
@@ -117,11 +119,21 @@ class _Request(HTTPRequest):
 
     def send_headers(self) -> None:
         # Nothing after a body in chunks is trusted to be the next request: it may be unread, or end elsewhere.
-        if self.chunked_read:
+        if self.chunked_read or not self._is_body_read():
             self.close_connection = True
         super().send_headers()
 
+    def _is_body_read(self) -> bool:
+        """Read what the application has left of the body; one that does not come in time costs the connection alone,
+        not the answer."""
+        left = 0 if self.close_connection or int(self.status[:3]) == 413 else getattr(self.rfile, "remaining", 0)
+        try:
+            return not left or len(self.rfile.read(left)) == left
+        except OSError:
+            return False
+
     def respond(self) -> None:
+        self.conn.begin_body()
         self.conn.is_responding = True
         try:
             super().respond()
@@ -145,7 +157,8 @@ class Connection(HTTPConnection):
         self._deadline = float("inf")
 
     def communicate(self) -> bool:
-        self._deadline, self._is_writing = time.monotonic() + READ_SECONDS, False
+        seconds = CROWDED_HEAD_SECONDS if self.server.requests.qsize else HEAD_SECONDS
+        self._deadline, self._is_writing = time.monotonic() + seconds, False
         if isinstance(self.socket, ssl.SSLSocket) and not self._is_secured and not self._shake_hands():
             return False
         self._is_secured = True
@@ -157,6 +170,10 @@ class Connection(HTTPConnection):
         if left <= 0:
             raise TimeoutError("timed out")  # the words by which cheroot knows to answer 408
         self.socket.settimeout(min(left, self.server.timeout))
+
+    def begin_body(self) -> None:
+        """Give the body its own deadline once the head is read; a "100 Continue" in between was no answer yet."""
+        self._deadline, self._is_writing = time.monotonic() + BODY_SECONDS, False
 
     def begin_writing(self) -> None:
         """Give the answer its own deadline at its first byte."""

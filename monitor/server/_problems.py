@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from cheroot.errors import MaxSizeExceeded
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import ClientDisconnected, HTTPException
 
 from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
 from monitor.server import _json
@@ -89,6 +89,8 @@ def _full_queue(error: QueueFullError) -> Response:
 
 def _http_error(error: HTTPException) -> Response:
     status = error.code or 500
+    if isinstance(error, ClientDisconnected) and isinstance(error.__context__, TimeoutError):
+        status = 408
     if status == 413:
         _drain()
     detail = _DETAILS.get(status) or error.description or ""
@@ -113,5 +115,6 @@ def _drain() -> None:
 _DETAILS = {
     404: "There is nothing at {path}; /api/v1/openapi.json lists what there is.",
     405: "{path} does not take {method}.",
+    408: "The body did not arrive in time; send it along with its head.",
     413: "The body is larger than {limit} bytes; a command needs a few hundred.",
 }

@@ -27,7 +27,7 @@ from monitor.server import _problems
 from monitor.server._connection import Connection, raw_problem
 
 _log = logging.getLogger("monitor.server")
-NUM_THREADS = 6
+NUM_THREADS = 12  # more than a few clients that hang; few enough not to crowd the training thread out
 MAX_CONNECTIONS = 128
 MAX_QUEUED = 64
 IDLE_SECONDS = 10

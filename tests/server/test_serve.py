@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from monitor.server import HttpServer, _serve
+from monitor.server import HttpServer, _connection, _serve
 from monitor.server._wsgi import MAX_CONNECTIONS, NUM_THREADS
 from tests.server.fake_run import FakeRun
 from tests.server.wire import CONTROL, READ, call, raw, send
@@ -341,8 +341,8 @@ def wait_until(is_true) -> None:
 
 
 def test_a_client_that_trickles_is_cut_off(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each byte comes in time, the request does not: 408 after the deadline of the whole request."""
-    monkeypatch.setattr("monitor.server._connection.READ_SECONDS", 0.5)
+    """Each byte comes in time, the head does not: 408 after the deadline of the whole head."""
+    monkeypatch.setattr("monitor.server._connection.HEAD_SECONDS", 0.5)
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
         sock.sendall(b"GET /healthz HTTP/1.1\r\n")
         trickle = threading.Event()
@@ -370,12 +370,59 @@ def test_a_client_that_trickles_is_cut_off(server: HttpServer, monkeypatch: pyte
 
 def test_slow_clients_in_every_thread_give_way(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many stuck requests as threads delay others by the deadline, not for good."""
-    monkeypatch.setattr("monitor.server._connection.READ_SECONDS", 0.5)
+    monkeypatch.setattr("monitor.server._connection.HEAD_SECONDS", 0.5)
     with ExitStack() as stack:
         for _ in range(2 * NUM_THREADS):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")
         assert call(server, "GET", "/healthz").status == 200
+
+
+def test_a_few_half_sent_requests_hold_no_scrape_up(server: HttpServer) -> None:
+    """Eight clients that stop in the middle of a head hold eight threads; Prometheus is served by another meanwhile."""
+    with ExitStack() as stack:
+        for _ in range(8):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: local")
+        wait_until(lambda: server._server.requests.idle == NUM_THREADS - 8)
+        assert call(server, "GET", "/metrics").status == 200
+        wait_until(lambda: server._server.requests.idle == NUM_THREADS)
+
+
+def test_who_dawdles_in_a_crowd_is_cut_off_sooner(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While others wait for a thread, a head that has not come is not waited for as long as it would be in peace."""
+    monkeypatch.setattr("monitor.server._connection.HEAD_SECONDS", 0.5)
+    with ExitStack() as stack:
+        for index in range(2 * NUM_THREADS):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: local")
+            if index == NUM_THREADS - 1:
+                wait_until(lambda: server._server.requests.idle == 0)
+                monkeypatch.setattr("monitor.server._connection.HEAD_SECONDS", 60.0)
+        assert call(server, "GET", "/metrics").status == 200
+
+
+@pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])
+def test_a_body_that_never_comes_is_cut_off(server: HttpServer, monkeypatch: pytest.MonkeyPatch, more: bytes) -> None:
+    """The body has a deadline of its own, which a client that asks to be told to go on cannot lengthen."""
+    monkeypatch.setattr("monitor.server._connection.BODY_SECONDS", 0.3)
+    form = b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 500\r\n"
+    received = raw(server, b"POST /login HTTP/1.1\r\nHost: localhost\r\n" + form + more + b"\r\ntoken=")
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == ([b"100"] if more else []) + [b"408"]
+    wait_until(lambda: server._server.requests.idle == NUM_THREADS)
+
+
+def test_a_refusal_does_not_wait_for_its_body(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who announces a body and withholds it still hears why the request is refused."""
+    monkeypatch.setattr("monitor.server._connection.BODY_SECONDS", 0.3)
+    received = raw(server, b"POST /api/v1/pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{")
+    assert received.startswith(b"HTTP/1.1 401 ")
+    assert b"Connection: close" in received
+
+
+def test_no_client_holds_a_thread_for_long() -> None:
+    """A head has 3 s and a body 5 s more: what a scrape interval of 15 s leaves room for."""
+    assert (_connection.HEAD_SECONDS, _connection.BODY_SECONDS) == (3.0, 5.0)
 
 
 def test_a_client_that_does_not_read_is_cut_off(
