@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from monitor._log import make_visible
 from monitor._open_runs import enter
 from monitor._records import Event
 from monitor._run import Run
-from monitor._settings import is_disabled, resolve
+from monitor._settings import is_disabled, resolve, variable_of
 from monitor.control import Policy, check_policies
 from monitor.detect import Detector, DetectorSet
 
@@ -73,7 +74,13 @@ def attach(
     resolved = resolve(_known(settings))
     make_visible()
     engine = Engine(
-        optimizers, resolved, detectors=detectors, policies=policies, on_event=on_event, on_checkpoint=on_checkpoint
+        optimizers,
+        resolved,
+        detectors=detectors,
+        policies=policies,
+        on_event=on_event,
+        on_checkpoint=on_checkpoint,
+        asks_for_gpu=bool(settings.get("gpu") or os.environ.get(variable_of("gpu"))),
     )
     enter(engine)
     return Run(engine.open())

@@ -48,6 +48,7 @@ class Engine:
         policies: Iterable[Policy] = (),
         on_event: Callable[[Event], Any] | None = None,
         on_checkpoint: Callable[[], Any] | None = None,
+        asks_for_gpu: bool = False,
     ) -> None:
         self.settings = settings
         self.name = settings.name or default_name()
@@ -120,7 +121,7 @@ class Engine:
         self._sampler = SystemSampler(
             settings.system_interval,
             HostReader(),
-            GpuReader() if settings.gpu else None,
+            GpuReader(is_asked=asks_for_gpu) if settings.gpu else None,
             self._failures.note,
         )
         self._folder: RunFolder | None = None

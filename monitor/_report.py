@@ -181,6 +181,26 @@ def _group_name(group: Document, groups: Sequence[Document]) -> str:
     return name if len({other["optimizer"] for other in groups}) == 1 else f"{group['optimizer']} {name}"
 
 
+def host_of(run: Document) -> str:
+    """Return what is known of the machine; an empty string where nothing is."""
+    host = run["host"] or {}
+    parts = []
+    if host.get("cpu_utilization_ratio") is not None:
+        parts.append(f"{percent(host['cpu_utilization_ratio'])} CPU")
+    if host.get("memory_used_bytes") is not None:
+        parts.append(f"{size(host['memory_used_bytes'])} of {size(host['memory_total_bytes'])} memory")
+    return ", ".join(parts)
+
+
+def cost_of(run: Document) -> str:
+    """Return what the hooks cost over the trailing window: share of the step time and microseconds a step."""
+    ratio, rate = run["overhead_ratio"], run["steps_per_second"]
+    if ratio is None or isinstance(ratio, str):
+        return ""
+    each = f", {number(1e6 * ratio / rate, 3)} µs a step" if rate else ""
+    return f"{percent(ratio, 2)} of the step time{each}"
+
+
 def _progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
     step, target = step_of(run), run["target_steps"]
     parts = [count(step)]
@@ -190,10 +210,13 @@ def _progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
         parts.append(f"{number(run['steps_per_second'], 3)} steps/s")
     if run["eta_seconds"] is not None and run["end_time"] is None:
         parts.append(f"{duration(run['eta_seconds'])} left")
-    if run["last_step_time"] is not None:
+    if run["last_step_time"] is not None and run["end_time"] is None:
         parts.append(f"last {duration(now - run['last_step_time'])} ago")
     yield "step", ", ".join(parts)
-    yield "time", f"{duration((run['end_time'] or now) - run['run']['start_time'])} since the start"
+    if run["end_time"] is None:
+        yield "time", f"{duration(now - run['run']['start_time'])} since the start"
+    else:
+        yield "time", f"took {duration(run['end_time'] - run['run']['start_time'])}"
 
 
 def _optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, str]]:
@@ -203,7 +226,9 @@ def _optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, s
     if optimizer["loss_ema"] is not None:
         loss.append(f"smoothed {number(optimizer['loss_ema'])}")
     if optimizer["loss_best"] is not None:
-        loss.append(f"best {number(optimizer['loss_best'])} at step {count(optimizer['loss_best_step'])}")
+        loss.append(
+            f"lowest smoothed loss {number(optimizer['loss_best'])} at step {count(optimizer['loss_best_step'])}"
+        )
     yield "loss", ", ".join(loss)
     norm = [number(optimizer["gradient_norm"])]
     if optimizer["clip_threshold"] is not None:
@@ -211,9 +236,23 @@ def _optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, s
     if optimizer["clip_share"] is not None:
         norm.append(f"{percent(optimizer['clip_share'])} of the last steps")
     yield "gradient norm", ", ".join(norm)
-    bad = {**optimizer["nonfinite"], **optimizer["skipped_steps"]}
-    if found := [f"{count(times)} {kind}" for kind, times in bad.items() if times]:
-        yield "not finite", ", ".join(found)
+    yield from _trouble_rows(optimizer)
+
+
+_SKIPS = {"amp_overflow": "GradScaler overflow"}
+_NOT_FINITE = {"loss": ("loss", "losses"), "gradient": ("gradient", "gradients")}
+
+
+def _trouble_rows(optimizer: Document) -> Iterator[tuple[str, str]]:
+    """A step that a GradScaler skips is its way of finding a scale; a loss that is NaN is trouble: told apart."""
+    if skipped := {kind: times for kind, times in optimizer["skipped_steps"].items() if times}:
+        yield (
+            "skipped steps",
+            ", ".join(f"{count(times)} ({_SKIPS.get(kind, kind)})" for kind, times in skipped.items()),
+        )
+    if found := {kind: times for kind, times in optimizer["nonfinite"].items() if times}:
+        words = ((times, *_NOT_FINITE.get(kind, (kind, kind))) for kind, times in found.items())
+        yield "not finite", ", ".join(f"{count(times)} {one if times == 1 else many}" for times, one, many in words)
 
 
 def _other_rows(run: Document) -> Iterator[tuple[str, str]]:
@@ -228,10 +267,9 @@ def _other_rows(run: Document) -> Iterator[tuple[str, str]]:
     for gpu in run["gpus"]:
         memory = f"{size(gpu['memory_used_bytes'])} of {size(gpu['memory_total_bytes'])}"
         yield f"GPU {gpu['index']}", f"{gpu['model']}, {percent(gpu['utilization_ratio'])} busy, {memory}"
-    if host := run["host"]:
-        memory = f"{size(host['memory_used_bytes'])} of {size(host['memory_total_bytes'])} memory"
-        yield "host", f"{percent(host['cpu_utilization_ratio'])} CPU, {memory}"
-    if run["overhead_ratio"] is not None:
-        yield "monitor", f"{percent(run['overhead_ratio'], 2)} of the step time"
+    if host := host_of(run):
+        yield "host", host
+    if cost := cost_of(run):
+        yield "monitor", cost
     if errors := [f"{count(times)} in {room}" for room, times in run["errors"].items() if times]:
         yield "own failures", ", ".join(errors)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from click.testing import CliRunner, Result
 from monitor import _report
 from monitor._client import Client, ClientError, NoAnswerError, own_name, token_of
 from monitor._folder import RunFolder, list_runs
+from monitor._records import HostReading
 from monitor.cli import main
-from monitor.server import HttpServer, Security, create_app
+from monitor.server import HttpServer, Security, create_app, run_document
 from tests.server.fake_run import READ_TOKEN, TOKEN, FakeRun
 
 
@@ -210,6 +212,25 @@ class TestStatus:
         assert f"{snapshot.optimizers[0].loss:.4g}, smoothed" in text
         assert f"{snapshot.optimizers[0].groups[1].applied:.4g}" in text
 
+    def test_the_cost_is_told_as_a_share_and_in_microseconds(self) -> None:
+        """Hook time over step time, and what that is for one step at the pace of the window."""
+        assert row_of(call("status").stdout, "monitor") == "0.25 % of the step time, 300 µs a step"
+
+    def test_the_lowest_loss_is_called_what_it_is(self) -> None:
+        """The best is that of the smoothed loss, and is called so."""
+        assert re.search(
+            r", smoothed [\d.]+, lowest smoothed loss [\d.]+ at step \d+$", row_of(call("status").stdout, "loss")
+        )
+
+    def test_an_ended_run_took_its_time(self, folder: RunFolder) -> None:
+        """After the end there is neither an age nor a time left, but how long the run took."""
+        document = call_json("status")
+        document = {**document, "state": "finished", "end_time": document["run"]["start_time"] + 4000}
+        folder.finish("finished", end_time=1.0, final=document)
+        text = call("status", "fake").stdout
+        assert row_of(text, "time") == "took 1 h 6 min"
+        assert row_of(text, "step") == "300 of 5,000 (6 %)"
+
     def test_json_is_the_document_of_the_api(self) -> None:
         """`status --json` gives what GET /api/v1/run gives, without the page's own part."""
         document = call_json("status", "fake")
@@ -391,7 +412,52 @@ class TestClient:
             Client(server.url).get("/run")
 
 
+def document_of(**optimizer: Any) -> dict[str, Any]:
+    """A run as GET /run tells it."""
+    run = FakeRun()
+    run.advance(3)
+    document = run_document(run.snapshot())
+    document["optimizers"][0].update(optimizer)
+    return document
+
+
+def row_of(text: str, name: str) -> str | None:
+    """What stands behind a name in the lines of `status`."""
+    found = re.search(rf"^  {name}  +(.*)$", text, re.MULTILINE)
+    return found and found[1]
+
+
 class TestReport:
+    @pytest.mark.parametrize(
+        ("skipped", "bad", "rows"),
+        [
+            (0, {}, (None, None)),
+            (12, {}, ("12 (GradScaler overflow)", None)),
+            (0, {"loss": 1, "gradient": 1}, (None, "1 loss, 1 gradient")),
+            (1234, {"loss": 3, "gradient": 0}, ("1,234 (GradScaler overflow)", "3 losses")),
+            (0, {"gradient": 2}, (None, "2 gradients")),
+        ],
+    )
+    def test_skipped_steps_are_not_called_not_finite(self, skipped: int, bad: dict[str, int], rows: Any) -> None:
+        """Overflows of a GradScaler stand apart from losses and gradients that are NaN or infinite."""
+        document = document_of(skipped_steps={"amp_overflow": skipped}, nonfinite=bad)
+        text = "\n".join(_report.status(document, None, 0.0))
+        assert (row_of(text, "skipped steps"), row_of(text, "not finite")) == rows
+
+    @pytest.mark.parametrize(
+        ("host", "shown"),
+        [
+            (None, None),
+            (HostReading(), None),
+            (HostReading(memory_used_bytes=2**30, memory_total_bytes=2**31), "1.0 GiB of 2.0 GiB memory"),
+            (HostReading(cpu_utilization_ratio=0.5), "50 % CPU"),
+        ],
+    )
+    def test_what_is_not_known_of_the_host_is_left_out(self, host: HostReading | None, shown: str | None) -> None:
+        """Before the first reading of the CPU its load is not shown as a dash."""
+        document = {**document_of(), "host": None if host is None else asdict(host)}
+        assert row_of("\n".join(_report.status(document, None, 0.0)), "host") == shown
+
     @pytest.mark.parametrize(
         ("value", "text"),
         [(0, "0"), (0.5, "0.5"), (123456.7, "123,457"), (1e12, "1e+12"), (-0.00012345, "-0.0001234"), ("-Inf", "-Inf")],

@@ -336,3 +336,28 @@ def test_the_last_line_says_how_it_ended_and_how_to_look_back(
         "INFO",
         f"run mine {state} at step 4; look back at it: monitor status {run.id} --dir '{tmp_path}/the runs'",
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "is_told"),
+    [({}, "", False), ({"gpu": True}, "", True), ({}, "1", True), ({"gpu": False}, "1", False)],
+)
+def test_a_missing_gpu_is_told_to_whom_asked_for_one(
+    given: dict[str, Any],
+    variable: str,
+    is_told: bool,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """gpu=True or MONITOR_GPU=1 on a machine without NVML is answered in the log; the default is silent there."""
+
+    def absent(name: str) -> Any:
+        raise ImportError(f"no module named {name}")
+
+    monkeypatch.setattr("monitor.system._gpu.importlib.import_module", absent)
+    monkeypatch.setenv("MONITOR_GPU", variable)
+    _, opt = make()
+    with caplog.at_level(logging.INFO, "monitor"), monitor.attach(opt, serve=False, linger=0, **given) as run:
+        while given.get("gpu", True) and not run.snapshot().collections:
+            run.flush()
+    assert any("GPUs are not read" in record.getMessage() for record in caplog.records) == is_told

@@ -51,7 +51,8 @@ class GpuReader:
     """Read the GPUs that torch sees, by torch device index.
 
     ``nvml`` is the module pynvml (default: imported at the first reading). Without it, or without a driver, there
-    are no GPUs: one line at level info says so. ``torch_devices`` gives the UUIDs of the torch devices in order, or
+    are no GPUs: one line says so, at level info where torch uses CUDA or ``is_asked`` (GPUs were asked for by name), at
+    level debug on a machine that just has none. ``torch_devices`` gives the UUIDs of the torch devices in order, or
     None while CUDA is not initialised; ``allocator_stats`` the caching allocator's fields of a device;
     ``pid`` (default: this process) is the one whose memory is read.
 
@@ -67,8 +68,10 @@ class GpuReader:
         allocator_stats: Callable[[int], Mapping[str, float]] = read_allocator,
         environ: Mapping[str, str] = os.environ,
         pid: int | None = None,
+        is_asked: bool = False,
     ) -> None:
         self._nvml = nvml
+        self._is_asked = is_asked
         self._torch_devices = torch_devices
         self._allocator_stats = allocator_stats
         self._environ = environ
@@ -121,7 +124,8 @@ class GpuReader:
 
     def _note_absence(self, error: Exception) -> bool:
         self._is_absent = True
-        _logger.info("GPUs are not read: %s", error)
+        level = logging.INFO if self._is_asked or self._torch_devices() else logging.DEBUG
+        _logger.log(level, "GPUs are not read: %s", error)
         return False
 
     def _read_reopened(self) -> GpuRound:

@@ -308,23 +308,23 @@ def test_an_unloaded_driver_is_a_failure_until_it_is_back():
 
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED])
 def test_without_a_driver_there_are_no_gpus(code, caplog):
-    """A machine without a driver is told once at level info; that is no failure, and it is not asked again."""
+    """A machine without a driver is told once, at level debug; that is no failure, and it is not asked again."""
     nvml = FakeNvml([FakeCard(A)])
     nvml.unload(code)
     reader = make_reader(nvml)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, "monitor"):
         rounds = [reader.read() for _ in range(3)]
     assert [(r.gpus, r.failure) for r in rounds] == [((), None)] * 3
-    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
     assert nvml.calls == []
 
 
 def test_without_the_library_there_are_no_gpus(monkeypatch, caplog):
     """A missing pynvml is no more than a missing GPU."""
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG, "monitor"):
         assert GpuReader().read().gpus == ()
-    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
 
 def test_a_failing_allocator_costs_only_its_own_readings():
@@ -374,3 +374,17 @@ def test_older_modules_lack_newer_error_codes():
     from monitor.system._nvml import _codes
 
     assert _codes(SimpleNamespace(NVML_ERROR_NOT_FOUND=6), ("NOT_FOUND", "GPU_NOT_FOUND")) == {6}
+
+
+@pytest.mark.parametrize(
+    ("is_asked", "torch_devices", "level"),
+    [(False, (), "DEBUG"), (False, None, "DEBUG"), (True, (), "INFO"), (False, ("GPU-aa",), "INFO")],
+)
+def test_that_there_is_no_driver_is_news_only_where_a_gpu_was_to_be_expected(is_asked, torch_devices, level, caplog):
+    """A machine without a GPU is no line in the log; where torch uses one, or one was asked for, it is told once."""
+    nvml = FakeNvml([])
+    nvml.unload()
+    reader = GpuReader(nvml, torch_devices=lambda: torch_devices, environ={}, is_asked=is_asked)
+    with caplog.at_level(logging.DEBUG, "monitor"):
+        assert (reader.read().gpus, reader.read().gpus) == ((), ())
+    assert [(r.levelname, r.getMessage().partition(":")[0]) for r in caplog.records] == [(level, "GPUs are not read")]
