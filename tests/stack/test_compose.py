@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,132 @@ def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
     assert f"MONITOR_TOKEN={before['monitor_token']}\n" in before["run.env"]
     subprocess.run(command, check=True, env=environment, timeout=60)
     assert {path.name: path.read_text() for path in made.iterdir()} == before
+
+
+PRETENDED = """\
+#!/bin/sh
+# A docker that {system} and whose bridge has the address {bridge}; containers {reach} this machine.
+echo "docker $*" >>"$CALLS"
+case "$*" in
+  "compose version") ;;
+  "info --format"*) echo "{system}" ;;
+  "network inspect"*) echo "{bridge}" ;;
+  *" wget "*)
+    for last; do :; done
+    [ {reach} = reach ] && exec "{python}" -c 'import sys, urllib.request
+url = sys.argv[1].replace("host.docker.internal", "127.0.0.1")
+assert urllib.request.urlopen(url, timeout=20).status == 200' "$last"
+    exit 1 ;;
+esac
+"""
+
+
+class Machine:
+    """A copy of .ci on a machine with another kernel, docker and curl; ``stack`` runs the script there."""
+
+    def __init__(self, folder: Path, *, kernel: str = "Linux", curl: str = "exit 0", **docker: str) -> None:
+        self.folder = folder
+        shutil.copytree(ROOT / ".ci", folder / ".ci")
+        given = {"system": "Debian GNU/Linux 13", "bridge": "127.0.0.1", "reach": "reach", "python": sys.executable}
+        programs = {"docker": PRETENDED.format(**{**given, **docker}), "curl": f"#!/bin/sh\n{curl}\n"}
+        (folder / "bin").mkdir()
+        for name, text in {**programs, "uname": f"#!/bin/sh\necho {kernel}\n"}.items():
+            (folder / "bin" / name).write_text(text)
+            (folder / "bin" / name).chmod(0o755)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("MONITOR_")},
+            "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "CALLS": str(folder / "calls"),
+            "PYTHON": sys.executable,
+            "PYTHONPATH": str(ROOT),
+            "MONITOR_DIR": str(folder / "runs"),
+            "STACK_PATIENCE": "1",
+        }
+
+    def stack(self, verb: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [need("bash"), str(self.folder / ".ci" / "stack"), verb]
+        environment = {**self.environment, **environment}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    def run_environment(self) -> dict[str, str]:
+        """Return what .docker/run.env sets, as a shell reads it."""
+        command = [need("bash"), "-c", f"set -a; . '{self.folder}/.docker/run.env'; exec env -0"]
+        done = subprocess.run(command, env={}, capture_output=True, text=True, check=True)
+        pairs = (entry.partition("=") for entry in done.stdout.split("\0"))
+        return {name: value for name, _, value in pairs if name.startswith("MONITOR_")}
+
+
+@pytest.mark.parametrize(
+    ("docker", "expected"),
+    [
+        ({}, {"MONITOR_HOST": "127.0.0.1"}),
+        ({"kernel": "Darwin"}, {"MONITOR_HOSTS": "host.docker.internal"}),
+        ({"system": "Docker Desktop"}, {"MONITOR_HOSTS": "host.docker.internal"}),
+    ],
+    ids=["linux", "macos", "desktop-on-linux"],
+)
+def test_a_run_listens_where_containers_reach_it(
+    tmp_path: Path, docker: dict[str, str], expected: dict[str, str]
+) -> None:
+    """On Linux runs listen on Docker's bridge; Docker Desktop reaches loopback, under a name that has to be served."""
+    machine = Machine(tmp_path, **docker)
+    assert machine.stack("secrets").stderr == ""
+    found = machine.run_environment()
+    assert {name: found[name] for name in found if name.startswith("MONITOR_HOST")} == expected
+    assert found["MONITOR_DIR"] == str(tmp_path / "runs")
+    assert found["MONITOR_READ_TOKEN"] == (tmp_path / ".docker" / "monitor_read_token").read_text()
+
+
+def test_a_bridge_that_this_machine_does_not_have_is_told(tmp_path: Path) -> None:
+    """A rootless Docker's bridge is no address to listen on: no run is sent there, and the message says so."""
+    machine = Machine(tmp_path, bridge="192.0.2.1")
+    assert "(192.0.2.1) is no address of this machine" in machine.stack("secrets").stderr
+    assert "MONITOR_HOST" not in machine.run_environment()
+    assert machine.stack("secrets", MONITOR_HOST="127.0.0.2").stderr == ""
+    assert machine.run_environment()["MONITOR_HOST"] == "127.0.0.2"
+
+
+def test_settings_of_the_owner_are_kept(tmp_path: Path) -> None:
+    """What else stands in .env stays there, and the folder of the targets is in it once."""
+    machine = Machine(tmp_path)
+    (tmp_path / ".env").write_text("GRAFANA_PORT=3001\nMONITOR_TARGETS=/old\n")
+    for _ in range(2):
+        machine.stack("secrets")
+    assert (tmp_path / ".env").read_text() == f"GRAFANA_PORT=3001\nMONITOR_TARGETS={tmp_path / 'runs' / 'targets'}\n"
+
+
+def test_the_start_tries_the_way_back(tmp_path: Path) -> None:
+    """Once all is up a container asks for an address on this machine; nothing is said where it gets an answer."""
+    machine = Machine(tmp_path)
+    done = machine.stack("up")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Grafana: http://127.0.0.1:3000" in done.stdout
+    calls = (tmp_path / "calls").read_text()
+    assert "docker compose up -d\n" in calls
+    assert "docker compose exec -T prometheus wget" in calls
+
+
+def test_a_firewall_in_between_is_told(tmp_path: Path) -> None:
+    """Where the container gets no answer the start says which address is out of reach, and goes on."""
+    done = Machine(tmp_path, reach="miss").stack("up")
+    assert done.returncode == 0
+    assert "Containers do not reach 127.0.0.1 on this machine" in done.stderr
+
+
+def test_a_grafana_that_does_not_start_is_told(tmp_path: Path) -> None:
+    """When Grafana does not become healthy the start fails, with what to look at."""
+    done = Machine(tmp_path, curl="exit 7").stack("up")
+    assert done.returncode == 1
+    assert "Grafana does not answer at http://127.0.0.1:3000; look at: docker compose logs" in done.stderr
+
+
+def test_the_scripts_run_on_an_old_shell() -> None:
+    """What make needs on macOS keeps to plain sh, or to what bash 3.2 knows."""
+    subprocess.run([need("sh"), "-n", str(ROOT / ".ci" / "programs")], check=True)
+    assert (ROOT / ".ci" / "programs").read_text().startswith("#!/bin/sh\n")
+    for path in (ROOT / ".ci").iterdir():
+        newer = re.findall(r"declare -A|mapfile|readarray|\$\{\w+[,^]|&>>|\|&|coproc|wait -n", path.read_text())
+        assert not newer, f"{path.name}: {newer}"
 
 
 def _as_list(value: Any) -> list[str]:
