@@ -3,10 +3,14 @@
 #   make demo        train a small GPT under the monitor, with its live page     (ARGS=--exit: end with the training)
 #   make test        all tests                                                   (ARGS='tests/test_cli.py -x')
 #   make lint        ruff and mypy
-#   make bench       what the monitor costs, against what people use today       (ARGS=--quick)
+#   make bench       what the monitor costs, against what people use today; and how well the detectors do, where the
+#                    labelled curves are (MONITOR_CURVES)                                           (ARGS=--quick)
 #   make docs-check  what the documentation shows is run, what it lists is complete
 #   make stack-up    Prometheus, Alertmanager and Grafana in containers, with the dashboards; make stack-down
 #   make clean       remove what these targets made
+#
+# Two more measurements take minutes of all cores and are run by hand: benchmarks/fleet.py (500 runs on one Prometheus,
+# docs/scale.md) and benchmarks/adaptive_lr.py (docs/adaptive-lr.md).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,6 +36,7 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
+	$(BIN)/python benchmarks/detectors.py $(if $(findstring --quick,$(ARGS)),--skip-held-out)
 
 docs-check: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
