@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from flask import Flask, Response, request
 
 from monitor._errors import CommandRefusedError, QueueFullError
-from monitor._records import CommandRecord
 from monitor.server import _json
 from monitor.server._access import RunAccess
-from monitor.server._bodies import MAX_REASON, is_one_line, read_object, shown
+from monitor.server._bodies import MAX_REASON, read_object, shown
 from monitor.server._gate import Gate
+from monitor.server._notifications import Alert, one_line, read_notification
 from monitor.server._problems import Refusal
 
 ACTIONS = ("reduce", "pause", "stop", "checkpoint")
@@ -27,47 +25,46 @@ ACTIONS = ("reduce", "pause", "stop", "checkpoint")
 DEFAULT_FACTOR = 0.5
 COOLDOWN_SECONDS = 300.0
 MAX_REMEMBERED = 4096
+MAX_ASKED = 64
+"""How often one notification may ask the run: each asking is an audit event, and their log is bounded."""
 MAX_NOTIFICATION_BYTES = 512 * 1024
-STATUSES = ("firing", "resolved")
-OUTCOMES = ("accepted", "duplicate", "cooling_down", "resolved", "no_remediation", "other_run", "refused")
-TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
-FINGERPRINT_PATTERN = r"^[0-9A-Za-z]{1,64}$"
+OUTCOMES = (
+    "accepted", "duplicate", "cooling_down", "resolved", "no_remediation", "other_run", "refused", "left_out",
+)  # fmt: skip
 _RETRY_SECONDS = "5"
 _log = logging.getLogger("monitor.server")
 
 
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """What is read of one alert of a notification."""
+class Taken(NamedTuple):
+    """What became of one alert; ``outcome`` is one of OUTCOMES. ``has_asked``: the run was asked, in vain or not."""
 
-    name: str
-    fingerprint: str
-    starts_at: str
-    is_firing: bool
-    labels: Mapping[str, str]
-    annotations: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of one alert; ``outcome`` is one of OUTCOMES."""
-
-    alert: str
-    fingerprint: str
     outcome: str
     detail: str = ""
     command: str | None = None
+    refusal: CommandRefusedError | None = None
+    has_asked: bool = False
+
+
+class _Wish(NamedTuple):
+    """What an alert asks for, from when on: by this a refusal is remembered."""
+
+    fingerprint: str
+    starts_at: str
+    action: str
+    factor: float | None
 
 
 class Receiver:
     """Turn alerts into commands: each once per fingerprint and start, each action at most once per cool-down.
 
     Several alerts that tell of the same trouble are one reduction; what still fires when its notification is repeated
-    after the cool-down acts then. An alert whose command expired, as no step was made, acts again when repeated.
+    after the cool-down acts then. An alert whose command expired, as no step was made, acts again when repeated. What
+    the run has refused once is refused again without asking it: every refusal of the run is an audit event.
 
     Args:
         access: the run.
         cooldown: seconds in which the same action is not taken again.
+        capacity: how many alerts are remembered, and how many refusals.
         clock: monotonic, in seconds.
     """
 
@@ -82,54 +79,59 @@ class Receiver:
         self._access, self._cooldown, self._capacity, self._clock = access, cooldown, capacity, clock
         self._lock = threading.Lock()  # two deliveries of one notification at once are one command
         self._commands: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._refusals: OrderedDict[_Wish, CommandRefusedError] = OrderedDict()
         self._last: dict[str, float] = {}
 
-    def take(self, alert: Alert) -> tuple[Result, CommandRefusedError | None]:
-        """Act on one alert, or say why not. Raises QueueFullError and ClosedRunError."""
-        outcome, detail, command, refusal = self._decide(alert)
-        return Result(alert.name, alert.fingerprint, outcome, detail, command), refusal
-
-    def _decide(self, alert: Alert) -> tuple[str, str, str | None, CommandRefusedError | None]:
+    def take(self, alert: Alert, *, may_ask: bool = True) -> Taken:
+        """Act on one alert, or say why not; without ``may_ask`` only say. Raises QueueFullError, ClosedRunError."""
         ours = self._access.snapshot().run.run_id
         if alert.labels.get("run_id") != ours:
-            return "other_run", f"this is run {ours}", None, None
-        action = alert.labels.get("remediation", "")
-        if not action:
-            return "no_remediation", "the alert has no label remediation", None, None
+            return Taken("other_run", f"this is run {ours}")
+        if not alert.labels.get("remediation", ""):
+            return Taken("no_remediation", "the alert has no label remediation")
         if not alert.is_firing:
-            return "resolved", "", None, None
+            return Taken("resolved")
+        try:
+            wish = _wish(alert)
+        except CommandRefusedError as error:
+            return Taken("refused", str(error), None, error)
         with self._lock:
-            if (known := self._remembered(alert)) is not None:
-                return "duplicate", "this alert has had its command", known, None
-            left = self._last.get(action, -math.inf) + self._cooldown - self._clock()
-            if left > 0:
-                return "cooling_down", f"{action} was taken already; again possible in {math.ceil(left)} s", None, None
-            try:
-                record = self._submit(action, alert)
-            except CommandRefusedError as error:
-                return "refused", str(error), None, error
-            self._remember(alert, record)
-            self._last[action] = self._clock()
-        return "accepted", "", record.id, None
+            return self._known(wish) or self._ask(wish, alert, may_ask)
 
-    def _submit(self, action: str, alert: Alert) -> CommandRecord:
-        if action not in ACTIONS:
-            words = ", ".join(ACTIONS)
-            raise CommandRefusedError(
-                f"label remediation must be one of {words}, got {shown(action)}", "labels.remediation"
+    def _known(self, wish: _Wish) -> Taken | None:
+        if (command := self._remembered(wish)) is not None:
+            return Taken("duplicate", "this alert has had its command", command)
+        if (refusal := self._refusals.get(wish)) is not None:
+            self._refusals.move_to_end(wish)
+            return Taken("refused", str(refusal), None, refusal)
+        left = self._last.get(wish.action, -math.inf) + self._cooldown - self._clock()
+        if left > 0:
+            return Taken("cooling_down", f"{wish.action} was taken already; again possible in {math.ceil(left)} s")
+        return None
+
+    def _ask(self, wish: _Wish, alert: Alert, may_ask: bool) -> Taken:
+        if not may_ask:
+            return Taken("left_out", f"one notification may ask {MAX_ASKED} times; it is heard when it is repeated")
+        try:
+            record = self._access.submit(
+                wish.action,
+                source="alertmanager",
+                actor=alert.name,
+                reason=_reason(alert),
+                factor=wish.factor,
+                groups=None,
+                over_steps=0,
             )
-        return self._access.submit(
-            action,
-            source="alertmanager",
-            actor=alert.name,
-            reason=_reason(alert),
-            factor=_factor(alert) if action == "reduce" else None,
-            groups=None,
-            over_steps=0,
-        )
+        except CommandRefusedError as error:
+            refusal = CommandRefusedError(str(error), error.field)  # without the frames that the error holds
+            _keep(self._refusals, wish, refusal, self._capacity)
+            return Taken("refused", str(error), None, error, has_asked=True)
+        _keep(self._commands, wish[:2], record.id, self._capacity)
+        self._last[wish.action] = self._clock()
+        return Taken("accepted", "", record.id, has_asked=True)
 
-    def _remembered(self, alert: Alert) -> str | None:
-        key = (alert.fingerprint, alert.starts_at)
+    def _remembered(self, wish: _Wish) -> str | None:
+        key = wish[:2]
         command_id = self._commands.get(key)
         if command_id is None:
             return None
@@ -140,10 +142,11 @@ class Receiver:
         self._commands.move_to_end(key)  # what is repeated is remembered longest
         return command_id
 
-    def _remember(self, alert: Alert, record: CommandRecord) -> None:
-        self._commands[alert.fingerprint, alert.starts_at] = record.id
-        while len(self._commands) > self._capacity:
-            self._commands.popitem(last=False)
+
+def _keep(memory: OrderedDict[Any, Any], key: Any, value: Any, capacity: int) -> None:
+    memory[key] = value
+    while len(memory) > capacity:
+        memory.popitem(last=False)
 
 
 def add_alertmanager(
@@ -167,76 +170,61 @@ def add_alertmanager(
         alerts, truncated = read_notification(read_object(request))
         if truncated:
             _log.warning("Alertmanager has left %d alerts out of a notification; raise its max_alerts", truncated)
-        results, refusals = [], []
-        for alert in alerts:
-            try:
-                result, refusal = receiver.take(alert)
-            except QueueFullError as error:
-                raise Refusal(503, str(error), headers={"Retry-After": _RETRY_SECONDS}) from None
-            results.append(asdict(result))
-            if refusal is not None:
-                refusals.append((alert, refusal))
-        if refusals:
-            raise _refused(refusals, len(alerts))
-        body = _json.encode({"results": results, "truncated": truncated})
+        try:
+            taken = _take_all(receiver, alerts)
+        except QueueFullError as error:
+            raise Refusal(503, str(error), headers={"Retry-After": _RETRY_SECONDS}) from None
+        left_out = sum(one.outcome == "left_out" for one in taken)
+        if left_out:
+            _log.warning("%d alerts of a notification were left out: it asked for more than %d", left_out, MAX_ASKED)
+        if refusals := [(alert, one.refusal) for alert, one in zip(alerts, taken, strict=True) if one.refusal]:
+            raise _refused(refusals, len(alerts), left_out)
+        results = [_result(alert, one) for alert, one in zip(alerts, taken, strict=True)]
+        body = _json.encode({"results": results, "truncated": truncated, "left_out": left_out})
         return Response(body, content_type="application/json")
 
     app.add_url_rule(f"{prefix}/alertmanager", "alertmanager", alertmanager, methods=["POST"])
     gate.need("alertmanager", "control")
 
 
-def _refused(refusals: list[tuple[Alert, CommandRefusedError]], total: int) -> Refusal:
+def _take_all(receiver: Receiver, alerts: list[Alert]) -> list[Taken]:
+    taken: list[Taken] = []
+    num_asked = 0
+    for alert in alerts:
+        taken.append(receiver.take(alert, may_ask=num_asked < MAX_ASKED))
+        num_asked += taken[-1].has_asked
+    return taken
+
+
+def _result(alert: Alert, taken: Taken) -> dict[str, Any]:
+    return {
+        "alert": alert.name,
+        "fingerprint": alert.fingerprint,
+        "outcome": taken.outcome,
+        "detail": taken.detail,
+        "command": taken.command,
+    }
+
+
+def _refused(refusals: list[tuple[Alert, CommandRefusedError]], total: int, left_out: int) -> Refusal:
     """Tell Alertmanager, whose log and failure counter show it, what a rule asked for in vain."""
     told = "; ".join(f"{alert.name}: {error}" for alert, error in refusals[:3])
     more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
     fields = [error.field for _, error in refusals if error.field is not None]
-    detail = f"{len(refusals)} of {total} alerts asked for what is refused; the others were taken. {told}{more}"
+    others = f"{left_out} were left out until it is repeated, the others taken" if left_out else "the others were taken"
+    detail = f"{len(refusals)} of {total} alerts asked for what is refused; {others}. {told}{more}"
     return Refusal(422 if fields else 409, detail, field=fields[0] if fields else None)
 
 
-def read_notification(body: Mapping[str, Any]) -> tuple[list[Alert], int]:
-    """Check a notification and return its alerts, and how many Alertmanager has left out.
-
-    Fields that are not read may be anything: later Alertmanagers send more of them.
-
-    Raises:
-        Refusal: 422 with the field, for what no Alertmanager would send.
-    """
-    if body.get("version") != "4":
-        raise _wrong("version", 'the string "4", the webhook version that Alertmanager sends', body.get("version"))
-    alerts = body.get("alerts")
-    if not isinstance(alerts, list):
-        raise _wrong("alerts", "a list of alerts", alerts)
-    truncated = body.get("truncatedAlerts", 0)
-    if isinstance(truncated, bool) or not isinstance(truncated, int) or truncated < 0:
-        raise _wrong("truncatedAlerts", "an integer from 0", truncated)
-    return [_alert(f"alerts[{index}]", alert) for index, alert in enumerate(alerts)], truncated
-
-
-def _alert(where: str, alert: Any) -> Alert:
-    if not isinstance(alert, dict):
-        raise _wrong(where, "an object", alert)
-    status, fingerprint, starts_at = (alert.get(name) for name in ("status", "fingerprint", "startsAt"))
-    if status not in STATUSES:
-        raise _wrong(f"{where}.status", " or ".join(STATUSES), status)
-    if not isinstance(fingerprint, str) or not re.fullmatch(FINGERPRINT_PATTERN, fingerprint):
-        raise _wrong(f"{where}.fingerprint", "letters and digits, 1 to 64 of them", fingerprint)
-    if not isinstance(starts_at, str) or not re.fullmatch(TIME_PATTERN, starts_at):
-        raise _wrong(f"{where}.startsAt", "a time such as 2026-01-31T10:00:00.000Z", starts_at)
-    labels = _texts(f"{where}.labels", alert.get("labels"))
-    annotations = _texts(f"{where}.annotations", alert.get("annotations", {}))
-    name = _one_line(labels.get("alertname", "")) or "unnamed alert"
-    return Alert(name[:200], fingerprint, starts_at, status == "firing", labels, annotations)
-
-
-def _texts(where: str, value: Any) -> Mapping[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise _wrong(where, "an object of strings", value)
-    return value
-
-
-def _wrong(field: str, must_be: str, value: Any) -> Refusal:
-    return Refusal(422, f"{field} must be {must_be}, got {shown(value)}.", field=field)
+def _wish(alert: Alert) -> _Wish:
+    action = alert.labels["remediation"]
+    if action not in ACTIONS:
+        words = ", ".join(ACTIONS)
+        raise CommandRefusedError(
+            f"label remediation must be one of {words}, got {shown(action)}", "labels.remediation"
+        )
+    factor = _factor(alert) if action == "reduce" else None
+    return _Wish(alert.fingerprint, alert.starts_at, action, factor)
 
 
 def _factor(alert: Alert) -> float:
@@ -257,11 +245,6 @@ def _factor(alert: Alert) -> float:
 
 
 def _reason(alert: Alert) -> str:
-    summary = _one_line(alert.annotations.get("summary", ""))
+    summary = one_line(alert.annotations.get("summary", ""))
     reason = f"alert {alert.name} fires since {alert.starts_at}" + (f": {summary}" if summary else "")
     return reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 3] + "..."
-
-
-def _one_line(text: str) -> str:
-    """Return text as a log may hold it: annotations are often several lines, and labels may be anything."""
-    return " ".join("".join(char if is_one_line(char) else " " for char in text).split())

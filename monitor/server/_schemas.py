@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from monitor import _records
-from monitor.server import _alertmanager, _bodies
+from monitor.server import _alertmanager, _bodies, _notifications
 
 Schema = dict[str, Any]
 _PRIMITIVES: dict[Any, Schema] = {
@@ -176,11 +176,11 @@ def _alert_schemas() -> dict[str, Schema]:
     alert: Schema = {
         "type": "object",
         "properties": {
-            "status": {"enum": list(_alertmanager.STATUSES)},
+            "status": {"enum": list(_notifications.STATUSES)},
             "labels": texts | {"description": "`run_id`, `remediation`, `remediation_factor` are read."},
             "annotations": texts | {"description": "`remediation_factor`, `summary` are read."},
-            "startsAt": {"type": "string", "pattern": _alertmanager.TIME_PATTERN},
-            "fingerprint": {"type": "string", "pattern": _alertmanager.FINGERPRINT_PATTERN},
+            "startsAt": {"type": "string", "pattern": _notifications.TIME_PATTERN},
+            "fingerprint": {"type": "string", "pattern": _notifications.FINGERPRINT_PATTERN},
         },
         "required": ["status", "labels", "startsAt", "fingerprint"],
     }
@@ -205,5 +205,11 @@ def _alert_schemas() -> dict[str, Schema]:
     )
     return {
         "AlertNotification": notification,
-        "AlertResults": record({"results": array(result), "truncated": {"type": "integer"}}),
+        "AlertResults": record(
+            {
+                "results": array(result),
+                "truncated": {"description": "How many alerts Alertmanager has left out.", "type": "integer"},
+                "left_out": {"description": "How many the run was not asked for: too many at once.", "type": "integer"},
+            }
+        ),
     }

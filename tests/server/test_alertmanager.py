@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from monitor.server import HttpServer, Security, create_app
-from monitor.server._alertmanager import COOLDOWN_SECONDS, OUTCOMES, Alert, Receiver
+from monitor.server._alertmanager import COOLDOWN_SECONDS, OUTCOMES, Receiver
+from monitor.server._notifications import Alert
 from monitor.server._openapi import openapi
 from tests.server.fake_run import TOKEN, FakeRun
 from tests.server.wire import CONTROL, JSON, READ, send
@@ -166,22 +167,22 @@ def test_what_still_fires_after_the_cool_down_acts(run: FakeRun) -> None:
     """An alert that came during the cool-down has not been dealt with: its repetition is."""
     now = [0.0]
     receiver = Receiver(run, clock=lambda: now[0])
-    assert receiver.take(read("A"))[0].outcome == "accepted"
-    assert receiver.take(read("B", "f2"))[0].outcome == "cooling_down"
+    assert receiver.take(read("A")).outcome == "accepted"
+    assert receiver.take(read("B", "f2")).outcome == "cooling_down"
     now[0] = COOLDOWN_SECONDS
-    assert receiver.take(read("A"))[0].outcome == "duplicate"
-    assert receiver.take(read("B", "f2"))[0].outcome == "accepted"
+    assert receiver.take(read("A")).outcome == "duplicate"
+    assert receiver.take(read("B", "f2")).outcome == "accepted"
     now[0] = 2 * COOLDOWN_SECONDS
-    assert receiver.take(read("A", starts_at="2026-01-01T01:00:00Z"))[0].outcome == "accepted"
+    assert receiver.take(read("A", starts_at="2026-01-01T01:00:00Z")).outcome == "accepted"
     assert len(run.commands()) == 3
 
 
 def test_an_alert_whose_command_expired_acts_again(run: FakeRun) -> None:
     """No step took the first command; the alert that is repeated asks anew."""
     receiver = Receiver(run, cooldown=0.0)
-    first = receiver.take(read("A"))[0]
+    first = receiver.take(read("A"))
     run.expire()
-    second = receiver.take(read("A"))[0]
+    second = receiver.take(read("A"))
     assert (first.outcome, second.outcome) == ("accepted", "accepted")
     assert first.command != second.command
 
@@ -189,9 +190,86 @@ def test_an_alert_whose_command_expired_acts_again(run: FakeRun) -> None:
 def test_the_memory_is_bounded_and_keeps_what_is_repeated(run: FakeRun) -> None:
     """Beyond its capacity the alert goes first that was not heard of for longest."""
     receiver = Receiver(run, cooldown=0.0, capacity=2)
-    assert [receiver.take(read("A", f))[0].outcome for f in ("f1", "f2", "f1", "f3", "f1", "f2")] == [
+    assert [receiver.take(read("A", f)).outcome for f in ("f1", "f2", "f1", "f3", "f1", "f2")] == [
         "accepted", "accepted", "duplicate", "accepted", "duplicate", "accepted",
     ]  # fmt: skip
+
+
+class RefusingRun(FakeRun):
+    """A run that refuses every checkpoint, as one without a function for it, and notes how often it was asked."""
+
+    asked = 0
+
+    def submit(self, action: str, **command: Any) -> Any:
+        self.asked += action == "checkpoint"
+        return super().submit(action, **command)
+
+
+def checkpoints(number: int, first: int = 0) -> list[dict[str, Any]]:
+    """So many alerts that each ask for a checkpoint."""
+    numbers = range(first, first + number)
+    return [alert(fingerprint=f"{index:016x}", labels={"remediation": "checkpoint"}) for index in numbers]
+
+
+def refusing() -> tuple[RefusingRun, FlaskClient]:
+    run = RefusingRun()
+    return run, create_app(run, Security(token=TOKEN)).test_client()
+
+
+def test_what_was_refused_is_not_asked_for_again() -> None:
+    """Alertmanager repeats what fires: the answer stays, and no repetition adds an audit event."""
+    run, client = refusing()
+    first = post(client, notification(*checkpoints(3)))
+    for _ in range(20):
+        again = post(client, notification(*checkpoints(3)))
+        assert (again.status_code, again.json) == (409, first.json)
+    assert run.asked == 3
+
+
+def test_a_rule_that_was_put_right_is_heard(run: FakeRun) -> None:
+    """A refusal is remembered for what was asked: another factor for the same alert is another wish."""
+    receiver = Receiver(run)
+    wrong, right = (Alert("A", "f1", "2026-01-01T00:00:00Z", True, {"run_id": RUN_ID, **more}, {}) for more in (
+        {"remediation": "checkpoint"}, {"remediation": "reduce"},
+    ))  # fmt: skip
+    assert [receiver.take(one).outcome for one in (wrong, wrong, right)] == ["refused", "refused", "accepted"]
+
+
+def test_refusals_do_not_push_out_what_was_carried_out() -> None:
+    """Each has a memory of its own: however much is refused in between, a reduction is not repeated."""
+    run = RefusingRun()
+    receiver = Receiver(run, cooldown=0.0, capacity=2)
+    assert receiver.take(read("A")).outcome == "accepted"
+    for index in range(5):
+        labels = {"run_id": RUN_ID, "remediation": "checkpoint"}
+        receiver.take(Alert("B", f"b{index}", "2026-01-01T00:00:00Z", True, labels, {}))
+    assert receiver.take(read("A")).outcome == "duplicate"
+    assert run.asked == 5
+
+
+def test_one_notification_asks_sixty_four_times_at_most(caplog: pytest.LogCaptureFixture) -> None:
+    """A rule gone wild floods neither audit nor log: the rest is counted, told in one line, and heard later."""
+    run, client = refusing()
+    body = notification(*checkpoints(1000), alert(fingerprint="00000000000000ff00"))
+    response = post(client, body)
+    assert response.status_code == 409
+    assert "64 of 1001 alerts asked for what is refused; 937 were left out" in response.json["detail"]
+    assert (run.asked, len(run.commands())) == (64, 0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "937 alerts of a notification were left out: it asked for more than 64"
+    ]
+    for _ in range(15):
+        post(client, body)
+    assert run.asked == 1000
+    assert [command.action for command in run.commands()] == ["reduce"]
+
+
+def test_alerts_of_other_runs_use_nothing_up(client: FlaskClient, run: FakeRun) -> None:
+    """A large group is looked through to its end, and a 200 says that nothing was left out."""
+    strangers = [alert(labels={"run_id": "other"}) for _ in range(200)]
+    response = post(client, notification(*strangers, alert()))
+    assert outcomes(response) == ["other_run"] * 200 + ["accepted"]
+    assert response.json["left_out"] == 0
 
 
 def test_a_full_queue_is_to_be_sent_again(client: FlaskClient, run: FakeRun) -> None:
