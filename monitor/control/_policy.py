@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from monitor._errors import ClosedRunError, CommandRefusedError
+from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
 from monitor._records import DETECTOR_KINDS, Event, Step
 from monitor.control._commands import MAX_REASON
 
@@ -86,6 +86,9 @@ class Policies:
             self._submit(words.pop("action"), source="policy", actor=name, **words)
         except (CommandRefusedError, ClosedRunError) as error:  # audited already; or the run is ending
             _log.info("%s asked in vain for %s: %s", name, ask.action, error)
+            return False
+        except QueueFullError as error:  # in no audit, and no failure of the policy either
+            _log.warning("%s asked in vain for %s: %s", name, ask.action, error)
             return False
         return True
 

@@ -488,6 +488,30 @@ def test_a_failure_inside_the_server_is_heard_and_not_printed(
     assert capfd.readouterr() == ("", "")
 
 
+def test_who_is_told_to_slow_down_leaves_no_traceback(
+    server: HttpServer, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A guesser that is braked, and a queue that is full, are no failures of ours: nothing is logged of either."""
+    caplog.set_level(logging.INFO)
+    wrong, form = {"Authorization": "Bearer guess"}, {"Content-Type": "application/x-www-form-urlencoded"}
+    for _ in range(10):
+        call(server, "GET", "/api/v1/run", wrong)
+    asked = [
+        call(server, "GET", "/api/v1/run", wrong),
+        call(server, "HEAD", "/metrics", wrong | {"Host": "localhost"}),
+        call(server, "POST", "/api/v1/pause", wrong, b"x" * 60_000),
+        call(server, "POST", "/login", form, b"token=guess"),
+        call(server, "POST", "/login", {**form, "Accept": "text/html"}, b"token=guess"),
+        call(server, "GET", "/?token=guess"),
+        *[send(server, "/pause", {}) for _ in range(64)],
+        send(server, "/pause", {}),
+        send(server, "/pause", {}, {**CONTROL, "Idempotency-Key": "k"}),
+    ]
+    assert [answer.status for answer in asked] == [429, 200, *[429] * 4, *[202] * 64, 429, 429]
+    assert [record.getMessage() for record in caplog.records] == []
+    assert capfd.readouterr() == ("", "")
+
+
 def test_ordinary_traffic_prints_nothing(server: HttpServer, capfd: pytest.CaptureFixture[str]) -> None:
     """Neither refusals nor clients that hang up reach the terminal of the training."""
     call(server, "GET", "/api/v1/run")
