@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from monitor.grafana._api import TIMEOUT_SECONDS, GrafanaError, connect, disconnect, explained, shown
 from monitor.grafana._files import FOLDER, FOLDER_UID, dashboards
 from monitor.grafana._panel import Json
+
+_Undo = tuple[str, Callable[[], Any]]  # what was changed, and what takes it back
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +67,43 @@ def _publish(api: Any, url: str, folder: str, datasource: str | None, overwrite:
     with explained(url, "listing its data sources"):
         source = _choose(api.datasource.list_datasources(), datasource, base)
     is_healthy, health = _health(api, url, source["uid"])
-    undo: list[Callable[[], Any]] = []
+    undo: list[_Undo] = []
     try:
         folder_uid = _folder(api, url, folder, undo)
         done = [
             (each.title, base + _put(api, url, _aimed(each.render(), source), folder_uid, overwrite, undo))
             for each in dashboards()
         ]
-    except BaseException:
-        for step in reversed(undo):
-            with suppress(Exception):
-                step()
+    except BaseException as error:
+        left = _take_back(url, undo)
+        if left and isinstance(error, GrafanaError):
+            message = f"{error}; half-published may be: {', '.join(left)}; publish again once it answers"
+            raise GrafanaError(message, error.status) from error
         raise
     return Published(tuple(done), source.get("name") or source["uid"], is_healthy, health)
+
+
+def _take_back(url: str, undo: list[_Undo]) -> list[str]:
+    """Undo everything, the last first; return what may be left. What is not there (any more) needs no undoing."""
+    left: list[str] = []
+    while undo:
+        what, step = undo.pop()
+        error = _error_of(url, what, step)
+        if error is None or error.status == 404:
+            continue
+        left.insert(0, what)
+        if error.status is None:  # Grafana is gone: every further try would take as long
+            return [*(name for name, _ in undo), *left]
+    return left
+
+
+def _error_of(url: str, what: str, step: Callable[[], Any]) -> GrafanaError | None:
+    try:
+        with explained(url, f"taking back {what}"):
+            step()
+    except GrafanaError as error:
+        return error
+    return None
 
 
 def _choose(sources: list[Json], wanted: str | None, base: str) -> Json:
@@ -100,32 +125,32 @@ def _health(api: Any, url: str, uid: str) -> tuple[bool, str]:
     return answer.get("status") == "OK", str(answer.get("message", ""))
 
 
-def _folder(api: Any, url: str, title: str, undo: list[Callable[[], Any]]) -> str:
+def _folder(api: Any, url: str, title: str, undo: list[_Undo]) -> str:
     with explained(url, "listing its folders"):
         known = [each for each in api.folder.get_all_folders() if each["title"] == title]
     if known:
         return str(known[0]["uid"])
     with explained(url, f"making the folder {title!r}"):
         uid = str(api.folder.create_folder(title, FOLDER_UID if title == FOLDER else None)["uid"])
-    undo.append(lambda: api.folder.delete_folder(uid))
+    undo.append((f"the folder {title!r}", lambda: api.folder.delete_folder(uid)))
     return uid
 
 
-def _put(api: Any, url: str, dashboard: Json, folder_uid: str, overwrite: bool, undo: list[Callable[[], Any]]) -> str:
+def _put(api: Any, url: str, dashboard: Json, folder_uid: str, overwrite: bool, undo: list[_Undo]) -> str:
     """Save one dashboard and return its path. It goes onto ``undo`` first: an answer may be lost after the deed."""
-    before = _existing(api, url, dashboard["uid"])
+    before, what = _existing(api, url, dashboard["uid"]), f"the dashboard {dashboard['title']!r}"
     if before is None:
-        undo.append(lambda: api.dashboard.delete_dashboard(dashboard["uid"]))
+        undo.append((what, lambda: api.dashboard.delete_dashboard(dashboard["uid"])))
     else:
         old = {"dashboard": before["dashboard"], "folderUid": before["meta"].get("folderUid", ""), "overwrite": True}
-        undo.append(lambda: api.dashboard.update_dashboard(old))
+        undo.append((what, lambda: api.dashboard.update_dashboard(old)))
     sent = {
         "dashboard": {**dashboard, "id": None},
         "folderUid": folder_uid,
         "overwrite": overwrite,
         "message": "training-monitor",
     }
-    with explained(url, f"saving the dashboard {dashboard['title']!r}"):
+    with explained(url, f"saving {what}"):
         answer = api.dashboard.update_dashboard(sent)
     return str(answer["url"])
 

@@ -109,7 +109,7 @@ def documented() -> set[tuple[str, str]]:
     section = ALERTS_PAGE.read_text(encoding="utf-8").partition("## Who mutes whom")[2].partition("\n## ")[0]
     pairs: set[tuple[str, str]] = set()
     for line in section.splitlines():
-        sources, targets = (re.findall(r"Training\w+", cell) for cell in (line.split("|") + ["", ""])[1:3])
+        sources, targets = (re.findall(r"Training\w+", cell) for cell in [*line.split("|"), "", ""][1:3])
         pairs |= {(s, t) for s in sources for t in (targets or set(BY_NAME) - ENDED)}
     return pairs
 
@@ -125,7 +125,7 @@ def test_the_page_names_what_has_to_be_muted() -> None:
 
 
 def test_alertmanager_mutes_what_follows_within_a_run_and_in_no_other(tmp_path: Path) -> None:
-    """A real Alertmanager, given any two alerts of a run, mutes what the page says and no more; another run's, never."""
+    """A real Alertmanager, given any two alerts of a run, mutes what the page says and no other; of two runs, none."""
     pairs = list(product(BY_NAME, BY_NAME))
     with Alertmanager(tmp_path / "alertmanager") as server:
         server.start(ALERTMANAGER.read_text())

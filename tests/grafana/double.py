@@ -13,7 +13,10 @@ TOKEN = "glsa_of_the_double"
 
 
 class Grafana:
-    """Hold folders, dashboards and annotations. ``fail`` maps (method, path) to the status to answer with."""
+    """Hold folders, dashboards and annotations. ``fail`` maps (method, path) to the status to answer with.
+
+    ``vanish_at`` is the uid of a dashboard: when it is sent, no request gets an answer from then on.
+    """
 
     def __init__(self) -> None:
         self.sources = [
@@ -27,6 +30,8 @@ class Grafana:
         self.requests: list[tuple[str, str]] = []
         self.fail: dict[tuple[str, str], int] = {}
         self.fail_dashboard: dict[str, int] = {}
+        self.vanish_at: str | None = None
+        self.is_gone = False
         self.stall = threading.Event()
         self.stall.set()
         double = self
@@ -36,6 +41,11 @@ class Grafana:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
                 double.stall.wait(20)
+                if double.vanish_at and f'"{double.vanish_at}"' in json.dumps(body):
+                    double.is_gone = True
+                if double.is_gone:  # the connection ends without an answer, this one and all to come
+                    self.close_connection = True
+                    return
                 status, answer = double.answer(self.command, self.path, body, self.headers.get("Authorization"))
                 content = json.dumps(answer).encode()
                 try:

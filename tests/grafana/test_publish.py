@@ -6,11 +6,14 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+import monitor
 from monitor._records import Event
 from monitor.cli import main
 from monitor.cli_dashboards import follow
@@ -103,6 +106,30 @@ def test_a_refusal_midway_puts_the_old_ones_back(grafana: Grafana) -> None:
     kept = grafana.dashboards["training-monitor-overview"]
     assert (kept["dashboard"], kept["folderUid"]) == (old["dashboard"], "elsewhere")
     assert grafana.folders == {"elsewhere": "Elsewhere"}
+
+
+def test_a_grafana_that_disappears_midway_is_told(grafana: Grafana) -> None:
+    """When nothing can be taken back any more, the message names what may be half-published, and what to do."""
+    grafana.vanish_at = "training-monitor-compare"
+    with pytest.raises(GrafanaError, match="cannot be reached") as caught:
+        publish(grafana.url, token=TOKEN)
+    assert "while saving the dashboard 'Training: compare'" in str(caught.value)
+    left = "the folder 'Training', the dashboard 'Training: overview', the dashboard 'Training: run', "
+    assert f"half-published may be: {left}the dashboard 'Training: compare'; publish again" in str(caught.value)
+    grafana.vanish_at, grafana.is_gone = None, False
+    publish(grafana.url, token=TOKEN)
+    assert set(grafana.dashboards) == UIDS
+
+
+def test_what_cannot_be_taken_back_is_told(grafana: Grafana) -> None:
+    """When the refusal of a dashboard is followed by one of the undoing, the message names what is left."""
+    grafana.fail_dashboard["training-monitor-run"] = 500
+    grafana.fail["DELETE", "/dashboards/uid/training-monitor-overview"] = 403
+    with pytest.raises(
+        GrafanaError, match=r"500.*; half-published may be: the dashboard 'Training: overview'; publish"
+    ):
+        publish(grafana.url, token=TOKEN)
+    assert set(grafana.dashboards) == {"training-monitor-overview"}
 
 
 def test_changes_by_hand_can_be_kept(grafana: Grafana) -> None:
@@ -203,6 +230,32 @@ def test_closing_does_not_wait_for_a_grafana_that_is_gone(grafana: Grafana) -> N
     annotate(event(3))
     assert annotate.dropped == 3
     assert "monitor-annotator" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("is_hanging", [False, True], ids=["gone", "hanging"])
+def test_a_run_takes_no_notice_of_a_grafana_that_disappears(grafana: Grafana, tmp_path: Path, is_hanging: bool) -> None:
+    """A run whose annotator loses its Grafana makes its steps, ends as it should, and counts no failure of its own."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    with annotator(grafana, pauses=(3600.0,)) as annotate:
+        options = {"directory": str(tmp_path), "port": 0, "gpu": False, "on_event": annotate}
+        with monitor.attach(optimizer, **options) as run:
+            for step in range(40):
+                if step == 10:
+                    grafana.stall.clear() if is_hanging else grafana.stop()
+                optimizer.zero_grad()
+                (weight * (float("nan") if step == 20 else 1.0)).sum().backward()
+                if step == 20:
+                    weight.grad = torch.ones(3)
+                optimizer.step()
+            run.flush()
+        assert (run.state, run.step) == ("finished", 40)
+        assert run.snapshot().errors == {}
+        assert torch.allclose(weight, torch.full((3,), 1 - 40 * 0.1), atol=1e-4)
+        assert any(event.kind == "nonfinite" for event in run.events())
+        annotate.close(timeout=0.1)
+        assert annotate.dropped > 0
+        grafana.stall.set()
 
 
 def test_a_run_is_followed_until_it_ends(grafana: Grafana) -> None:
