@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -136,7 +138,10 @@ class Client:
         if status in (200, 202) and isinstance(answer, dict):
             return answer
         if status == 401:
-            raise ClientError(f"{self.url} wants its token; give it with --token or $MONITOR_TOKEN")
+            raise ClientError(
+                f"{self.url} wants its token; give it with --token or $MONITOR_TOKEN "
+                "(that one goes to --url and to your own runs on this machine alone)"
+            )
         if isinstance(answer, dict) and "detail" in answer:
             raise ClientError(str(answer["detail"]))
         raise ClientError(f"{self.url} is no run of ours: it answered {status} without a JSON object")
@@ -179,13 +184,43 @@ def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool) -> Know
             if found := [run for run in pool if test(run)]:
                 return _only(found, f"{wanted!r} is not unique; say which")
     if any(test(run) for run in runs for test in tests):
-        raise ClientError(f"the run {wanted!r} has ended")
+        raise ClientError(f"the run {wanted!r} has ended; `monitor status {wanted}` shows its last state")
     raise ChoiceError(f"there is no run {wanted!r}; `monitor runs` lists those that are known")
 
 
-def token_of(run: KnownRun | None, given: str | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Return the token to send: the one given, else the run folder's, else ``$MONITOR_TOKEN``."""
-    return given or (run.read_token() if run else None) or environ.get("MONITOR_TOKEN") or None
+def token_of(
+    run: KnownRun | None,
+    given: str | None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    is_named: bool = False,
+    uid: Callable[[], int] | None = getattr(os, "getuid", None),
+) -> str | None:
+    """Return the token to send: the one given, else the run folder's, else ``$MONITOR_TOKEN``.
+
+    The environment's is for an address that the user named (no ``run``, or ``is_named``) and for a run that the user's
+    own folder says is on this machine: an address that somebody else wrote would have it sent to whoever listens there.
+    ``uid`` returns the user's number; None where there are no numbers.
+    """
+    token = given or (run.read_token() if run else None)
+    if not token and (run is None or is_named or (_is_local(run.url or "") and _is_owned(run.path, uid))):
+        token = environ.get("MONITOR_TOKEN")
+    return token or None
+
+
+def _is_local(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_owned(path: Path, uid: Callable[[], int] | None) -> bool:
+    try:
+        return uid is None or path.stat().st_uid == uid()
+    except OSError:
+        return False
 
 
 def _only(found: list[KnownRun], complaint: str) -> KnownRun:

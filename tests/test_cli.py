@@ -374,6 +374,50 @@ class TestReaching:
         assert token_of(None, None, environ) == "from-environment"
         assert token_of(None, None, {}) is None
 
+    @pytest.mark.parametrize(
+        ("url", "stranger", "sent"),
+        [
+            ("http://127.0.0.1:9477/", 0, True),
+            ("http://[::1]:9477/", 0, True),
+            ("http://localhost:9477/", 0, True),
+            ("http://192.0.2.7:9477/", 0, False),
+            ("http://127.0.0.1.evil.example:9477/", 0, False),
+            ("http://[::1:9477/", 0, False),
+            ("http://127.0.0.1:9477/", 1, False),
+        ],
+    )
+    def test_the_environments_token_goes_to_no_address_that_a_stranger_wrote(
+        self, url: str, stranger: int, sent: bool
+    ) -> None:
+        """A folder without a token gets $MONITOR_TOKEN sent to loopback alone, and only where the folder is ours; what
+        was named by --url gets it whatever a folder says."""
+        environ = {"MONITOR_TOKEN": "from-environment"}
+        known = replace(make_folder("fake-0a1b2c", token=None).run, url=url)
+        assert token_of(known, None, environ, uid=lambda: os.getuid() + stranger) == (
+            "from-environment" if sent else None
+        )
+        assert token_of(known, None, environ, is_named=True, uid=lambda: 12345) == "from-environment"
+        assert token_of(known, "given", environ, uid=lambda: 12345) == "given"
+        assert token_of(replace(known, path=Path("/nowhere")), None, environ) is None
+
+    def test_a_listener_elsewhere_gets_no_token_unless_it_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a command sends to an address that it found in a folder, and to the same one given by --url."""
+        monkeypatch.setenv("MONITOR_TOKEN", "from-environment")
+        seen: list[str | None] = []
+
+        def trap(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            seen.append(environ.get("HTTP_AUTHORIZATION"))
+            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "2")])
+            return [b"{}"]
+
+        with HttpServer(trap, port=0) as trapping:
+            far = trapping.url.replace("127.0.0.1", "0.0.0.0")  # the same listener by an address that is not loopback
+            make_folder("far-000001", far, token=None)
+            make_folder("near-000002", trapping.url, token=None)
+            for words in (("far",), ("near",), ("--url", far)):
+                assert call("status", *words, "--json").exit_code == 0
+        assert seen == [None, "Bearer from-environment", "Bearer from-environment"]
+
 
 class TestClient:
     def test_a_lost_answer_is_asked_for_again_once(self, fake: FakeRun, server: HttpServer) -> None:
