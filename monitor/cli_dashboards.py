@@ -58,6 +58,9 @@ def export(directory: Path, runbook: str | None, overwrite: bool) -> None:
 @click.option("--annotate", is_flag=True, help="Then stay, and annotate the events and commands of a run that goes on.")
 @click.option("--run", "wanted", help="The run to annotate; default: the only one that goes on.")
 @click.option("--dir", "directory", help="Where the run folders are; default: $MONITOR_DIR, else your data folder.")
+@click.option(
+    "--cafile", type=click.Path(exists=True, dir_okay=False), help="CA that the run's certificate is of (PEM)."
+)
 def publish(
     url: str,
     token: str | None,
@@ -67,6 +70,7 @@ def publish(
     annotate: bool,
     wanted: str | None,
     directory: str | None,
+    cafile: str | None,
 ) -> None:
     """Publish the dashboards to a running Grafana; all of them, or none if one is refused."""
     from monitor.grafana import Annotator, GrafanaError
@@ -85,16 +89,19 @@ def publish(
                 raise ClientError(f"{run.run_id} serves no HTTP; its events cannot be read")
             click.echo(f"annotating {run.run_id} until it ends, or Ctrl-C")
             with Annotator(url, token=token, tags=(run.run_id,)) as annotator:
-                follow(Client(run.url, token_of(run, None)), annotator)
+                follow(Client(run.url, token_of(run, None), cafile=cafile), annotator)
             click.echo(f"{annotator.sent} annotations saved, {annotator.dropped} dropped")
     except (GrafanaError, ClientError) as error:
         raise click.ClickException(str(error)) from error
 
 
 def follow(client: Any, post: Callable[[Event], Any], sleep: Callable[[float], Any] = time.sleep) -> None:
-    """Hand every event that a run has from now on to ``post``, until it ends, goes away, or Ctrl-C."""
+    """Hand every event that a run has from now on to ``post``, until it ends, goes away, or Ctrl-C.
+
+    Raises ClientError if the run does not answer in the first place.
+    """
+    since = client.get("/run")["last_event_seq"]
     try:
-        since = client.get("/run")["last_event_seq"]
         while True:
             state = client.get("/run")["state"]
             answer = client.get(f"/events?since={since}")

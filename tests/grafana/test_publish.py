@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 from click.testing import CliRunner
 
 import monitor
+from monitor._folder import RunFolder
 from monitor._records import Event
 from monitor.cli import main
 from monitor.cli_dashboards import follow
 from monitor.grafana import Annotator, GrafanaError, dashboards, publish
+from tests.certificate import self_signed
 from tests.grafana.double import TOKEN, Grafana
 from tests.requirements import need_module
 
@@ -275,6 +278,48 @@ def test_a_run_is_followed_until_it_ends(grafana: Grafana) -> None:
     seen: list[Event] = []
     follow(Run(), seen.append, sleep=lambda _: None)
     assert [each.seq for each in seen] == [8, 9]
+
+
+def test_a_run_that_cannot_be_read_is_told(grafana: Grafana, tmp_path: Path) -> None:
+    """Where the run to annotate does not answer, that is exit status 1 and the reason, not a quiet end."""
+    folder = RunFolder.create(tmp_path, "digits-0a1b2c", name="digits", start_time=1.0)
+    folder.update(state="running", url="http://127.0.0.1:1")
+    words = ["dashboards", "publish", "--grafana", grafana.url, "--token", TOKEN, "--annotate", "--dir", str(tmp_path)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 1
+    assert "http://127.0.0.1:1" in done.stderr
+
+
+def test_a_run_over_tls_is_annotated(grafana: Grafana, tmp_path: Path) -> None:
+    """With the CA of its certificate given, the events of a run that is served over TLS are saved."""
+    certfile, keyfile = self_signed(tmp_path)
+    weight = torch.nn.Parameter(torch.ones(1))
+    options = {"directory": str(tmp_path / "runs"), "port": 0, "gpu": False, "certfile": certfile, "keyfile": keyfile}
+
+    def is_annotated() -> bool:
+        return any("a reason of the test" in each["text"] for each in list(grafana.annotations.values()))
+
+    def train() -> None:
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        with monitor.attach(optimizer, **options) as run:
+            is_served.set()
+            for _ in range(1000):
+                if is_annotated():
+                    break
+                run.reduce_lr(0.99, reason="a reason of the test")
+                weight.sum().backward()
+                optimizer.step()
+                time.sleep(0.02)
+
+    is_served = threading.Event()
+    training = threading.Thread(target=train)
+    training.start()
+    assert is_served.wait(20)
+    words = ["dashboards", "publish", "--grafana", grafana.url, "--token", TOKEN, "--annotate"]
+    done = CliRunner().invoke(main, [*words, "--dir", str(tmp_path / "runs"), "--cafile", certfile])
+    training.join()
+    assert done.exit_code == 0, done.output
+    assert is_annotated()
 
 
 def test_the_command_line_publishes(grafana: Grafana) -> None:
