@@ -20,6 +20,7 @@ ABOVE_STEPS = 4
 MEDIAN_STEPS = 8
 MAX_PATIENCE = 16
 WARMUP_FACTOR = 1e-3
+WARMUP_BEGINS = "warm-up begins"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,9 @@ class AdaptiveLR:
         cooldown_steps: optimizer steps between two reductions.
         recover_steps: calm steps before the LR is raised, and over which it is.
         min_factor: the factor is not lowered below this.
-        warmup_steps: optimizer steps from a thousandth of the schedule to the schedule; 0: none. For a fresh run: on a
-            resumed one it would replace the factors that came with the checkpoint.
+        warmup_steps: optimizer steps from a thousandth of the schedule to the schedule; 0: none. Only a fresh run is
+            warmed up: where the optimizer holds the state of earlier steps or a factor before the first step, or
+            ``run.load_state_dict`` has told of earlier steps, the audit trail says so and the LR is left alone.
         allow_increase: raise the LR again.
         groups: param groups by index or name; default: all of the optimizer whose trouble it is.
 
@@ -90,12 +92,15 @@ class _Adapting:
     def __init__(self, settings: AdaptiveLR, ask: Asking) -> None:
         self._settings, self._ask = settings, ask
         self._courses: dict[str, _Course] = {}
-        if settings.warmup_steps and ask(Ask("set", WARMUP_FACTOR, settings.groups, "warm-up begins")):
-            ask(Ask("set", 1.0, settings.groups, "warm-up", settings.warmup_steps))
+        if settings.warmup_steps:
+            ask(Ask("set", WARMUP_FACTOR, settings.groups, WARMUP_BEGINS, is_for_start=True))
 
     def on_event(self, event: Event) -> None:
         if event.kind == "control":
-            if _is_of_another(event):
+            if event.details.get("reason") == WARMUP_BEGINS and _is_applied(event) and _is_ours(event):
+                settings = self._settings
+                self._ask(Ask("set", 1.0, settings.groups, "warm-up", settings.warmup_steps))
+            elif _is_applied(event) and not _is_ours(event):
                 for course in self._courses.values():
                     course.let_go()
         elif event.optimizer is not None:
@@ -232,10 +237,12 @@ class _Course:
             self._ask(Ask("set", aim, tuple(groups), f"{calm} calm steps", self._settings.recover_steps))
 
 
-def _is_of_another(event: Event) -> bool:
-    details = event.details
-    is_ours = details.get("source") == "policy" and details.get("actor") == AdaptiveLR.__name__
-    return details.get("status") == "applied" and details.get("action") in LR_ACTIONS and not is_ours
+def _is_applied(event: Event) -> bool:
+    return event.details.get("status") == "applied" and event.details.get("action") in LR_ACTIONS
+
+
+def _is_ours(event: Event) -> bool:
+    return event.details.get("source") == "policy" and event.details.get("actor") == AdaptiveLR.__name__
 
 
 def _reason(event: Event) -> str:

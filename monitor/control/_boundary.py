@@ -104,6 +104,8 @@ class Boundary:
     def _carry_out(self, commands: Commands, command: Command) -> None:
         step = self._next_step()
         try:
+            if command.is_for_start and (why := self._begun(step)) is not None:
+                raise CommandRefusedError(why)
             changes, message = self._effect(command.record)
         except CommandRefusedError as error:
             commands.finish(command, "rejected", step=step, message=str(error))
@@ -117,6 +119,13 @@ class Boundary:
             raise
         else:
             commands.finish(command, "applied", step=step, message=message, changes=changes)
+
+    def _begun(self, step: int) -> str | None:
+        """Return what shows that the run has begun before this step, or None. Known only here: state may be loaded
+        until the first step."""
+        if step > 1:
+            return f"the run goes on at step {step}; this is for its first step"
+        return self._rates.trace()
 
     def _effect(self, record: CommandRecord) -> tuple[Any, str]:
         if (why := self._objection()) is not None:

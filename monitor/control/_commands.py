@@ -29,7 +29,10 @@ class Command:
         'applied'
     """
 
-    def __init__(self, record: CommandRecord, is_training_thread: Callable[[], bool]) -> None:
+    def __init__(
+        self, record: CommandRecord, is_training_thread: Callable[[], bool], *, is_for_start: bool = False
+    ) -> None:
+        self.is_for_start = is_for_start
         self._record = record
         self._done = threading.Event()
         self._is_training_thread = is_training_thread
@@ -121,8 +124,9 @@ class Commands:
         over_steps: int = 0,
         actor: str = "",
         reason: str = "",
+        is_for_start: bool = False,
     ) -> Command:
-        """Accept a command.
+        """Accept a command. ``is_for_start``: it is rejected at the boundary where the run has begun before.
 
         Raises:
             CommandRefusedError: it cannot be; also counted and audited as rejected.
@@ -137,7 +141,7 @@ class Commands:
         except CommandRefusedError as error:
             self._note(replace(_presentable(record), status="rejected", finished=self._clock(), message=str(error)))
             raise
-        command = Command(record, self._is_training_thread)
+        command = Command(record, self._is_training_thread, is_for_start=is_for_start)
         with self._lock:
             if self._is_closed:
                 raise ClosedRunError(f"the run has ended and takes no more commands; {action} was not applied")

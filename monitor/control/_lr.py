@@ -75,6 +75,16 @@ class LearningRates:
         """Return the groups whose factor is not 1."""
         return [(r.optimizer, r.param_group, f) for r in self._rows() if (f := factor_of(r.group)) != 1.0]
 
+    def trace(self) -> str | None:
+        """Return what shows that an optimizer has made steps before, or None: state, or a factor that came with it."""
+        for key, optimizer in self._optimizers.items():
+            if any(_has_stepped(state) for state in list(optimizer.state.values())):
+                return f"{key} holds the state of earlier steps; this is for a fresh run"
+        for row in self._rows():
+            if FACTOR in row.group or RAMP in row.group:
+                return f"{row.optimizer} group {row.param_group} has a factor already; this is for a fresh run"
+        return None
+
     def _rows(self) -> list[_Row]:
         return [_Row(key, i, g) for key, one in self._optimizers.items() for i, g in enumerate(list(one.param_groups))]
 
@@ -213,6 +223,15 @@ class LearningRates:
             self._applied(scheduled, old),
             self._applied(scheduled, new),
         )
+
+
+def _has_stepped(state: Any) -> bool:
+    """Tell whether the state of a parameter is that of an earlier step: some optimizers make it at construction, with
+    ``step`` at 0. A count on a device is not read, as that would wait for it."""
+    step = state.get("step") if isinstance(state, Mapping) else None
+    if isinstance(step, Tensor):
+        return not step.is_cpu or bool(step.any())
+    return bool(state) if step is None else bool(step)
 
 
 def _refuse_what_undo_lacks(factor: Any, groups: Selection, over_steps: int) -> None:

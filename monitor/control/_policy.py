@@ -25,6 +25,8 @@ class Ask(NamedTuple):
     groups: Groups
     reason: str
     over_steps: int = 0
+    is_for_start: bool = False
+    """Reject it where the run has begun before its first step: state or a factor was loaded, or the run resumed."""
 
 
 Asking = Callable[[Ask], bool]
