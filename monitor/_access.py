@@ -90,9 +90,9 @@ class Access:
         self._exporter = Exporter(engine.snapshot, on_error=lambda _, error: on_error("export", error))
 
     def snapshot(self) -> Snapshot:
-        """Return the latest published state."""
+        """Return the latest published state, with what applied commands have changed since."""
         self._linger.note("state")
-        return self._engine.snapshot()
+        return self._engine.snapshot_in_force()
 
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the curves after a cursor."""

@@ -25,7 +25,18 @@ from monitor._logged import LoggedValues
 from monitor._open_runs import leave
 from monitor._records import CommandRecord, Event, Sample, Snapshot, State, Step
 from monitor._settings import Settings
-from monitor.control import Boundary, Command, Commands, Door, LearningRates, Policies, Policy, audit, describe
+from monitor.control import (
+    Boundary,
+    Command,
+    Commands,
+    Door,
+    LearningRates,
+    Policies,
+    Policy,
+    audit,
+    describe,
+    in_force,
+)
 from monitor.detect import Detector
 from monitor.probe import StepProbe, Tape
 from monitor.recorder import Recorder
@@ -410,6 +421,15 @@ class Engine:
             gpus=system.gpus,
             collections=system.collections,
         )
+
+    def snapshot_in_force(self) -> Snapshot:
+        """Return the latest published state with the commands that were applied since: factors, and a pause."""
+        snapshot = self.snapshot()
+        state = snapshot.state
+        if state in ("running", "paused"):
+            state = "paused" if self._boundary.is_paused else "running"
+        shown = in_force(snapshot.optimizers, self.optimizers, self.settings.min_lr)
+        return replace(snapshot, state=state, optimizers=shown)
 
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the curves after a cursor, the system's readings beside them."""

@@ -9,6 +9,7 @@ from monitor.control._adaptive import AdaptiveLR
 from monitor.control._boundary import Boundary, audit, describe
 from monitor.control._commands import Command, Commands
 from monitor.control._door import Door
+from monitor.control._in_force import in_force
 from monitor.control._lr import LearningRates
 from monitor.control._policy import Policies, Policy, ReduceLROn, check_policies
 
@@ -25,4 +26,5 @@ __all__ = [
     "audit",
     "check_policies",
     "describe",
+    "in_force",
 ]

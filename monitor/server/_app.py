@@ -71,6 +71,7 @@ def run_document(snapshot: Snapshot) -> dict[str, Any]:
 
 def lr_document(access: RunAccess) -> dict[str, Any]:
     """Return the learning rate of every param group and the commands that wait for the next step."""
+    pending = list(access.commands())  # first: one that is applied meanwhile is shown twice rather than not at all
     groups = [
         {
             "optimizer": optimizer.key,
@@ -83,7 +84,7 @@ def lr_document(access: RunAccess) -> dict[str, Any]:
         for optimizer in access.snapshot().optimizers
         for group in optimizer.groups
     ]
-    return {"groups": groups, "pending": list(access.commands())}
+    return {"groups": groups, "pending": pending}
 
 
 def _add_reading(app: Flask, gate: Gate, access: RunAccess) -> None:
