@@ -31,12 +31,12 @@ def demo(steps: int, port: int | None, is_brief: bool) -> None:
     """Train a small GPT on this machine's own Python code, under the monitor, with a live page.
 
     About a minute on two cores. No other service is needed, and nothing is downloaded. While it trains, try
-    `monitor status` and `monitor lr reduce 0.5` in a second terminal.
+    `monitor top` and `monitor lr reduce 0.5` in a second terminal.
     """
     if port is not None:
         os.environ["MONITOR_PORT"] = str(port)
     example = load_example("char_gpt")
-    click.echo("a second terminal may say:  monitor status      monitor lr reduce 0.5")
+    click.echo("a second terminal may say:  monitor top      monitor lr reduce 0.5")
     run: Run = example.train(example.parse(["--steps", str(steps)]))
     if not is_brief:
         keep_up(run)

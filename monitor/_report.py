@@ -124,10 +124,10 @@ def status(run: Document, url: str | None, now: float) -> list[str]:
     """Return the lines of ``monitor status``."""
     info = run["run"]
     lines = [f"{info['run_id']}  {run['state']}" + (f"  {url}" if url else "")]
-    rows = [*_progress_rows(run, now)]
+    rows = [*progress_rows(run, now)]
     for optimizer in run["optimizers"]:
-        rows += _optimizer_rows(optimizer, is_only=len(run["optimizers"]) == 1)
-    rows += _other_rows(run)
+        rows += optimizer_rows(optimizer, is_only=len(run["optimizers"]) == 1)
+    rows += other_rows(run)
     lines += [f"  {line}" for line in table(rows)]
     lines += [f"  {line}" for line in lr_table(groups_of(run))]
     return lines
@@ -149,7 +149,7 @@ def lr_table(groups: Sequence[Document]) -> list[str]:
     rows = [("group", "LR applied", "scheduled", "factor")]
     for group in groups:
         figures = (number(group["applied"]), number(group["scheduled"]), number(group["factor"]))
-        rows.append((_group_name(group, groups), *figures))
+        rows.append((group_name(group, groups), *figures))
     return table(rows, right=(1, 2, 3))
 
 
@@ -167,7 +167,7 @@ def outcome(record: Document, run_id: str) -> list[str]:
     changes = record["changes"]
     rows = [
         (
-            _group_name(change, changes),
+            group_name(change, changes),
             f"factor {number(change['factor_before'])} -> {number(change['factor_after'])}",
             f"LR {number(change['lr_before'])} -> {number(change['lr_after'])}",
         )
@@ -176,7 +176,8 @@ def outcome(record: Document, run_id: str) -> list[str]:
     return lines + [f"  {line}" for line in (table(rows) if rows else [])]
 
 
-def _group_name(group: Document, groups: Sequence[Document]) -> str:
+def group_name(group: Document, groups: Sequence[Document]) -> str:
+    """Return what to call a param group among others: with its optimizer where there are several."""
     name = f"{group['param_group']}" + (f" {group['name']}" if group["name"] else "")
     return name if len({other["optimizer"] for other in groups}) == 1 else f"{group['optimizer']} {name}"
 
@@ -201,7 +202,8 @@ def cost_of(run: Document) -> str:
     return f"{percent(ratio, 2)} of the step time{each}"
 
 
-def _progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
+def progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
+    """Return name and text of what says how far a run is."""
     step, target = step_of(run), run["target_steps"]
     parts = [count(step)]
     if target and step is not None:
@@ -219,7 +221,8 @@ def _progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
         yield "time", f"took {duration(run['end_time'] - run['run']['start_time'])}"
 
 
-def _optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, str]]:
+def optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, str]]:
+    """Return name and text of what is known of one optimizer, its learning rates apart."""
     if not is_only:
         yield "optimizer", f"{optimizer['key']} ({optimizer['class_name']}), step {count(optimizer['global_step'])}"
     loss = [number(optimizer["loss"])]
@@ -255,7 +258,8 @@ def _trouble_rows(optimizer: Document) -> Iterator[tuple[str, str]]:
         yield "not finite", ", ".join(f"{count(times)} {one if times == 1 else many}" for times, one, many in words)
 
 
-def _other_rows(run: Document) -> Iterator[tuple[str, str]]:
+def other_rows(run: Document) -> Iterator[tuple[str, str]]:
+    """Return name and text of what belongs to the run as a whole: values that were logged, events, machine, cost."""
     for name, value in run["validation_losses"].items():
         yield "validation" if len(run["validation_losses"]) == 1 else f"validation {name}", number(value)
     for name, value in run["metrics"].items():

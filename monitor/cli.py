@@ -5,23 +5,23 @@ Exit status: 0 done, 1 failed or rejected, 2 usage.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import click
 
 from monitor import _report
-from monitor._client import ChoiceError, Client, ClientError, choose, token_of
+from monitor._client import Client, ClientError
 from monitor._folder import KnownRun, list_runs
+from monitor._reach import Access, reaching
 from monitor._version import __version__
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _LR_VERBS = ("reduce", "set", "restore", "undo")
 _QUICK_SECONDS = 2.0
 
@@ -33,6 +33,7 @@ class _Lazy(click.Group):
         "dashboards": "monitor.cli_dashboards:dashboards",
         "demo": "monitor._demo:demo",
         "replay": "monitor.cli_replay:replay",
+        "top": "monitor.cli_top:top",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -55,81 +56,11 @@ def main() -> None:
     """
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Access:
-    """How a command reaches its run, as its options say."""
-
-    url: str | None
-    token: str | None
-    directory: str | None
-    cafile: str | None
-    certfile: str | None
-    keyfile: str | None
-
-    def client(self, url: str, run: KnownRun | None, timeout: float = 5.0) -> Client:
-        return Client(
-            url,
-            token_of(run, self.token),
-            timeout=timeout,
-            cafile=self.cafile,
-            certfile=self.certfile,
-            keyfile=self.keyfile,
-        )
-
-    def find(self, wanted: str | None, *, live_only: bool = True) -> tuple[KnownRun | None, Client | None]:
-        """Return the run's folder, if it is a known one, and the client to it, if it is served."""
-        runs = list_runs(self.directory)
-        if self.url:
-            if wanted:
-                raise click.UsageError(f"give RUN or --url, not both; got {wanted!r} and {self.url!r}")
-            address = self.url.rstrip("/")
-            run = next((run for run in runs if run.is_live and (run.url or "").rstrip("/") == address), None)
-            return run, self.client(self.url, run)
-        run = choose(runs, wanted, live_only=live_only)
-        return run, self.client(run.url, run) if run.is_live and run.url else None
-
-    def live(self, wanted: str | None) -> tuple[Client, str]:
-        """Return the client to a run that goes on, and what to call the run."""
-        run, client = self.find(wanted)
-        name = run.run_id if run else str(self.url)
-        if client is None:
-            raise ClientError(f"{name} serves no HTTP: attached with serve=False, or its port was taken")
-        return client, name
-
-
-def _reaching(command: _Function) -> _Function:
-    """Add the options that say how a run is reached, ``--json``, and the exit status of a refusal."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **given: Any) -> Any:
-        access = _Access(**{name: given.pop(name) for name in _Access.__dataclass_fields__})
-        try:
-            return command(*args, access=access, **given)
-        except ChoiceError as error:
-            raise click.UsageError(str(error)) from error
-        except ClientError as error:
-            raise click.ClickException(str(error)) from error
-
-    path = click.Path(exists=True, dir_okay=False)
-    for option in (
-        click.option("--keyfile", type=path, help="Private key of --certfile (PEM)."),
-        click.option("--certfile", type=path, help="Client certificate to show (PEM)."),
-        click.option("--cafile", type=path, help="CA of an https run (PEM); default: the system's."),
-        click.option(
-            "--dir", "directory", help="Where the run folders are; default: $MONITOR_DIR, else your data folder."
-        ),
-        click.option("--token", help="Token; default: the run folder's, else $MONITOR_TOKEN."),
-        click.option("--url", help="Address of a run that has no folder on this machine."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-    ):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[return-value]
-
-
 @main.command()
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Print the newest N.")
-@_reaching
-def runs(access: _Access, limit: int, as_json: bool) -> None:
+@reaching
+@_JSON
+def runs(access: Access, limit: int, as_json: bool) -> None:
     """List the runs known on this machine, newest last."""
     summaries = [_summarise(access, run) for run in list_runs(access.directory)[-limit:]]
     if as_json:
@@ -140,7 +71,7 @@ def runs(access: _Access, limit: int, as_json: bool) -> None:
         click.echo("no run is known here; `monitor demo` makes one")
 
 
-def _summarise(access: _Access, run: KnownRun) -> dict[str, Any]:
+def _summarise(access: Access, run: KnownRun) -> dict[str, Any]:
     known = asdict(run)
     if not run.is_live or not run.url:
         return _report.summary(run.read_final(), {**known, "url": run.url if run.is_live else None})
@@ -153,8 +84,9 @@ def _summarise(access: _Access, run: KnownRun) -> dict[str, Any]:
 
 @main.command()
 @click.argument("run", required=False)
-@_reaching
-def status(access: _Access, run: str | None, as_json: bool) -> None:
+@reaching
+@_JSON
+def status(access: Access, run: str | None, as_json: bool) -> None:
     """Show one run in full; of an ended one, its last state."""
     known, client = access.find(run, live_only=False)
     document = client.get("/run") if client else known.read_final() if known else None
@@ -173,9 +105,10 @@ def status(access: _Access, run: str | None, as_json: bool) -> None:
 @click.option("--over-steps", type=click.IntRange(min=0), default=None, help="Get there geometrically over N steps.")
 @click.option("--reason", default="", help="Kept with the command in the run's events.")
 @click.option("--wait/--no-wait", default=True, help="Wait until a step has applied it (default), or only send it.")
-@_reaching
+@reaching
+@_JSON
 def lr(
-    access: _Access,
+    access: Access,
     words: tuple[str, ...],
     groups: tuple[str, ...],
     over_steps: int | None,
@@ -262,8 +195,9 @@ def _add_action(action: str, help_text: str) -> None:
     @click.argument("run", required=False)
     @click.option("--reason", default="", help="Kept with the command in the run's events.")
     @click.option("--wait/--no-wait", default=True, help="Wait for the outcome (default), or only send it.")
-    @_reaching
-    def act(access: _Access, run: str | None, reason: str, wait: bool, as_json: bool) -> None:
+    @reaching
+    @_JSON
+    def act(access: Access, run: str | None, reason: str, wait: bool, as_json: bool) -> None:
         _command(*access.live(run), action, {"reason": reason} if reason else {}, wait, as_json)
 
 

@@ -517,7 +517,7 @@ class TestReport:
         assert [line.split()[:2] for line in lines[1:]] == [["generator", "0"], ["discriminator", "0"]]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"], ["lr", "reduce", "0.5"], ["runs"], ["replay", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["status"], ["lr", "reduce", "0.5"], ["runs"], ["replay", "--help"], ["top", "--help"]])
 def test_the_command_line_never_imports_torch(words: list[str]) -> None:
     """The commands that speak HTTP, and the help, start without torch, flask or prometheus_client."""
     code = (
@@ -535,5 +535,5 @@ def test_module_and_help() -> None:
     """`python -m monitor --help` names every command."""
     done = subprocess.run([sys.executable, "-m", "monitor", "--help"], capture_output=True, text=True, check=True)
     commands = {line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()}
-    expected = {"checkpoint", "demo", "lr", "pause", "replay", "resume", "runs", "status", "stop"}
+    expected = {"checkpoint", "demo", "lr", "pause", "replay", "resume", "runs", "status", "stop", "top"}
     assert expected <= commands

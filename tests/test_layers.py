@@ -53,14 +53,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the command line: HTTP and run folders; only the demo reaches for a run
     "_client": {"_folder"},
     "_report": set(),
+    "_reach": {"_client", "_folder"},
+    "_screen": {"_report"},
     "_demo": {"_run", "_access", "server"},
     "_curves": {"_records"},
     "_replay": {"_curves", "_records", "detect"},
     "_replay_plot": {"_curves", "_records"},
     "_stack": {"alerts", "grafana"},
     "cli_dashboards": {"_client", "_folder", "_records", "_stack", "grafana"},
+    "cli_top": {"_client", "_folder", "_reach", "_report", "_screen"},
     "cli_replay": {"_curves", "_replay", "_replay_plot", "detect"},
-    "cli": {"_client", "_report", "_folder", "_version"},
+    "cli": {"_client", "_reach", "_report", "_folder", "_version"},
     "__main__": {"cli"},
 }
 # library -> rooms that may import it. A library that is not named here may be imported by no room.
@@ -74,7 +77,8 @@ OUTSIDE: dict[str, set[str]] = {
     "cheroot": {"server"},
     "plotly": {"server"},
     "platformdirs": {"_folder"},
-    "click": {"cli", "cli_replay", "cli_dashboards", "_demo"},
+    "click": {"cli", "cli_replay", "cli_dashboards", "cli_top", "_reach", "_demo"},
+    "rich": {"_screen", "cli_top"},
     "grafana_client": {"grafana"},
 }
 
