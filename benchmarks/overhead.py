@@ -145,25 +145,29 @@ def hooks(args: argparse.Namespace, folder: Path) -> list[str]:
 
 
 def peers(args: argparse.Namespace, _: Path) -> list[str]:
-    """What logging five scalars a step costs with each tracker, in a real step."""
+    """What logging five scalars a step costs with each tracker, beside what the monitor costs in the same process."""
     python = bench_python()
-    num_blocks = 5 if args.quick else 20
+    num_blocks = 12 if args.quick else 60
     rows, missing = [], []
-    for name in ("nothing", "monitor", *LOGS):
-        package = LOGS[name][0] if name in LOGS else ""
-        problem = install(python, package)
+    for name in ("nothing", *LOGS):
+        problem = install(python, LOGS[name][0] if name in LOGS else "")
         found = None if problem else run_peer(python, name, num_blocks)
         if not isinstance(found, dict):
             missing.append(f"- {name}: not measured ({problem or found})")
             continue
-        figures = [f"{found[key] * US:,.0f}" for key in ("added_median", "added_own", "added_p99", "added_cpu")]
-        rows.append([f"{name} {found['version']}".strip(), f"{found['step'] * 1e3:.2f}", *figures])
-    header = ["", "step without, ms", "added median us", "of it CPU of the thread us", "added p99 us", "added CPU us"]
+        peer, ours = found["peer"], found["monitor"]
+        figures = [
+            f"{each[key] * US:,.0f}" for key in ("added_median", "added_p99", "added_cpu") for each in (peer, ours)
+        ]
+        share = f"{ours['added_median'] / peer['added_median']:.2f}" if name != "nothing" else ""
+        rows.append([f"{name} {found['version']}".strip(), f"{peer['step'] * 1e3:.2f}", *figures, share])
+    header = ["", "step, ms", "median us", "ours", "p99 us", "ours", "CPU us", "ours", "median, ours / theirs"]
     return [
         "### Against trackers: five scalars a step",
         "",
-        "One process each; blocks of 200 steps with and without alternate. CPU is that of the process, all its threads",
-        "and its children. `nothing` logs nothing: its figures are the noise of this measurement.",
+        "What is added to a step, against the same step bare. One process a tracker; blocks of 100 steps, bare, with",
+        "the monitor and with the tracker, by turns, so that both are measured under the same load. CPU is that of the",
+        "process, all its threads and its children. `nothing` logs nothing: its figures are the noise.",
         "",
         *table(header, rows),
         *missing,
@@ -221,14 +225,14 @@ def step(args: argparse.Namespace, folder: Path) -> list[str]:
     rows = []
     for title, is_scraped in (("attached", False), ("attached, scraped every second", True)):
         one_step, optimizer, scheduler = char_gpt_step(example, options)
-        blocks = Blocks()
+        blocks = Blocks("bare", "monitor")
         port = free_port()
         with scraping(port) if is_scraped else contextlib.nullcontext():
             for _ in range(num_blocks):
-                blocks.run(False, one_step, 12, warm_up=2)
+                blocks.run("bare", one_step, 12, warm_up=2)
                 with monitor.attach(optimizer, scheduler, directory=str(folder), port=port, linger=0):
-                    blocks.run(True, one_step, 12, warm_up=2)
-        found = blocks.result()
+                    blocks.run("monitor", one_step, 12, warm_up=2)
+        found = blocks.result("monitor", "bare")
         figures = [f"{found['step'] * 1e3:.1f}", f"{found['ratio']:.4f}", f"{found['added_cpu'] / found['step']:.2%}"]
         rows.append([title, *figures])
     return [

@@ -1,6 +1,6 @@
-"""One tracker, one process: the same training step with and without its logging, in alternating blocks; prints JSON.
+"""One tracker, one process: the same training step bare, watched and logged, in blocks by turns; prints JSON.
 
-    python benchmarks/overhead_peers.py monitor --blocks 40
+    python benchmarks/overhead_peers.py tensorboard --blocks 40
 
 Started by benchmarks/overhead.py, once per tracker. Each logs five scalars a step in the way of its own documentation:
 the loss, the learning rates of two param groups, the gradient norm and a figure of the user's own. ``monitor`` captures
@@ -29,8 +29,8 @@ import torch
 from torch import nn
 
 Log = Callable[[int, dict[str, float]], None]
-BLOCK_STEPS = 200
-WARM_UP_STEPS = 50  # what starts a block, attaching above all, is no cost of a step
+BLOCK_STEPS = 100
+WARM_UP_STEPS = 20  # what starts a block, attaching above all, is no cost of a step
 
 
 class Job:
@@ -150,14 +150,14 @@ LOGS: dict[str, tuple[str, Callable[[Path], Log]]] = {
 
 
 class Blocks:
-    """The times of the steps of many short blocks, with and without, one after the other."""
+    """The times of the steps of many short blocks of several ways to take them, one after the other."""
 
-    def __init__(self) -> None:
-        self.times: dict[bool, list[list[float]]] = {True: [], False: []}
-        self.own: dict[bool, list[float]] = {True: [], False: []}
-        self.cpu: dict[bool, list[float]] = {True: [], False: []}
+    def __init__(self, *ways: str) -> None:
+        self.times: dict[str, list[list[float]]] = {way: [] for way in ways}
+        self.own: dict[str, list[float]] = {way: [] for way in ways}
+        self.cpu: dict[str, list[float]] = {way: [] for way in ways}
 
-    def run(self, is_with: bool, one_step: Callable[[], Any], num_steps: int, warm_up: int = WARM_UP_STEPS) -> None:
+    def run(self, way: str, one_step: Callable[[], Any], num_steps: int, warm_up: int = WARM_UP_STEPS) -> None:
         for _ in range(warm_up):
             one_step()
         cpu, times, own = tree_cpu_seconds(), [], []
@@ -166,24 +166,24 @@ class Blocks:
             one_step()
             own.append(time.thread_time() - started_own)
             times.append(time.perf_counter() - started)
-        self.own[is_with].append(statistics.median(own))
-        self.cpu[is_with].append((tree_cpu_seconds() - cpu) / num_steps)
-        self.times[is_with].append(times)
+        self.own[way].append(statistics.median(own))
+        self.cpu[way].append((tree_cpu_seconds() - cpu) / num_steps)
+        self.times[way].append(times)
 
-    def result(self) -> dict[str, float]:
-        """Seconds per step. The added median is the median over the pairs of blocks: drift of the machine cancels."""
-        medians = {key: [statistics.median(block) for block in blocks] for key, blocks in self.times.items()}
-        every = {key: sorted(t for block in blocks for t in block) for key, blocks in self.times.items()}
+    def result(self, way: str, base: str) -> dict[str, float]:
+        """Seconds per step. An added median is the median over the pairs of blocks: drift of the machine cancels."""
+        medians = {key: [statistics.median(block) for block in self.times[key]] for key in (way, base)}
+        every = {key: sorted(t for block in self.times[key] for t in block) for key in (way, base)}
         p99 = {key: times[int(0.99 * (len(times) - 1))] for key, times in every.items()}
-        pairs = list(zip(medians[True], medians[False], strict=True))
+        pairs = list(zip(medians[way], medians[base], strict=True))
         cpu, own = (
-            [with_ - without for with_, without in zip(kind[True], kind[False], strict=True)]
+            [with_ - without for with_, without in zip(kind[way], kind[base], strict=True)]
             for kind in (self.cpu, self.own)
         )
         return {
-            "step": statistics.median(medians[False]),
+            "step": statistics.median(medians[base]),
             "added_median": statistics.median(a - b for a, b in pairs),
-            "added_p99": p99[True] - p99[False],
+            "added_p99": p99[way] - p99[base],
             "added_own": statistics.median(own),
             "added_cpu": statistics.median(cpu),
             "ratio": statistics.median(a / b for a, b in pairs),
@@ -200,40 +200,42 @@ def tree_cpu_seconds() -> float:
 
 
 def measure(name: str, num_blocks: int, folder: Path) -> dict[str, Any]:
-    job, blocks, count = Job(), Blocks(), 0
-    log = LOGS[name][1](folder) if name in LOGS else None
+    """Take the steps of one job in three ways by turns: bare, watched, and logged by the peer."""
+    import monitor
 
-    def bare() -> None:
-        job.step()
+    job, count = Job(), 0
+    log = LOGS[name][1](folder) if name in LOGS else None
 
     def logged() -> None:
         nonlocal count
         count += 1
-        assert log is not None
-        log(count, job.scalars(count, *job.step()))
+        loss, norm = job.step()
+        if log is not None:
+            log(count, job.scalars(count, loss, norm))
 
-    for _ in range(num_blocks):
-        blocks.run(False, bare, BLOCK_STEPS)
-        if name == "monitor":
-            import monitor
-
-            with monitor.attach(job.optimizer, job.scheduler, directory=str(folder), port=0):
-                blocks.run(True, bare, BLOCK_STEPS)
-        else:
-            blocks.run(True, logged if log else bare, BLOCK_STEPS)
-    distribution = LOGS[name][0] if name in LOGS else {"monitor": "training-monitor"}.get(name, "")
-    try:
-        found = version(distribution) if distribution else ""
-    except Exception:
-        found = ""
-    return {"name": name, "version": found, **blocks.result()}
+    ways = ["bare", "monitor", "peer"]
+    blocks = Blocks(*ways)
+    for number in range(num_blocks):
+        for way in ways[number % 3 :] + ways[: number % 3]:
+            if way == "monitor":
+                with monitor.attach(job.optimizer, job.scheduler, directory=str(folder), port=0, linger=0):
+                    blocks.run(way, job.step, BLOCK_STEPS)
+            else:
+                blocks.run(way, logged if way == "peer" else job.step, BLOCK_STEPS)
+    distribution = LOGS[name][0] if name in LOGS else ""
+    return {
+        "name": name,
+        "version": version(distribution) if distribution else "",
+        "monitor": blocks.result("monitor", "bare"),
+        "peer": blocks.result("peer", "bare"),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=["nothing", "monitor", *LOGS])
+    parser.add_argument("name", choices=["nothing", *LOGS])
     logging.getLogger("monitor").setLevel(logging.ERROR)
-    parser.add_argument("--blocks", type=int, default=15, help="pairs of blocks (default: %(default)s)")
+    parser.add_argument("--blocks", type=int, default=15, help="blocks of each way (default: %(default)s)")
     args = parser.parse_args()
     # Some trackers print to stdout what they like: the result goes to the real one, all else to stderr.
     out = os.fdopen(os.dup(1), "w")

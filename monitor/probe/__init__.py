@@ -1,9 +1,8 @@
 """The only code on the training thread: hooks and patches that note facts and append them to the tape.
 
-The way of a sample: :mod:`._patches` catches backward, clipping, scaler and data loading and writes into the thread's
-:class:`~._ledger.Ledger`; the step hooks of :mod:`._steps` close the ledger at each optimizer step and append one
-entry to the
-:class:`~._tape.Tape`; the recorder thread drains the tape.
+The way of a sample: the patches (:mod:`._loss`, :mod:`._clipping`, :mod:`._scaler`, :mod:`._loading`, put in and taken
+out by :mod:`._patches`) write into the thread's :class:`~._ledger.Ledger`; the step hooks of :mod:`._steps` close the
+ledger at each optimizer step and append one entry to the :class:`~._tape.Tape`; the recorder thread drains the tape.
 """
 
 from monitor.probe._ledger import current as current_ledger

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from monitor.probe._values import Value, take
 
+MAX_CLIPS = 4096
+"""Clips that are kept while nobody steps."""
 
-@dataclass(slots=True)
-class ClipNote:
+
+class ClipNote(NamedTuple):
     """One call of a clipping function, as seen on the training thread.
 
     ``norms`` are L2 norms by device, taken before clipping (empty: not measured); ``measure`` is what the threshold
@@ -24,8 +25,8 @@ class ClipNote:
 
     kind: Literal["norm", "value"]
     threshold: float
-    norms: list[Value]
-    measure: list[Value]
+    norms: Sequence[Value]
+    measure: Sequence[Value]
     param_ids: frozenset[int] | None = None
     num_losses: int = 0
 

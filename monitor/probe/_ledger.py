@@ -14,6 +14,7 @@ import weakref
 from time import perf_counter
 from typing import Any
 
+from monitor.probe._compilation import untraced
 from monitor.probe._values import Value
 
 MAX_LOSSES = 65536
@@ -55,11 +56,18 @@ class Ledger:
         self.scaler: Any = None
         self.unscaled: dict[int, tuple[weakref.ref[Any], Value | None]] = {}
 
+    @untraced
     def add_loss(self, value: Value | None) -> None:
         """Note one back-propagated scalar; None if it cannot be known."""
         if self.is_spent:
-            self.clear_losses()
-        elif len(self.losses) >= MAX_LOSSES:  # nobody steps: what is kept must not grow without end
+            self.losses = [value]
+            self.is_spent = False
+            self.takers = []
+            self.override = None
+            if self.marks:
+                self.marks.clear()
+            return
+        if len(self.losses) >= MAX_LOSSES:  # nobody steps: what is kept must not grow without end
             self.clear_losses()
             value = None
         self.losses.append(value)
@@ -69,8 +77,9 @@ class Ledger:
         self.losses = []
         self.is_spent = False
         self.takers = []
-        self.marks.clear()
         self.override = None
+        if self.marks:
+            self.marks.clear()
 
     def note_zero_grad(self, probe: int) -> None:
         """Forget what was back-propagated so far, for one optimizer."""
@@ -106,13 +115,16 @@ class Ledger:
         return bool(self.losses) and not self.is_spent
 
 
-_LOCAL = threading.local()
+class _Local(threading.local):
+    """Makes a ledger for each thread that asks."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
+
+LOCAL = _Local()
 
 
 def current() -> Ledger:
     """Return the ledger of the calling thread."""
-    try:
-        ledger: Ledger = _LOCAL.ledger
-    except AttributeError:
-        ledger = _LOCAL.ledger = Ledger()
-    return ledger
+    return LOCAL.ledger

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import perf_counter, sleep
 from typing import Any, Protocol
@@ -13,15 +13,17 @@ from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
 from monitor.probe import _patches
+from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
-from monitor.probe._gradients import ClipNote, gradients_of, total_norms
-from monitor.probe._ledger import Ledger, current
+from monitor.probe._gradients import ClipNote
+from monitor.probe._ledger import LOCAL, Ledger, current
+from monitor.probe._norms import NormMeter
+from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
-from monitor.probe._values import Value, take
+from monitor.probe._values import Value
 
 FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
-MAX_CLIPS = 4096
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
 
@@ -76,25 +78,15 @@ class StepProbe:
         self.wants_details = True
         self._tape = tape
         self._on_boundary = on_boundary
-        self._stride = 0 if gradient_norm == "off" else 1 if gradient_norm == "auto" else int(gradient_norm)
-        self._is_auto = gradient_norm == "auto"
-        self._budget = budget
-        self._norm_at = 0
-        self._clips: list[ClipNote] = []
+        self.norms = NormMeter(optimizer, gradient_norm, budget)
         self._handles: list[Any] = []
         self.thread = 0
         self._ledger = Ledger()
         self._is_stepping = False
         self._open: tuple[Any, ...] | None = None
-        self._in_closure: list[Value | None] | None = None
-        self._closure_norms: Sequence[Value] = ()
+        self._evaluation: FirstEvaluation | None = None
         self.last_end = 0.0
-        self._step_seconds = 0.0
-        self._norm_seconds = 0.0
-        self._ids: frozenset[int] = frozenset()
-        self._num_groups = -1
         self._has_guard = False
-        self._open_clips: list[ClipNote] = []
         self._is_nested = _num_steps(type(optimizer)) > 1
 
     # ------------------------------------------------------------------------------------------------- life
@@ -134,15 +126,14 @@ class StepProbe:
         self.door.leave()
         self._is_stepping = False
         self._open = None
-        self._in_closure = None
-        self._open_clips = []
+        self._evaluation = None
 
     # ------------------------------------------------------------------------------------------------ hooks
 
     def _make_hooks(self) -> tuple[Any, Any]:
         """Build the hooks as closures: each name that they use costs no attribute look-up on the hot path."""
         optimizer, door, tape, append, key = self.optimizer, self.door, self._tape, self._tape.append, self.key
-        clock, thread_id = perf_counter, get_ident
+        clock, numbers, local, meter, me, make = perf_counter, tape.numbers, LOCAL, self.norms, id(self), tuple.__new__
 
         def pre_hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
@@ -155,29 +146,39 @@ class StepProbe:
                         return None
                     self.abandon()  # the last step raised
                 self._is_stepping = True
-                thread = thread_id()
-                if thread != self.thread:
-                    self.thread, self._ledger = thread, current()
-                ledger = self._ledger
-                groups = optimizer.param_groups
-                scheduled = [g.get("lr") for g in groups]
+                ledger = local.ledger
+                if ledger is not self._ledger:
+                    self.thread, self._ledger = get_ident(), ledger
+                scheduled, has_factor, is_plain = [], False, True
+                for group in optimizer.param_groups:
+                    lr = group.get("lr")
+                    scheduled.append(lr)
+                    if lr.__class__ is not float:
+                        is_plain = False
+                    if FACTOR in group:
+                        has_factor = True
                 applied = factors = None
-                for g in groups:
-                    if FACTOR in g:
-                        scheduled, applied, factors = self._enter(scheduled)
-                        break
-                else:
-                    for lr in scheduled:
-                        if lr.__class__ is not float:
-                            scheduled = _lr_values(scheduled)
-                            break
+                if has_factor:
+                    scheduled, applied, factors = self._enter(scheduled)
+                elif not is_plain:
+                    scheduled = _lr_values(scheduled)
                 replaced = None
-                if len(args) > 1 or kwargs:
-                    replaced = self._wrap_closure(args, kwargs)
-                losses = ledger.take_losses(id(self)) if replaced is None else ()
+                losses: Sequence[Value | None] = ()
                 norms: Sequence[Value] = ()
-                if replaced is None and (self._stride or self._clips):
-                    norms = self._norms()
+                if (len(args) > 1 or kwargs) and has_closure(args, kwargs):
+                    replaced = self._evaluate(args, kwargs)
+                else:
+                    if ledger.takers or ledger.override is not None or ledger.marks:
+                        losses = ledger.take_losses(me)
+                    else:  # the same for the usual case: nobody has taken them, none was overridden or cleared
+                        ledger.takers.append(me)
+                        ledger.is_spent = True
+                        losses = ledger.losses
+                    clips = meter.clips
+                    if len(clips) == 1 and clips[0].param_ids is None:
+                        norms = clips[0].norms
+                    elif clips or meter.is_on:
+                        norms = meter.take()
                 details = None
                 if self.wants_details:
                     details = self._details()
@@ -205,16 +206,16 @@ class StepProbe:
                 self._is_stepping = False
                 start, losses, norms, scheduled, applied, factors, details, begin = opened
                 ledger = self._ledger
-                if self._in_closure is not None:
-                    losses, norms = self._leave_closure()
-                clips: Sequence[ClipNote] = ()
-                if self._clips:
-                    clips, self._clips = self._clips, []
+                clips: Sequence[ClipNote] = meter.clips
+                if clips:
+                    meter.clips = []
+                if self._evaluation is not None:
+                    losses, norms, clips = self._leave_closure()
                 amp = None
                 if ledger.scaler is not None:
-                    amp = self._amp_values()
+                    amp = amp_values(ledger, optimizer)
                     ledger.scaler = None  # the next loss may be an unscaled one
-                self.number = number = self.number + 1
+                self.number = meter.number = number = self.number + 1
                 end = clock()
                 phases = (
                     ledger.data,
@@ -227,11 +228,16 @@ class StepProbe:
                 ledger.data = ledger.forward = ledger.backward = ledger.monitor = ledger.other = 0.0
                 ledger.mark = end
                 self.last_end, last = end, self.last_end
-                self._step_seconds += 0.05 * (end - last - self._step_seconds) if last else 0.0
+                if last:
+                    meter.step_seconds += 0.05 * (end - last - meter.step_seconds)
+                tape.last_sequence = sequence = next(numbers)
                 append(
-                    StepEntry(
-                        tape.next_sequence(), key, number, end, losses, norms, scheduled, applied, factors,
-                        clips, amp, False, phases, details,
+                    make(
+                        StepEntry,
+                        (
+                            sequence, key, number, end, losses, norms, scheduled, applied, factors,
+                            clips, amp, False, phases, details,
+                        ),
                     )
                 )  # fmt: skip
             except Exception as error:  # noqa: BLE001
@@ -263,18 +269,11 @@ class StepProbe:
             [_momentum(g) for g in groups],
         )
 
-    def _amp_values(self) -> tuple[Value | None, Value | None, Value | None]:
-        scaler = self._ledger.scaler
-        found_inf = getattr(self.optimizer, "found_inf", None)
-        grad_scale = getattr(self.optimizer, "grad_scale", None)
-        scale = scaler._scale if isinstance(scaler._scale, Tensor) else None
-        return (_taken(found_inf), _taken(grad_scale), _taken(scale))
-
     def on_skipped(self, scaler: Any) -> None:
         """Record a step that the GradScaler did not make because of an overflow."""
         try:
             ledger = current()
-            self._clips = []
+            self.norms.clips = []
             end = perf_counter()
             losses = ledger.take_losses(id(self))
             scheduled = _lr_values([g.get("lr") for g in self.optimizer.param_groups])
@@ -288,7 +287,7 @@ class StepProbe:
             )
             ledger.data = ledger.forward = ledger.backward = ledger.monitor = ledger.other = 0.0
             ledger.mark = end
-            amp = (None, None, _taken(scaler._scale))
+            amp = (None, None, taken(scaler._scale))
             ledger.scaler = None
             self._tape.append(
                 StepEntry(
@@ -304,120 +303,28 @@ class StepProbe:
         """Forget losses and clips whose gradients are being cleared."""
         try:
             current().note_zero_grad(id(self))
-            if self._clips:
-                self._clips = []
+            self.norms.clips = []
         except Exception as error:  # noqa: BLE001
             self.on_error("probe", error)
 
     # ---------------------------------------------------------------------------------------------- closures
 
-    def _wrap_closure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Have the first evaluation of a closure measured: its loss and gradient are those of the point the step
         starts from."""
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if not callable(closure):
-            return None
-        self._in_closure, self._closure_norms = [], ()
-        ledger, pending = self._ledger, [True]
-        ledger.clear_losses()
+        self._evaluation = FirstEvaluation(id(self), self._ledger, self.norms, self.on_error)
+        return self._evaluation.wrap(args, kwargs)
 
-        def measured(*a: Any, **k: Any) -> Any:
-            result = closure(*a, **k)
-            if pending:
-                pending.clear()
-                try:
-                    self._in_closure = list(ledger.take_losses(id(self)))
-                    self._closure_norms = self._norms()
-                    self._open_clips, self._clips = self._clips, []
-                except Exception as error:  # noqa: BLE001
-                    self.on_error("probe", error)
-            return result
-
-        if len(args) > 1:
-            return (args[0], measured, *args[2:]), kwargs
-        return args, {**kwargs, "closure": measured}
-
-    def _leave_closure(self) -> tuple[Sequence[Value | None], Sequence[Value]]:
-        losses, self._in_closure = self._in_closure or (), None
-        self._ledger.clear_losses()
-        self._clips, self._open_clips = self._open_clips, []
-        return losses, self._closure_norms
-
-    # ------------------------------------------------------------------------------------------------- norms
+    def _leave_closure(self) -> tuple[Sequence[Value | None], Sequence[Value], Sequence[ClipNote]]:
+        evaluation, self._evaluation = self._evaluation, None
+        assert evaluation is not None
+        evaluation.leave()
+        return evaluation.losses, evaluation.norms, evaluation.clips
 
     @property
     def last_activity(self) -> float:
         """When the training thread was last seen to step, to back-propagate or to get a batch (``perf_counter``)."""
         return self._ledger.mark
-
-    def wants_norm(self) -> bool:
-        """Tell whether the coming step is one whose gradient norm is measured."""
-        return self._stride > 0 and self.number >= self._norm_at
-
-    def coverage(self, params: Sequence[Tensor], is_shared: bool) -> frozenset[int] | None:
-        """Return which of this optimizer's parameters are among ``params``, by id; None for all of them."""
-        ids = self.param_ids
-        if not is_shared and len(params) >= len(ids):
-            return None
-        covered = ids.intersection(map(id, params))
-        return None if len(covered) == len(ids) else covered
-
-    @property
-    def param_ids(self) -> frozenset[int]:
-        """Every parameter of the optimizer, by id."""
-        groups = self.optimizer.param_groups
-        if len(groups) != self._num_groups:
-            self._num_groups = len(groups)
-            self._ids = frozenset(id(p) for g in groups for p in g["params"])
-        return self._ids
-
-    def add_clip(self, note: ClipNote) -> None:
-        """Note a clip of this optimizer's gradients; it belongs to the coming step."""
-        note.num_losses = len(current().losses)
-        if len(self._clips) >= MAX_CLIPS:  # nobody steps: what is kept must not grow without end
-            self._clips = []
-        self._clips.append(note)
-
-    def _norms(self) -> Sequence[Value]:
-        """Return the parts of the gradient norm before clipping: what a clip measured, and the rest measured now."""
-        covered: set[int] = set()
-        parts: list[Value] = []
-        newest = self._clips[-1].num_losses if self._clips else 0
-        for note in self._clips:
-            if note.num_losses < newest:
-                continue  # clipped before the last backward, which has added to the gradient since
-            if note.param_ids is None:
-                if not parts:
-                    return note.norms
-                break
-            if covered.isdisjoint(note.param_ids):
-                if not note.norms:
-                    return ()
-                covered |= note.param_ids
-                parts += note.norms
-        if not self.wants_norm():
-            return ()
-        rest = _params(self.optimizer)
-        (norms,) = self.measure((p for p in rest if id(p) not in covered) if covered else rest, 2.0)
-        return parts + norms
-
-    def measure(self, params: Iterable[Tensor], *norm_types: float) -> list[list[Value]]:
-        """Compute norms of the gradients there are, one list of values (by device) for each type of norm."""
-        start = perf_counter()
-        grads = gradients_of(params)
-        norms = [total_norms(grads, norm_type) for norm_type in norm_types]
-        if self._is_auto:
-            self._pace(perf_counter() - start)
-        else:
-            self._norm_at = self.number + self._stride
-        return norms
-
-    def _pace(self, seconds: float) -> None:
-        """Choose when to measure next so that the pass stays within its share of the step time."""
-        self._norm_seconds += 0.2 * (seconds - self._norm_seconds) if self._norm_seconds else seconds
-        allowed = self._budget * self._step_seconds
-        stride = 1 if not allowed else min(1000, -(-self._norm_seconds // allowed))
-        self._norm_at = self.number + max(1, int(stride))
 
 
 def _remove_hook(handle: Any, is_safe: bool) -> None:
@@ -441,16 +348,8 @@ def _num_steps(kind: type) -> int:
     return len({inspect.unwrap(s) for s in steps})
 
 
-def _params(optimizer: Optimizer) -> Iterable[Tensor]:
-    return (p for g in optimizer.param_groups for p in g["params"])
-
-
 def _lr_values(lrs: Sequence[Any]) -> list[Any]:
-    return [_taken(lr) if isinstance(lr, Tensor) else lr for lr in lrs]
-
-
-def _taken(value: Any) -> Value | None:
-    return take(value.detach()) if isinstance(value, Tensor) else None
+    return [taken(lr) if isinstance(lr, Tensor) else lr for lr in lrs]
 
 
 def _plain(value: Any) -> float | None:

@@ -79,7 +79,7 @@ class Tape:
     ) -> None:
         capacity = max(512, CAPACITY * 16 // max(16, num_groups))
         self._ring: deque[StepEntry | SampleEntry] = deque(maxlen=capacity)
-        self._sequence = count(1)
+        self.numbers = count(1)
         self._expected = 1
         self._clock = clock
         self._on_error = on_error
@@ -92,7 +92,7 @@ class Tape:
 
     def next_sequence(self) -> int:
         """Number the next entry."""
-        self.last_sequence = n = next(self._sequence)
+        self.last_sequence = n = next(self.numbers)
         return n
 
     def drain(self, wall_offset: float) -> list[Step | Sample]:

@@ -114,6 +114,7 @@ def _clip(model: nn.Module, i: int) -> None:
     if i % 3 == 0:
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         nn.utils.clip_grad_norm_(list(model.parameters()), 0.1, norm_type=1.0)
+        nn.utils.clip_grad_norm_(list(model.parameters())[:1], 0.1)
     elif i % 3 == 1:
         nn.utils.clip_grad_value_(list(model.parameters())[:1], 0.01)
     else:

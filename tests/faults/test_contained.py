@@ -33,17 +33,14 @@ from tests.faults.loops import (
 
 # Called by a patch or a hook directly: each must contain whatever happens inside it, as a test below checks.
 CONTAINERS = {
-    "monitor.probe._patches._begin_backward",
-    "monitor.probe._patches._end_backward",
-    "monitor.probe._patches._note_scaler",
-    "monitor.probe._patches._begin_data",
-    "monitor.probe._patches._end_data",
-    "monitor.probe._patches._set_clipping",
-    "monitor.probe._patches._is_clipping",
-    "monitor.probe._patches._measure_before",
-    "monitor.probe._patches._note_norm_clip",
-    "monitor.probe._patches._note_value_clip",
+    "monitor.probe._loss.loss_value",
+    "monitor.probe._scaler.note_scaler",
+    "monitor.probe._loading.note_waiting",
+    "monitor.probe._clipping._measure_before",
+    "monitor.probe._clipping._note_norm_clip",
+    "monitor.probe._clipping._note_value_clip",
     "monitor.probe._patches._abandon",
+    "monitor.probe._closures.FirstEvaluation._measure",
     "monitor.probe._steps.StepProbe.on_skipped",
     "monitor.probe._steps.StepProbe.on_zero_grad",
     "monitor.recorder._recorder.Recorder.run_once",
@@ -51,17 +48,14 @@ CONTAINERS = {
 }
 REASONS = {
     "puts patches and hooks in": {
-        *(
-            "monitor.probe._patches." + n
-            for n in ("add", "_install", "_set", "_swap", "_wearing", "inner_cell", "guard")
-        ),
-        *("monitor.probe._patches." + n for n in ("_backward", "_zero_grad", "_scale", "_scaler_step", "_next")),
-        *(
-            "monitor.probe._patches." + n
-            for n in ("_clip_norm", "_clip_with_norm", "_clip_value", "skipped", "untraced")
-        ),
+        *("monitor.probe._patches." + n for n in ("add", "_install", "_set", "_swap", "_wearing")),
+        *("monitor.probe._patches." + n for n in ("inner_cell", "guard")),
+        *("monitor.probe._loss." + n for n in ("watch_backward", "watch_zero_grad")),
+        *("monitor.probe._scaler." + n for n in ("watch_scale", "watch_scaler_step")),
+        *("monitor.probe._clipping." + n for n in ("watch_clip_norm", "watch_clip_with_norm", "watch_clip_value")),
+        "monitor.probe._loading.watch_next",
         *("monitor.probe._compilation." + n for n in ("skipped", "untraced", "_mark")),
-        *("monitor.probe._steps." + n for n in ("untraced", "_num_steps", "StepProbe.open", "StepProbe._make_hooks")),
+        *("monitor.probe._steps." + n for n in ("_num_steps", "StepProbe.open", "StepProbe._make_hooks")),
     },
     "takes them out": {
         "monitor.probe._patches.remove",
@@ -72,8 +66,10 @@ REASONS = {
         "monitor.probe._steps._remove_hook",
         "monitor.probe._steps._nothing",
     },
-    "reads the user's own iterable, whose exceptions are the user's": {"monitor.probe._patches._as_list"},
-    "hands a failure on": {"monitor.probe._patches._report"},
+    "reads the user's own iterable, whose exceptions are the user's": {"monitor.probe._clipping._as_list"},
+    "hands a failure on": {
+        f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping", "_loading")
+    },
     "needs a device; tests/faults/test_values.py shows it on memory of the host": {
         *("monitor.probe._values." + n for n in ("_Cell.poll", "_Clone.poll", "PinnedLane.send", "PinnedLane.read")),
         *("monitor.probe._values." + n for n in ("PinnedLane.disown", "PinnedLane._reclaim")),

@@ -269,11 +269,11 @@ def test_logging_a_value_whose_repr_raises_is_contained(tmp_path: Path) -> None:
 
 def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
     """Losses and clips that no step ever takes do not pile up, and the loss of the step that does come is unknown."""
-    from monitor.probe import _ledger, _steps
+    from monitor.probe import _gradients, _ledger
 
     parameter = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([parameter], lr=0.0)
-    number = max(_ledger.MAX_LOSSES, _steps.MAX_CLIPS) + 10
+    number = max(_ledger.MAX_LOSSES, _gradients.MAX_CLIPS) + 10
     with watch(optimizer, tmp_path) as run:
         ledger = _ledger.current()
         probe = run._engine._probes[0]
@@ -282,7 +282,7 @@ def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
             if i % 10 == 0:
                 nn.utils.clip_grad_norm_([parameter], 1.0)
         assert len(ledger.losses) <= _ledger.MAX_LOSSES
-        assert len(probe._clips) <= _steps.MAX_CLIPS
+        assert len(probe.norms.clips) <= _gradients.MAX_CLIPS
         (parameter * 1.0).backward()
         optimizer.step()
         run.flush()

@@ -1,0 +1,56 @@
+"""Optimizers that evaluate a closure, LBFGS above all: what counts is the point that the step starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from monitor.probe._gradients import ClipNote
+from monitor.probe._ledger import Ledger
+from monitor.probe._norms import NormMeter
+from monitor.probe._values import Value
+
+
+class FirstEvaluation:
+    """Measure the first evaluation of a closure within a step: its loss, gradient norm and clips."""
+
+    def __init__(self, key: int, ledger: Ledger, norms: NormMeter, on_error: Callable[[str, Exception], None]) -> None:
+        self.losses: Sequence[Value | None] = ()
+        self.norms: Sequence[Value] = ()
+        self.clips: list[ClipNote] = []
+        self._key, self._ledger, self._meter, self._on_error = key, ledger, norms, on_error
+        self._is_pending = True
+        ledger.clear_losses()
+
+    def wrap(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments of ``step`` with the closure wrapped; None if there is none."""
+        closure: Any = args[1] if len(args) > 1 else kwargs.get("closure")
+
+        def measured(*a: Any, **k: Any) -> Any:
+            result = closure(*a, **k)
+            if self._is_pending:
+                self._is_pending = False
+                self._measure()
+            return result
+
+        if len(args) > 1:
+            return (args[0], measured, *args[2:]), kwargs
+        return args, {**kwargs, "closure": measured}
+
+    def _measure(self) -> None:
+        try:
+            self.losses = list(self._ledger.take_losses(self._key))
+            self.norms = self._meter.take()
+            self.clips, self._meter.clips = self._meter.clips, []
+        except Exception as error:  # noqa: BLE001
+            self._on_error("probe", error)
+
+    def leave(self) -> None:
+        """Drop what the later evaluations have noted."""
+        self._ledger.clear_losses()
+        self._meter.clips = []
+
+
+def has_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether ``step`` was given a closure."""
+    return callable(args[1] if len(args) > 1 else kwargs.get("closure"))

@@ -1,0 +1,131 @@
+"""One optimizer's gradient norm before clipping: what clips have measured, else a pass of its own, at its own pace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from time import perf_counter
+from typing import Any, Literal
+
+from torch import Tensor
+
+from monitor.probe._gradients import MAX_CLIPS, ClipNote, gradients_of, total_norms
+from monitor.probe._ledger import current
+from monitor.probe._values import Value
+
+MAX_STRIDE = 1000
+
+
+class NormMeter:
+    """Keep the clips since the last step, and measure the norm where none did.
+
+    Args:
+        optimizer: whose gradients are measured.
+        every: "auto", "off" or a stride in steps.
+        budget: share of the step time that "auto" may use.
+        max_stride: the most steps that "auto" leaves between two measurements.
+    """
+
+    def __init__(
+        self, optimizer: Any, every: str | int = "auto", budget: float = 0.01, max_stride: int = MAX_STRIDE
+    ) -> None:
+        self.clips: list[ClipNote] = []
+        self.number = 0
+        self.step_seconds = 0.0
+        self.is_on = every != "off"
+        self.optimizer = optimizer
+        self.num_groups = self.num_params = -1
+        self._is_auto = every == "auto"
+        self._stride = int(every) if isinstance(every, int) else 1
+        self._budget = budget
+        self._max_stride = max_stride
+        self._next = 0
+        self._seconds = 0.0
+        self._ids: frozenset[int] = frozenset()
+        self._count()
+
+    # ------------------------------------------------------------------------------------------------- clips
+
+    def note(
+        self,
+        kind: Literal["norm", "value"],
+        threshold: float,
+        norms: Sequence[Value],
+        measure: Sequence[Value],
+        covered: frozenset[int] | None,
+    ) -> None:
+        """Keep a clip of this optimizer's gradients, made after the losses that are in the ledger now. It belongs to
+        the coming step."""
+        if len(self.clips) >= MAX_CLIPS:  # nobody steps: what is kept must not grow without end
+            self.clips = []
+        self.clips.append(ClipNote(kind, threshold, norms, measure, covered, len(current().losses)))
+
+    def coverage(self, params: Sequence[Tensor], is_shared: bool) -> frozenset[int] | None:
+        """Return which of the optimizer's parameters are among ``params``, by id; None for all of them."""
+        if len(self.optimizer.param_groups) != self.num_groups:
+            self._count()
+        if len(params) >= self.num_params and not is_shared:
+            return None
+        covered = self._ids.intersection(map(id, params))
+        return None if len(covered) == len(self._ids) else covered
+
+    def _count(self) -> None:
+        self.num_groups = len(self.optimizer.param_groups)
+        self._ids = frozenset(id(p) for g in self.optimizer.param_groups for p in g["params"])
+        self.num_params = len(self._ids)
+
+    # ------------------------------------------------------------------------------------------------- norms
+
+    def take(self) -> Sequence[Value]:
+        """Return the parts of the gradient norm before clipping: what a clip measured, and the rest measured now."""
+        covered: set[int] = set()
+        parts: list[Value] = []
+        newest = self.clips[-1].num_losses if self.clips else 0
+        for note in self.clips:
+            if note.num_losses < newest:
+                continue  # clipped before the last backward, which has added to the gradient since
+            if note.param_ids is None:
+                if not parts:
+                    return note.norms
+                break
+            if covered.isdisjoint(note.param_ids):
+                if not note.norms:
+                    return ()
+                covered |= note.param_ids
+                parts += note.norms
+        if not self.is_due:
+            return ()
+        rest = (p for g in self.optimizer.param_groups for p in g["params"])
+        (norms,) = self._measure((p for p in rest if id(p) not in covered) if covered else rest, 2.0)
+        return parts + norms
+
+    def of_clipped(
+        self, covered: frozenset[int] | None, params: Iterable[Tensor], *norm_types: float
+    ) -> list[list[Value]]:
+        """Measure this optimizer's share of what is clipped; nothing where this step's norm is not due."""
+        if not self.is_due:
+            return [[] for _ in norm_types]
+        ids = self._ids if covered is None else covered
+        return self._measure((p for p in params if id(p) in ids), *norm_types)
+
+    @property
+    def is_due(self) -> bool:
+        """Tell whether the coming step is one whose gradient norm is measured."""
+        return self.is_on and self.number >= self._next
+
+    def _measure(self, params: Iterable[Tensor], *norm_types: float) -> list[list[Value]]:
+        """Compute norms of the gradients there are, one list of values (by device) for each type of norm."""
+        start = perf_counter()
+        grads = gradients_of(params)
+        norms = [total_norms(grads, norm_type) for norm_type in norm_types]
+        if self._is_auto:
+            self._pace(perf_counter() - start)
+        else:
+            self._next = self.number + self._stride
+        return norms
+
+    def _pace(self, seconds: float) -> None:
+        """Choose when to measure next so that the pass stays within its share of the step time."""
+        self._seconds += 0.2 * (seconds - self._seconds) if self._seconds else seconds
+        allowed = self._budget * self.step_seconds
+        stride = 1 if not allowed else min(self._max_stride, -(-self._seconds // allowed))
+        self._next = self.number + max(1, int(stride))

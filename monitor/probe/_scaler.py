@@ -1,0 +1,69 @@
+"""``torch.amp.GradScaler``: its scale, the losses before it, and the steps it skips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from monitor.probe._compilation import untraced
+from monitor.probe._ledger import Ledger, current
+from monitor.probe._values import Value, take
+from monitor.probe._watched import PROBES, report
+
+Amp = tuple[Value | None, Value | None, Value | None]
+"""Found an overflow, scale of the gradients, scale."""
+
+
+def watch_scale(original: Any) -> Any:
+    """Remember a loss as it was before it is scaled."""
+
+    def scale(self: Any, outputs: Any) -> Any:
+        scaled = original(self, outputs)
+        if scaled is not outputs:
+            note_scaler(self, outputs, scaled)
+        return scaled
+
+    return scale
+
+
+def watch_scaler_step(original: Any) -> Any:
+    """Notice the steps that the scaler does not make."""
+
+    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        probe = PROBES.get(id(getattr(optimizer, "optimizer", optimizer)))
+        if probe is None or not self._enabled:
+            return original(self, optimizer, *args, **kwargs)
+        number = probe.number
+        note_scaler(self)
+        result = original(self, optimizer, *args, **kwargs)
+        if probe.number == number:
+            probe.on_skipped(self)
+        return result
+
+    return step
+
+
+@untraced
+def note_scaler(scaler: Any, outputs: Any = None, scaled: Any = None) -> None:
+    """Write the scaler that is in use, and a loss before scaling, into the ledger."""
+    try:
+        ledger = current()
+        ledger.scaler = scaler
+        if isinstance(outputs, Tensor) and outputs.numel() == 1:
+            ledger.note_unscaled(scaled, take(outputs))
+    except Exception as error:  # noqa: BLE001
+        report(error)
+
+
+@untraced
+def amp_values(ledger: Ledger, optimizer: Any) -> Amp:
+    """Return what a fused optimizer's step was given by the scaler."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    grad_scale = getattr(optimizer, "grad_scale", None)
+    return taken(found_inf), taken(grad_scale), taken(ledger.scaler._scale)
+
+
+def taken(value: Any) -> Value | None:
+    """Take the value of a tensor; None for anything else."""
+    return take(value.detach()) if isinstance(value, Tensor) else None

@@ -1,0 +1,21 @@
+"""The optimizers that are watched. Read by every patch, written by ``_patches.add`` and ``_patches.remove``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from monitor.probe._norms import NormMeter
+    from monitor.probe._steps import StepProbe
+
+PROBES: dict[int, StepProbe] = {}
+"""Every attached optimizer's probe by ``id(optimizer)``."""
+
+SOLE: list[NormMeter | None] = [None]
+"""The gradient norms of the only one there is, else None: one look where the hot path has no time for more."""
+
+
+def report(error: Exception) -> None:
+    """Hand a failure of ours to every run: a patch cannot tell whose it is."""
+    for probe in list(PROBES.values()):
+        probe.on_error("probe", error)
