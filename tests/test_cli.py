@@ -517,7 +517,9 @@ class TestReport:
         assert [line.split()[:2] for line in lines[1:]] == [["generator", "0"], ["discriminator", "0"]]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"], ["lr", "reduce", "0.5"], ["runs"], ["replay", "--help"], ["top", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["status"], ["lr", "reduce", "0.5"], ["runs"], ["replay", "--help"], ["top", "--help"]]
+)
 def test_the_command_line_never_imports_torch(words: list[str]) -> None:
     """The commands that speak HTTP, and the help, start without torch, flask or prometheus_client."""
     code = (
