@@ -5,7 +5,7 @@ from __future__ import annotations
 from monitor.grafana._dashboard import Dashboard, Row
 from monitor.grafana._panel import RUN_LINK, Panel, Query
 from monitor.grafana._panels import by_step, table, timeseries
-from monitor.grafana._queries import per_run, rate, select
+from monitor.grafana._queries import latest, per_run, rate, select
 
 _EACH = "{{run_id}} {{optimizer}}"
 
@@ -62,6 +62,7 @@ def _by_time() -> tuple[Panel, ...]:
             "Last validation loss that the script reported, for each dataset.",
             "short",
             Query(select("training_validation_loss"), "{{run_id}} {{dataset}}"),
+            noValue="none reported: run.log(val_loss=...)",
             links=(RUN_LINK,),
         ),
         timeseries(
@@ -76,16 +77,16 @@ def _by_time() -> tuple[Panel, ...]:
 
 def _standing() -> Panel:
     queries = (
-        per_run("min", select("training_loss_best"), "optimizer"),
-        per_run("min", select("training_loss_best_step"), "optimizer"),
-        per_run("max", select("training_global_step"), "optimizer"),
-        per_run("max", select("training_loss_ema"), "optimizer"),
-        per_run("max", select("training_learning_rate_factor"), "optimizer"),
+        per_run("min", latest("training_loss_best"), "optimizer"),
+        per_run("min", latest("training_loss_best_step"), "optimizer"),
+        per_run("max", latest("training_global_step"), "optimizer"),
+        per_run("max", latest("training_loss_ema"), "optimizer"),
+        per_run("max", latest("training_learning_rate_factor"), "optimizer"),
     )
     return table(
         "Standing",
-        "The lowest smoothed loss of each run and where it was reached, as of the end of the time range. A factor "
-        "below 1 means that somebody has lowered the learning rate.",
+        "The lowest smoothed loss of each run of the time range and where it was reached, whether the run has ended or "
+        "not. A factor below 1 means that somebody has lowered the learning rate.",
         "short",
         *(Query(query) for query in queries),
         columns={

@@ -5,9 +5,10 @@ from __future__ import annotations
 from monitor.grafana._dashboard import Dashboard, Row
 from monitor.grafana._panel import Panel, Query, override, value_mapping
 from monitor.grafana._panels import state_timeline, table, timeseries
-from monitor.grafana._queries import increase, per_run, rate, select
+from monitor.grafana._queries import increase, latest, per_run, rate, select
 
 _GPU = "{{run_id}} GPU {{gpu}}"
+_NO_GPU = "no GPU that can be read"
 
 
 def utilization() -> Panel:
@@ -19,6 +20,7 @@ def utilization() -> Panel:
         "percentunit",
         Query(select("training_gpu_utilization_ratio"), f"{_GPU} kernels"),
         Query(select("training_gpu_memory_activity_ratio"), f"{_GPU} memory"),
+        noValue=_NO_GPU,
         min=0,
         max=1,
     )
@@ -36,6 +38,7 @@ def gpu_memory() -> Panel:
         Query(select("training_gpu_process_memory_bytes"), f"{_GPU} this process"),
         Query(select("training_cuda_reserved_bytes"), f"{_GPU} reserved"),
         Query(select("training_cuda_allocated_bytes"), f"{_GPU} tensors"),
+        noValue=_NO_GPU,
         min=0,
     )
 
@@ -67,19 +70,19 @@ def host_memory() -> Panel:
 
 
 def _cards() -> Panel:
-    used = per_run("max", select("training_gpu_memory_used_bytes"), "gpu")
-    total = per_run("max", select("training_gpu_memory_total_bytes"), "gpu")
+    used = per_run("max", latest("training_gpu_memory_used_bytes"), "gpu")
+    total = per_run("max", latest("training_gpu_memory_total_bytes"), "gpu")
     queries = (
-        per_run("max", select("training_gpu_info"), "gpu", "model", "uuid", "driver_version"),
-        per_run("max", select("training_gpu_utilization_ratio"), "gpu"),
+        per_run("max", latest("training_gpu_info"), "gpu", "model", "uuid", "driver_version"),
+        per_run("max", latest("training_gpu_utilization_ratio"), "gpu"),
         f"{used} / {total}",
-        per_run("max", select("training_gpu_temperature_celsius"), "gpu"),
-        per_run("max", select("training_gpu_power_watts"), "gpu"),
+        per_run("max", latest("training_gpu_temperature_celsius"), "gpu"),
+        per_run("max", latest("training_gpu_power_watts"), "gpu"),
     )
     share = {"unit": "percentunit", "min": 0, "max": 1, "custom__cellOptions": {"type": "gauge", "mode": "basic"}}
     return table(
         "Cards",
-        "The GPUs that the chosen runs train on, as of the end of the time range.",
+        "The GPUs that the chosen runs train on, with what was last scraped of each within the time range.",
         "short",
         *(Query(query) for query in queries),
         columns={
@@ -110,6 +113,7 @@ def _electrics() -> tuple[Panel, ...]:
             "Of the GPU die. Cards begin to hold their clocks back somewhere between 80 and 95 °C.",
             "celsius",
             Query(select("training_gpu_temperature_celsius"), _GPU),
+            noValue=_NO_GPU,
         ),
         timeseries(
             "Power",
@@ -118,6 +122,7 @@ def _electrics() -> tuple[Panel, ...]:
             Query(select("training_gpu_power_watts"), _GPU),
             Query(rate("training_gpu_energy_joules_total"), f"{_GPU} from energy"),
             Query(select("training_gpu_power_limit_watts"), f"{_GPU} limit"),
+            noValue=_NO_GPU,
             min=0,
         ),
         timeseries(
@@ -125,6 +130,7 @@ def _electrics() -> tuple[Panel, ...]:
             "Clock of the streaming multiprocessors.",
             "hertz",
             Query(select("training_gpu_sm_clock_hertz"), _GPU),
+            noValue=_NO_GPU,
             min=0,
         ),
     )
@@ -138,12 +144,14 @@ def _faults() -> tuple[Panel, ...]:
             "that the hardware asks for.",
             Query(select("training_gpu_throttled"), f"{_GPU} {{{{reason}}}}"),
             mappings=(value_mapping({"0": ("no", "transparent"), "1": ("held back", "orange")}),),
+            no_value=_NO_GPU,
         ).sized(8),
         timeseries(
             "Memory errors",
             "ECC errors in each interval. An uncorrected one may have spoiled a value of this run.",
             "none",
             Query(increase("training_gpu_ecc_errors_total"), f"{_GPU} {{{{kind}}}}"),
+            noValue="no GPU with memory that counts its errors",
             is_bars=True,
             min=0,
         ),
@@ -154,6 +162,7 @@ def _faults() -> tuple[Panel, ...]:
             "none",
             Query(increase("training_cuda_allocation_retries_total"), f"{_GPU} retries"),
             Query(increase("training_cuda_out_of_memory_total"), f"{_GPU} out of memory"),
+            noValue="not trained on a CUDA device",
             is_bars=True,
             min=0,
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from monitor.grafana._dashboard import Dashboard, Row
 from monitor.grafana._panel import RUN_DASHBOARD, RUN_LINK, STATE_COLOURS, Panel, Query, override, value_mapping
 from monitor.grafana._panels import stat, table, timeseries
-from monitor.grafana._queries import BY_RUN, firing, increase, per_run, rate, select
+from monitor.grafana._queries import BY_RUN, LIVE, firing, increase, latest, per_run, rate, select, state
 
 
 def _count(state: str) -> Query:
@@ -15,16 +15,17 @@ def _count(state: str) -> Query:
 
 def _states() -> tuple[Panel, ...]:
     red = ((None, "text"), (1.0, "red"))
-    ended = select("training_run_state", 'training_run_state=~"failed|interrupted"')
-    is_live = per_run("max", f"{select('training_run_state', _LIVE)} == 1")
+    ended = per_run("max", latest("training_run_state", 'training_run_state=~"failed|interrupted"'))
+    live = f'training_run_state=~"{LIVE}"'
+    is_live = per_run("max", f"{select('training_run_state', live)} == 1")
     age = f"max((time() - {per_run('max', select('training_last_step_timestamp_seconds'))}) and {is_live})"
     return (
         stat("Running", "Runs that make steps now.", "none", _count("running"), steps=((None, "green"),), links=()),
         stat("Paused", "Runs that wait at a step for somebody's resume.", "none", _count("paused"), links=()),
         stat(
             "Ended badly",
-            "Runs whose last scrape said failed or interrupted. A run whose process died silently is not among them: "
-            "see Targets down.",
+            "Runs of the time range whose last scrape said failed or interrupted. A run whose process died silently is "
+            "not among them: it is vanished in the table, and one of Targets down.",
             "none",
             Query(f"count({ended} == 1) or vector(0)", is_instant=True),
             steps=red,
@@ -56,23 +57,20 @@ def _states() -> tuple[Panel, ...]:
     )
 
 
-_LIVE = 'training_run_state=~"starting|running|paused"'
-
-
 def _runs() -> Panel:
-    step = per_run("max", select("training_global_step"))
-    target = per_run("max", select("training_target_steps"))
+    step = per_run("max", latest("training_global_step"))
+    target = per_run("max", latest("training_target_steps"))
     speed = per_run("max", rate("training_steps_total"))
-    known = per_run("max", select("training_run_info"))
+    known = per_run("max", latest("training_run_info"))
     queries = (
-        per_run("max", f"{select('training_run_state')} == 1", "training_run_state"),
-        per_run("max", select("training_run_info"), "run_name", "device"),
+        state(),
+        per_run("max", latest("training_run_info"), "run_name", "device"),
         step,
         f"{step} / {target}",
         f"clamp_min({target} - {step}, 0) / ({speed} > 0)",
-        per_run("avg", select("training_loss_ema")),
-        per_run("max", select("training_learning_rate")),
-        f"time() - {per_run('max', select('training_last_step_timestamp_seconds'))}",
+        per_run("avg", latest("training_loss_ema")),
+        per_run("max", latest("training_learning_rate")),
+        f"time() - {per_run('max', latest('training_last_step_timestamp_seconds'))}",
         f"count by (run_id) ({firing()}) * on (run_id) group_left (job, instance) {known}",
     )
     letter = dict(zip(_VALUES, "CDEFGHI", strict=True))
@@ -86,9 +84,10 @@ def _runs() -> Panel:
     }
     return table(
         "Runs",
-        "One line a run, as of the end of the time range. Loss is the smoothed one, the mean over the chosen "
-        "optimizers; LR is the highest that an update used; ETA is at the present speed, and empty where the run has "
-        "no planned length.",
+        "One line for each run of the time range, with what was last scraped of it; one that was alive then and is not "
+        "scraped any more has vanished. Loss is the smoothed one, the mean over the chosen optimizers; LR is the "
+        "highest that an update used; ETA is at the present speed, and empty where the run has no planned length or "
+        "has ended.",
         "short",
         *(Query(query) for query in queries),
         columns=columns,
@@ -97,7 +96,7 @@ def _runs() -> Panel:
             override("Page", links=[_open_page()]),
             override(
                 "State",
-                mappings=[value_mapping({state: (state, colour) for state, colour in STATE_COLOURS.items()})],
+                mappings=[value_mapping({name: (name, colour) for name, colour in STATE_COLOURS.items()})],
                 custom__cellOptions={"type": "color-text"},
             ),
             override("Step", unit="locale"),

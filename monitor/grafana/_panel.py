@@ -27,6 +27,7 @@ STATE_COLOURS = {
     "finished": "text",
     "failed": "red",
     "interrupted": "orange",
+    "vanished": "red",
 }
 
 

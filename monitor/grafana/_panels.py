@@ -56,6 +56,7 @@ def stat(
     steps: Sequence[tuple[float | None, str]] = ((None, "text"),),
     links: Sequence[Json] = (PAGE_LINK,),
     no_value: str = "–",
+    overrides: tuple[Json, ...] = (),
     **defaults: Any,
 ) -> Panel:
     """Make a panel of one number, or of one name (``text="name"``); ``steps`` are (from, colour)."""
@@ -74,6 +75,7 @@ def stat(
             "links": list(links),
             **defaults,
         },
+        overrides=overrides,
         options={
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
             "colorMode": "value",
@@ -138,7 +140,9 @@ def table(
     )
 
 
-def state_timeline(title: str, description: str, *queries: Query, mappings: Sequence[Json]) -> Panel:
+def state_timeline(
+    title: str, description: str, *queries: Query, mappings: Sequence[Json], no_value: str = ""
+) -> Panel:
     """Make a panel of coloured bars over time: one row a series, one colour a value."""
     return Panel(
         "state-timeline",
@@ -153,6 +157,7 @@ def state_timeline(title: str, description: str, *queries: Query, mappings: Sequ
             "color": {"mode": "thresholds"},
             "thresholds": thresholds([(None, "text")]),
             "links": [PAGE_LINK],
+            **({"noValue": no_value} if no_value else {}),
         },
         options={
             "mergeValues": True,

@@ -8,6 +8,7 @@ SCOPE = ("job", "instance", "run_id")
 BY_RUN = ", ".join(SCOPE)
 # Labels that a dashboard filters by a variable of the same name, where the metric has them.
 FILTERED = ("optimizer", "param_group", "gpu")
+LIVE = "starting|running|paused"
 _PARTS = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
 
 
@@ -33,6 +34,27 @@ def select(series: str, *matchers: str) -> str:
     """
     labels = (*SCOPE, *(label for label in FILTERED if label in metric_of(series).labels))
     return _selector(series, *(f'{label}=~"${label}"' for label in labels), *matchers)
+
+
+def latest(series: str, *matchers: str) -> str:
+    """Select the last value within the time range: a run that has ended is seen as it was at its end.
+
+    For instant queries. A run's target goes when it ends, and with it goes what a plain selector would find.
+    """
+    return f"last_over_time({select(series, *matchers)}[$__range])"
+
+
+def state() -> str:
+    """Return 1 for each run, with its last state within the time range in the label ``training_run_state``.
+
+    A run that was alive at its last scrape and is not scraped any more is ``vanished``.
+    """
+    last = per_run("max", f"{latest('training_run_state')} == 1", "training_run_state")
+    live = f'training_run_state=~"{LIVE}"'
+    alive = per_run("max", f"{latest('training_run_state', live)} == 1")
+    seen = f"last_over_time({select('training_run_state')}[$__rate_interval])"
+    gone = f'label_replace({alive} unless on ({BY_RUN}) {seen}, "training_run_state", "vanished", "", "")'
+    return f"{gone} or on ({BY_RUN}) {last}"
 
 
 def rate(series: str, *matchers: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from monitor.grafana._dashboard import Dashboard, Row
 from monitor.grafana._hardware import gpu_memory, host_cpu, host_memory, utilization
-from monitor.grafana._panel import RUN_DASHBOARD, Panel, Query, override, value_mapping
+from monitor.grafana._panel import RUN_DASHBOARD, STATE_COLOURS, Panel, Query, override, value_mapping
 from monitor.grafana._panels import gauge, stat, state_timeline, table, timeseries
-from monitor.grafana._queries import firing, increase, per_run, quantile, rate, select
+from monitor.grafana._queries import firing, increase, latest, per_run, quantile, rate, select, state
 from monitor.grafana._training import gradients, learning_rate, loss
 
 
@@ -18,11 +18,14 @@ def _status() -> tuple[Panel, ...]:
     return (
         stat(
             "State",
-            "State of the run: starting, running, paused, finished, failed or interrupted. A click opens the run's own "
-            "page, where it can be controlled.",
+            "Last state of the run: starting, running, paused, finished, failed or interrupted; vanished where it was "
+            "alive and is not scraped any more. A click opens the run's own page, where it can be controlled.",
             "none",
-            Query(f"{select('training_run_state')} == 1", "{{training_run_state}}", is_instant=True),
+            Query(state(), "{{training_run_state}}", is_instant=True),
             text="name",
+            overrides=tuple(
+                override(name, color={"mode": "fixed", "fixedColor": colour}) for name, colour in STATE_COLOURS.items()
+            ),
         ),
         gauge(
             "Progress", "Share of the planned steps that are made; empty without a plan.", Query(f"{step} / {target}")
@@ -42,7 +45,7 @@ def _status() -> tuple[Panel, ...]:
             "Who and where",
             "Identity of the run.",
             "short",
-            Query(select("training_run_info")),
+            Query(latest("training_run_info")),
             columns={
                 "run_name": "Name",
                 "run_id": "Run",
@@ -73,6 +76,7 @@ def _status() -> tuple[Panel, ...]:
             "What the detectors have raised in each interval, by kind.",
             "none",
             Query(f"{increase('training_events_total')} > 0", "{{kind}}"),
+            noValue="none in this time range",
             is_bars=True,
             is_stacked=True,
             min=0,
@@ -137,8 +141,8 @@ def _control() -> tuple[Panel, ...]:
             "Last events",
             "When the detectors last raised each kind of event; those that never were are absent.",
             "dateTimeFromNow",
-            Query(f"{select('training_last_event_timestamp_seconds')} * 1000"),
-            Query(select("training_last_event_step")),
+            Query(f"{latest('training_last_event_timestamp_seconds')} * 1000"),
+            Query(latest("training_last_event_step")),
             columns={"kind": "Event", "Value #A": "Raised", "Value #B": "At step"},
             overrides=(override("At step", unit="locale"),),
             width=8,
@@ -147,7 +151,7 @@ def _control() -> tuple[Panel, ...]:
             "Last commands",
             "When each command was last applied; those that never were are absent.",
             "dateTimeFromNow",
-            Query(f"{select('training_control_last_applied_timestamp_seconds')} * 1000"),
+            Query(f"{latest('training_control_last_applied_timestamp_seconds')} * 1000"),
             columns={"action": "Command", "Value": "Applied"},
             width=8,
         ),

@@ -31,6 +31,7 @@ def loss() -> tuple[Panel, ...]:
             "short",
             Query(select("training_validation_loss"), "{{dataset}}"),
             Query(select("training_loss_window_mean"), "{{optimizer}} training, window mean"),
+            noValue="none reported: run.log(val_loss=...)",
         ).sized(8, 10),
         timeseries(
             "Loss, exact mean",
@@ -56,6 +57,7 @@ def loss() -> tuple[Panel, ...]:
             "Whatever else the script logs by name.",
             "short",
             Query(select("training_metric"), "{{name}}"),
+            noValue="none logged: run.log(name=value)",
         ).sized(12),
         timeseries(
             "Steps with NaN or Inf",
@@ -98,6 +100,7 @@ def learning_rate() -> tuple[Panel, ...]:
             "short",
             Query(select("training_weight_decay"), "{{optimizer}} {{param_group}} weight decay"),
             Query(select("training_momentum"), "{{optimizer}} {{param_group}} momentum"),
+            noValue="the optimizer has neither",
         ).sized(6),
     )
 
@@ -130,6 +133,7 @@ def gradients() -> tuple[Panel, ...]:
             "the learning rate, sets the step size.",
             "percentunit",
             Query(f"{clips} / ({checks} > 0)", "{{optimizer}} {{kind}}"),
+            noValue="the script does not clip",
             min=0,
             max=1,
         ),
@@ -138,6 +142,7 @@ def gradients() -> tuple[Panel, ...]:
             "What the last clip multiplied the gradients by: 1 leaves them as they are.",
             "percentunit",
             Query(select("training_gradient_clip_factor"), "{{optimizer}}"),
+            noValue="the script does not clip",
             min=0,
             max=1,
         ),
@@ -147,6 +152,7 @@ def gradients() -> tuple[Panel, ...]:
             "short",
             Query(select("training_amp_scale"), "{{optimizer}} scale"),
             Query(increase("training_skipped_steps_total"), "{{optimizer}} skipped: {{reason}}"),
+            noValue="the script uses no GradScaler",
             overrides=(
                 {
                     "matcher": {"id": "byRegexp", "options": ".*scale$"},

@@ -182,6 +182,32 @@ def test_legends_name_labels_that_the_expression_keeps(dashboard: dict[str, Any]
         assert expression.labels <= allowed | {"training_run_state"}, expression.where
 
 
+@pytest.mark.parametrize("dashboard", DASHBOARDS)
+def test_marks_come_from_metrics(dashboard: dict[str, Any]) -> None:
+    """Events, commands, run starts and run ends are marked from values of metrics, each at its own time."""
+    found = {mark["name"]: mark for mark in dashboard["annotations"]["list"] if "expr" in mark}
+    sources = {
+        "Events": "training_last_event_timestamp_seconds",
+        "Commands": "training_control_last_applied_timestamp_seconds",
+        "Run starts": "training_run_start_timestamp_seconds",
+        "Run ends": "training_run_end_timestamp_seconds",
+    }
+    assert {name: selectors(mark["expr"])[0].metric for name, mark in found.items()} == sources
+    for mark in found.values():
+        assert mark["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert (mark["enable"], mark["useValueForTime"]) == (True, "on")
+        assert mark["expr"].endswith("* 1000")
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS)
+def test_what_a_run_may_lack_says_so(dashboard: dict[str, Any]) -> None:
+    """A panel about GPUs or a scaler, which many runs do not have, says what is missing instead of "No data"."""
+    for panel in panels(dashboard):
+        texts = " ".join(target["expr"] for target in panel["targets"])
+        if panel["type"] != "table" and re.search(r"training_(gpu|cuda|amp|validation|metric)", texts):
+            assert panel["fieldConfig"]["defaults"].get("noValue"), panel["title"]
+
+
 def test_links_only_open_pages() -> None:
     """Links lead to dashboards of ours and to the front page of a run: none of them can change anything by a GET."""
     known = {load(path)["uid"] for path in FILES}

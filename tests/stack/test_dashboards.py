@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -188,6 +188,37 @@ def test_the_variables_have_values(stack: Stack, path: Path) -> None:
             continue
         selector, _, label = stack.fill(variable["query"]["query"])[len("label_values(") : -1].rpartition(", ")
         assert stack.prometheus.label_values(label, selector, stack.start, stack.end) == expected[variable["name"]]
+
+
+# What is about now alone, and so gives nothing of a run that has ended.
+NOW = {
+    "overview: Longest without a step A": "among the runs that go on",
+    "overview: Runs E": "time left at the present speed",
+    "overview: Runs I": "alerts that fire now",
+    "overview: Which alerts fire A": "alerts that fire now",
+}
+
+
+@pytest.mark.parametrize("expression", [each for each in EVERYTHING if each.is_instant], ids=str)
+def test_a_run_that_has_ended_is_still_seen(stack: Stack, expression: Expression) -> None:
+    """Long after a run has ended, single values and tables hold what it was at its end, within the time range."""
+    if any(re.search(pattern, expression.text) for pattern in ABSENT):
+        return
+    later = replace(stack, end=stack.closed + 3600)
+    assert bool(later.ask(expression)) is (str(expression) not in NOW)
+
+
+@pytest.mark.parametrize("where", ["overview: Runs A", "run: State A"])
+def test_the_last_state_of_a_run_is_told(stack: Stack, gpu_stack: Stack, where: str) -> None:
+    """A run that ended is finished; one that was running when it was last seen has vanished, but not at once."""
+    (expression,) = (each for each in EVERYTHING if str(each) == where)
+
+    def states(seen: Stack, seconds: float) -> list[str]:
+        return [labels["training_run_state"] for labels in replace(seen, end=seen.closed + seconds).ask(expression)]
+
+    assert states(stack, 3600) == ["finished"]
+    assert states(gpu_stack, 0) == ["running"]
+    assert states(gpu_stack, 3600) == ["vanished"]
 
 
 def test_marks_stand_where_things_happened(stack: Stack) -> None:
