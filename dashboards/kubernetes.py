@@ -31,6 +31,8 @@ spec:
       path: /metrics
       interval: 15s
       honorLabels: true  # a run names itself by run_id
+      relabelings:
+        - {{action: replace, targetLabel: job, replacement: training}}  # what TrainingTargetDown goes by
       authorization:
         credentials: {{name: training-monitor, key: read-token}}
 """

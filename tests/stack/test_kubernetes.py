@@ -57,6 +57,9 @@ def test_pods_are_scraped_as_the_runs_are_served() -> None:
     (monitor,) = [each for each in made() if each["kind"] == "PodMonitor"]
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["path"], endpoint["honorLabels"]) == ("monitor", "/metrics", True)
+    (job,) = endpoint["relabelings"]
+    assert job == {"action": "replace", "targetLabel": "job", "replacement": "training"}
+    assert any('up{job="training"}' in text for text in RULES.values())
     assert endpoint["authorization"]["credentials"]["key"] == "read-token"
     page = (ROOT / "docs/kubernetes.md").read_text()
     assert 'training-monitor: "true"' in page
