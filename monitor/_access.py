@@ -74,7 +74,7 @@ def _announced(limits: dict[str, float], since_scrape: float) -> str:
     if "scrape" in limits:
         why = f"one more scrape, so that the end of the run is seen (the last one was {since_scrape:.0f} s ago)"
     else:
-        why = "the open page to show the end"
+        why = "an open page, or `monitor top`, to show the end"
     return (
         f"waiting up to {max(limits.values()):g} s for {why}; Ctrl-C ends the wait, "
         "attach(linger=0) or MONITOR_LINGER=0 turns it off"

@@ -125,12 +125,19 @@ def _with_curves(
             yield "", sparkline(values, max(10, width), is_ascii)
 
 
-def _grid(rows: Iterable[tuple[str, str]]) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
+def _grid(rows: Sequence[tuple[str, str]]) -> Table:
+    grid = _columns(max((len(name) for name, _ in rows), default=0))
     for name, text in rows:
-        grid.add_row(_text(name), _text(text, "bold red" if name in ("now", "not finite") else ""))
+        grid.add_row(_text(name, "dim"), _text(text, "bold red" if name in ("now", "not finite") else ""))
+    return grid
+
+
+def _columns(*widths: int) -> Table:
+    """Return a table whose last column takes what the others, of fixed widths, leave."""
+    grid = Table.grid(expand=True, padding=(0, 2))
+    for width in widths:
+        grid.add_column(no_wrap=True, width=width)
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     return grid
 
 
@@ -152,13 +159,11 @@ def _rates(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
 def _events(events: Sequence[Mapping[str, Any]]) -> RenderableType:
     if not events:
         return Text("no events yet", "dim")
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(justify="right", style="dim", no_wrap=True)
-    grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True, overflow="ellipsis")
-    for event in events:
+    steps = [_report.count(event["step"]) for event in events]
+    grid = _columns(max(map(len, steps)), max(len(event["kind"]) for event in events))
+    for step, event in zip(steps, events, strict=True):
         style = _SEVERITY_STYLES.get(event["severity"], "")
-        grid.add_row(_text(_report.count(event["step"])), _text(event["kind"], style), _text(event["message"]))
+        grid.add_row(Text(step, "dim", justify="right"), _text(event["kind"], style), _text(event["message"]))
     return grid
 
 

@@ -215,18 +215,20 @@ class TestLinger:
         linger.note("scrape")
         linger.wait(0.0)
 
-    def test_an_open_page_is_shown_the_end_whole(self) -> None:
+    def test_an_open_page_is_shown_the_end_whole(self, caplog: pytest.LogCaptureFixture) -> None:
         """A page that was open is waited for until it has both the final state and the last curves."""
         now = [100.0]
         linger = Linger(clock=lambda: now[0])
         linger.note("state")
         linger.note("curves")
-        waiting = threading.Thread(target=linger.wait, args=(3600.0,))
-        waiting.start()
-        while waiting.is_alive():
-            now[0] += 0.5
-            linger.note("state")
-            waiting.join(0.01)
+        with caplog.at_level(logging.INFO, "monitor"):
+            waiting = threading.Thread(target=linger.wait, args=(3600.0,))
+            waiting.start()
+            while waiting.is_alive():
+                now[0] += 0.5
+                linger.note("state")
+                waiting.join(0.01)
+        assert caplog.records[0].getMessage().startswith("waiting up to 3 s for an open page, or `monitor top`, to")
         assert now[0] >= 103.0  # the curves were not asked for again: 3 s, not more
 
     def test_one_more_scrape_ends_it(self) -> None:

@@ -89,7 +89,8 @@ class TestScreen:
         assert max(map(len, lines)) <= width
         if height >= 24:
             assert len(lines) <= height
-        assert "spike 29" in lines[-1]
+            assert "gradient norm  " in "\n".join(lines)
+        assert re.match(r" *\d+  spike +spike 29", lines[-1])
 
     def test_nothing_a_run_says_steers_the_terminal(self, fake: FakeRun) -> None:
         """Escape sequences and markup in names and messages come out as text."""
@@ -214,6 +215,15 @@ class TestFollowing:
             fake.publish("spike", "warning", f"spike {number}")
         assert [e["message"] for e in feed.read()["events"]] == [f"spike {n}" for n in range(5, 25)]
         assert len(feed.read()["events"]) == 20
+
+    def test_the_curves_are_asked_for_at_every_fifth_look(self, fake: FakeRun, server: HttpServer) -> None:
+        """The course of a whole run is dear to its process and changes little in a second."""
+        feed = Feed(Client(server.url, TOKEN))
+        last = []
+        for _ in range(6):
+            last.append(feed.read()["history"]["next"])
+            fake.advance(10)
+        assert last == [300, 300, 300, 300, 300, 350]
 
     def test_the_folder_tells_how_it_ended(self) -> None:
         """Going on, ended with a last state, ended without one: None, the state, a refusal."""
