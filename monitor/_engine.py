@@ -108,6 +108,7 @@ class Engine:
                 on_error=self._failures.note,
                 gradient_norm=settings.gradient_norm,
                 budget=settings.overhead_budget,
+                max_stride=settings.window,
             )
             for key, optimizer in self.optimizers.items()
         ]

@@ -249,6 +249,7 @@ class OptimizerSnapshot:
     loss_negative_sum: float = 0.0
     loss_negative_count: int = 0
     gradient_norm: float | None = None
+    gradient_norm_step: int | None = None
     gradient_norm_window_max: float | None = None
     gradient_norm_window_median: float | None = None
     gradient_norm_histogram: Histogram | None = None

@@ -234,6 +234,8 @@ def optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, st
         )
     yield "loss", ", ".join(loss)
     norm = [number(optimizer["gradient_norm"])]
+    if optimizer.get("gradient_norm_step") not in (None, optimizer["global_step"]):
+        norm.append(f"at step {count(optimizer['gradient_norm_step'])}")
     if optimizer["clip_threshold"] is not None:
         norm.append(f"clipped above {number(optimizer['clip_threshold'])}")
     if optimizer["clip_share"] is not None:

@@ -155,7 +155,8 @@ _LEARNING_RATE = (
 )
 
 _GRADIENTS = (
-    _gauge("training_gradient_norm", "Total L2 norm of the gradients before clipping.", "optimizer"),
+    _gauge("training_gradient_norm", "Total L2 norm of the gradients before clipping, as last measured.", "optimizer"),
+    _gauge("training_gradient_norm_step", "Step at which that gradient norm was measured.", "optimizer"),
     _gauge(
         "training_gradient_norm_window_max",
         "Highest finite gradient norm in the trailing window.",

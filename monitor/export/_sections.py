@@ -104,6 +104,7 @@ def render_gradients(snapshot: Snapshot, samples: Samples) -> None:
     """Render gradient norms, clipping, loss scale and non-finite steps."""
     for key, optimizer in labelled(snapshot):
         samples.put("training_gradient_norm", optimizer.gradient_norm, key)
+        samples.put("training_gradient_norm_step", optimizer.gradient_norm_step, key)
         samples.put("training_gradient_norm_window_max", optimizer.gradient_norm_window_max, key)
         samples.put("training_gradient_norm_window_median", optimizer.gradient_norm_window_median, key)
         samples.put_histogram("training_step_gradient_norm", optimizer.gradient_norm_histogram, key)

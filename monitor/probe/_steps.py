@@ -17,7 +17,7 @@ from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import ClipNote
 from monitor.probe._ledger import LOCAL, Ledger, current
-from monitor.probe._norms import NormMeter
+from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
 from monitor.probe._values import Value
@@ -54,6 +54,7 @@ class StepProbe:
         on_error: takes ``(room, exception)`` of a failure of ours.
         gradient_norm: "auto", "off" or a stride.
         budget: share of the step time that "auto" may use.
+        max_stride: the most steps that "auto" leaves between two measurements.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class StepProbe:
         on_error: Callable[[str, Exception], None],
         gradient_norm: str | int = "auto",
         budget: float = 0.01,
+        max_stride: int = MAX_STRIDE,
     ) -> None:
         self.key = key
         self.optimizer = optimizer
@@ -78,7 +80,7 @@ class StepProbe:
         self.wants_details = True
         self._tape = tape
         self._on_boundary = on_boundary
-        self.norms = NormMeter(optimizer, gradient_norm, budget)
+        self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride)
         self._handles: list[Any] = []
         self.thread = 0
         self._ledger = Ledger()

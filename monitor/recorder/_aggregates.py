@@ -55,6 +55,7 @@ class OptimizerAggregate:
         self._norms: deque[float] = deque(maxlen=window)
         self._clipped: deque[bool] = deque(maxlen=window)
         self._norm: float | None = None
+        self._norm_step: int | None = None
         self._histogram = Counts(GRADIENT_NORM_BOUNDS)
         self._sums = {True: 0.0, False: 0.0}
         self._loss_counts = {True: 0, False: 0}
@@ -78,7 +79,7 @@ class OptimizerAggregate:
         if step.loss is not None:
             self._add_loss(step.loss, step.global_step)
         if step.gradient_norm is not None:
-            self._add_norm(step.gradient_norm)
+            self._add_norm(step.gradient_norm, step.global_step)
         self._add_clips(step)
 
     def amend_loss(self, loss: float) -> None:
@@ -109,8 +110,8 @@ class OptimizerAggregate:
         if self.best is None or self.ema < self.best:
             self.best, self.best_step = self.ema, step
 
-    def _add_norm(self, norm: float) -> None:
-        self._norm = norm
+    def _add_norm(self, norm: float, step: int) -> None:
+        self._norm, self._norm_step = norm, step
         if math.isfinite(norm):
             self._norms.append(norm)
             self._histogram.observe(norm)
@@ -150,6 +151,7 @@ class OptimizerAggregate:
             loss_negative_sum=self._sums[False],
             loss_negative_count=self._loss_counts[False],
             gradient_norm=self._norm,
+            gradient_norm_step=self._norm_step,
             gradient_norm_window_max=max(norms, default=None),
             gradient_norm_window_median=median(norms) if norms else None,
             gradient_norm_histogram=self._histogram.view(),

@@ -59,6 +59,7 @@ def make_optimizer(key: str = "AdamW", groups: int = 64, **changes: object) -> O
         "loss_negative_sum": 12.5,
         "loss_negative_count": 8,
         "gradient_norm": 0.8,
+        "gradient_norm_step": 5190,
         "gradient_norm_window_max": 3.5,
         "gradient_norm_window_median": 0.7,
         "gradient_norm_histogram": Histogram(NORM_BOUNDS, tuple(range(18)), 900.5),

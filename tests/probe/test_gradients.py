@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -213,6 +214,17 @@ def test_auto_measures_seldom_when_the_pass_is_dear(watch) -> None:
     measured = [s.gradient_norm is not None for s in watched.drain()]
     assert measured[0]
     assert sum(measured) <= 3
+
+
+def test_auto_measures_at_least_once_in_so_many_steps(watch) -> None:
+    """However dear the pass is, a norm on display is never older than ``max_stride`` steps."""
+    net, opt, watched = setup(watch, gradient_norm="auto", budget=1e-9, max_stride=10)
+    for _ in range(60):
+        backward(net)
+        opt.step()
+    numbers = [s.number for s in watched.drain() if s.gradient_norm is not None]
+    assert numbers[-1] > 50
+    assert max(b - a for a, b in itertools.pairwise(numbers)) <= 10
 
 
 def test_patching_keeps_the_public_functions_themselves(watch) -> None:

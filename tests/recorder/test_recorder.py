@@ -57,6 +57,13 @@ def test_windows_hold_the_newest_finite_losses() -> None:
     assert view.nonfinite == {"loss": 1, "gradient": 0}
 
 
+def test_the_gradient_norm_names_the_step_it_was_measured_at() -> None:
+    """A norm that was not measured at the last step says whose it is."""
+    steps = [step(1), step(2, gradient_norm=5.0), step(3, gradient_norm=None), step(4, gradient_norm=None)]
+    view = digest(steps).snapshot.optimizers[0]
+    assert (view.gradient_norm, view.gradient_norm_step, view.global_step) == (5.0, 2, 4)
+
+
 def test_a_nan_loss_is_shown_and_poisons_nothing() -> None:
     """The last loss is NaN; sums, smoothed loss and best stay finite and go on."""
     rec = digest([step(1, 2.0), step(2, math.nan), step(3, math.inf)])

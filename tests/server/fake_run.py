@@ -120,6 +120,7 @@ class FakeRun:
                 loss_best=min((row["loss_ema"] for row in self._rows), default=None),
                 loss_best_step=self._step or None,
                 gradient_norm=last and last["gradient_norm"],
+                gradient_norm_step=self._step or None,
                 gradient_norm_window_max=2.4 if last else None,
                 gradient_norm_window_median=0.8 if last else None,
                 clip_threshold=1.0,
@@ -202,10 +203,14 @@ class FakeRun:
                 raise ClosedRunError("the run has been closed and takes no more commands")
             if len(self.commands()) >= 64:
                 raise QueueFullError("64 commands are waiting already; try again after the next step")
-            if factor is not None and factor > 1:
+            if factor is not None and not 0 < factor <= 1:
                 raise CommandRefusedError(
                     f"factor must be in (0, 1], got {factor}; allow_increase=True lifts the upper bound",
                     "factor",
+                )
+            if not 0 <= over_steps <= 10**9:
+                raise CommandRefusedError(
+                    f"over_steps must be a whole number of steps from 0 to 10**9, got {over_steps}", "over_steps"
                 )
             for group in groups or ():
                 if all(group not in (index, name) for index, name, _ in GROUPS):

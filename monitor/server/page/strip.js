@@ -117,8 +117,9 @@ export class Strip {
     this.tiles["learning-rate"].show(highest, format.rate(highest),
       groups.length ? `${which}, ${isReduced ? `${span(factors, format.factor)} of the schedule` : "as scheduled"}` : "");
 
-    const { gradient_norm: norm = null, gradient_norm_window_max: most = null, clip_threshold: threshold = null, clip_share: share = null } = optimizer ?? {};
-    this.tiles["gradient-norm"].show(norm, format.number(norm), most === null ? "" : `at most ${format.number(most)} of late`, notFinite(norm) ? "critical" : null);
+    const { gradient_norm: norm = null, gradient_norm_step: at = null, global_step: step = null, gradient_norm_window_max: most = null, clip_threshold: threshold = null, clip_share: share = null } = optimizer ?? {};
+    const when = at === null || at === step ? "" : `at step ${format.integer(at)}`;
+    this.tiles["gradient-norm"].show(norm, format.number(norm), [when, most === null ? "" : `at most ${format.number(most)} of late`].filter(Boolean).join(", "), notFinite(norm) ? "critical" : null);
     this.tiles.clipped.show(share, format.percent(share), threshold === null ? "no clipping seen" : `to a norm of ${format.rate(threshold)}`);
   }
 
