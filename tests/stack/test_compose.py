@@ -253,6 +253,16 @@ def test_a_grafana_that_does_not_start_is_told(tmp_path: Path) -> None:
     assert "Grafana does not answer at http://127.0.0.1:3000; look at: docker compose logs" in done.stderr
 
 
+def test_the_image_is_built_from_what_it_copies_alone() -> None:
+    """Neither the secrets nor an environment go to the builder; what the Dockerfile copies does, and exists."""
+    docker = (ROOT / "dashboards" / "train.Dockerfile").read_text()
+    copied = {word for line in re.findall(r"^COPY (.+) \S+$", docker, re.MULTILINE) for word in line.split()}
+    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert ignored[0] == "*"
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+    assert all((ROOT / name).exists() for name in copied)
+
+
 def test_the_scripts_run_on_an_old_shell() -> None:
     """What make needs on macOS keeps to plain sh, or to what bash 3.2 knows."""
     subprocess.run([need("sh"), "-n", str(ROOT / ".ci" / "programs")], check=True)
