@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from monitor._folder import KnownRun
+from monitor._known import KnownRun
 
 PREFIX = "/api/v1"
 ROUTES = {

@@ -23,55 +23,30 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import platformdirs
+from monitor._known import (
+    FINAL,
+    READ_TOKEN,
+    RUN,
+    TOKEN,
+    VANISHED,
+    KnownRun,
+    is_gone,
+    list_runs,
+    process_start,
+    read_run,
+    read_text,
+    runs_directory,
+)
 
 KEEP_RUNS = 200
+_TARGETS = "targets"
 FORGOTTEN_SECONDS = 86_400.0
 """How long after its end a run, as far as can be told, may still wait for its last scrape."""
-LIVE_STATES = ("starting", "running", "paused")
-VANISHED = "vanished"
-_RUN, _TOKEN, _READ_TOKEN, _FINAL, _TARGETS = "run.json", "token", "read_token", "final.json", "targets"
-
-
-@dataclass(frozen=True, slots=True)
-class KnownRun:
-    """A run as its folder tells; ``state`` is one of STATES or ``vanished``: its process died silently."""
-
-    run_id: str
-    name: str
-    pid: int
-    hostname: str
-    state: str
-    start_time: float
-    end_time: float | None = None
-    url: str | None = None
-    script: str = ""
-    process_start: str | None = None
-    path: Path = Path()
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the run may still be going on."""
-        return self.state in LIVE_STATES
-
-    def read_token(self) -> str | None:
-        """Return the control token; None where there is none or it is not ours to read."""
-        return _read_text(self.path / _TOKEN)
-
-    def read_final(self) -> dict[str, Any] | None:
-        """Return the last state, as ``GET /api/v1/run`` gave it, written when the run ended; None before."""
-        return _read_object(self.path / _FINAL)
-
-
-def runs_directory(directory: str | os.PathLike[str] | None = None) -> Path:
-    """Return where run folders live: the argument, else ``$MONITOR_DIR``, else the user's data folder."""
-    given = directory or os.environ.get("MONITOR_DIR")
-    return Path(given).expanduser() if given else platformdirs.user_data_path("training-monitor")
 
 
 def make_run_id(name: str) -> str:
@@ -129,13 +104,13 @@ class RunFolder:
             state="starting",
             start_time=start_time,
             script=script,
-            process_start=_process_start(pid),
+            process_start=process_start(pid),
             path=path,
         )
-        for file_name, secret in ((_TOKEN, token), (_READ_TOKEN, read_token)):
+        for file_name, secret in ((TOKEN, token), (READ_TOKEN, read_token)):
             if secret is not None:
                 _write_atomically(path / file_name, secret + "\n")
-        _write_atomically(path / _RUN, _to_json(run))
+        _write_atomically(path / RUN, _to_json(run))
         with suppress(OSError):
             prune(root, keep)
         return cls(run)
@@ -155,7 +130,7 @@ class RunFolder:
         run = replace(self._run, state=state or self._run.state, url=url or self._run.url)
         if run == self._run:
             return
-        _write_atomically(self.path / _RUN, _to_json(run))
+        _write_atomically(self.path / RUN, _to_json(run))
         self._run = run
         if url:
             self._target.parent.mkdir(exist_ok=True)
@@ -164,9 +139,9 @@ class RunFolder:
     def finish(self, state: str, *, end_time: float, final: Mapping[str, Any] | None = None) -> None:
         """Write the end: state, time, last snapshot. The run stays a target until :meth:`withdraw`. Safe to repeat."""
         if final is not None:
-            _write_atomically(self.path / _FINAL, json.dumps(final) + "\n")
+            _write_atomically(self.path / FINAL, json.dumps(final) + "\n")
         run = replace(self._run, state=state, end_time=end_time)
-        _write_atomically(self.path / _RUN, _to_json(run))
+        _write_atomically(self.path / RUN, _to_json(run))
         self._run = run
 
     def withdraw(self) -> None:
@@ -178,20 +153,6 @@ class RunFolder:
         return self.path.parent / _TARGETS / f"{self._run.run_id}.json"
 
 
-def list_runs(directory: str | os.PathLike[str] | None = None) -> list[KnownRun]:
-    """Return the runs whose folders lie under ``directory`` (as by :func:`runs_directory`), oldest first.
-
-    Torn, foreign and unreadable files are passed over. A run of this host with no process is ``vanished``.
-    """
-    root = runs_directory(directory)
-    try:
-        folders = sorted(entry for entry in root.iterdir() if not entry.is_symlink())
-    except OSError:
-        return []
-    found = [run for folder in folders if (run := _read_run(folder)) is not None]
-    return sorted(found, key=lambda run: (run.start_time, run.run_id))
-
-
 def prune(root: Path, keep: int = KEEP_RUNS, clock: Callable[[], float] = time.time) -> None:
     """Remove the oldest ended runs until ``keep`` folders are left, and the targets of runs that are gone.
 
@@ -200,7 +161,7 @@ def prune(root: Path, keep: int = KEEP_RUNS, clock: Callable[[], float] = time.t
     """
     folder = root / _TARGETS
     for target in [] if folder.is_symlink() else list(folder.glob("*.json")):
-        run = _read_run(root / target.stem)
+        run = read_run(root / target.stem)
         if (run is None or not _may_be_served(run, clock())) and _is_target(target):
             target.unlink(missing_ok=True)
     if sum(1 for _ in root.iterdir()) <= keep:
@@ -208,63 +169,16 @@ def prune(root: Path, keep: int = KEEP_RUNS, clock: Callable[[], float] = time.t
     runs = list_runs(root)
     ended = [run for run in runs if not run.is_live]
     for run in ended[: max(0, len(runs) - keep)]:
-        for name in (_TOKEN, _READ_TOKEN, _FINAL, _RUN):
+        for name in (TOKEN, READ_TOKEN, FINAL, RUN):
             (run.path / name).unlink(missing_ok=True)
         with suppress(OSError):
             run.path.rmdir()
 
 
-def _read_run(folder: Path) -> KnownRun | None:
-    found = _read_object(folder / _RUN)
-    if found is None or found.get("run_id") != folder.name:
-        return None
-    try:
-        run = KnownRun(
-            run_id=folder.name,
-            name=str(found["name"]),
-            pid=int(found["pid"]),
-            hostname=str(found["hostname"]),
-            state=str(found["state"]),
-            start_time=float(found["start_time"]),
-            end_time=None if found.get("end_time") is None else float(found["end_time"]),
-            url=None if found.get("url") is None else str(found["url"]),
-            script=str(found.get("script") or ""),
-            process_start=None if found.get("process_start") is None else str(found["process_start"]),
-            path=folder,
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-    return replace(run, state=VANISHED) if run.is_live and _is_gone(run) else run
-
-
 def _may_be_served(run: KnownRun, now: float) -> bool:
-    if run.state == VANISHED or _is_gone(run):
+    if run.state == VANISHED or is_gone(run):
         return False
     return run.end_time is None or now - run.end_time < FORGOTTEN_SECONDS
-
-
-def _is_gone(run: KnownRun) -> bool:
-    """Whether the run's process is known to be gone; that of a run on another host is beyond our sight."""
-    if run.hostname != socket.gethostname() or os.name == "nt":
-        return False
-    if run.pid <= 0:
-        return True
-    try:
-        os.kill(run.pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        return False
-    # A pid is used again sooner or later; the same pid with another start time is another process.
-    return run.process_start is not None and _process_start(run.pid) not in (None, run.process_start)
-
-
-def _process_start(pid: int) -> str | None:
-    """When the process started, in clock ticks since boot (proc(5), field 22 of stat); None without /proc."""
-    stat = _read_text(Path("/proc") / str(pid) / "stat")
-    # The second field is the command's name in parentheses and may itself hold spaces and parentheses.
-    fields = stat.rpartition(")")[2].split() if stat else []
-    return fields[19] if len(fields) > 19 else None
 
 
 def _to_json(run: KnownRun) -> str:
@@ -284,7 +198,7 @@ def _is_target(path: Path) -> bool:
     if path.is_symlink():
         return False
     try:
-        found = json.loads(_read_text(path) or "")
+        found = json.loads(read_text(path) or "")
     except ValueError:
         return False
     one = found[0] if isinstance(found, list) and len(found) == 1 else None
@@ -306,21 +220,3 @@ def _write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-def _read_text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    text = _read_text(path)
-    if text is None:
-        return None
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -17,7 +17,7 @@ import click
 
 from monitor import _report
 from monitor._client import Client, ClientError
-from monitor._folder import KnownRun, list_runs
+from monitor._known import KnownRun, list_runs
 from monitor._reach import Access, reaching
 from monitor._version import __version__
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from monitor._client import Client, ClientError, choose, token_of
-from monitor._folder import list_runs
+from monitor._known import list_runs
 from monitor._records import Event
 
 _POLL_SECONDS = 2.0

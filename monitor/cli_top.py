@@ -15,7 +15,7 @@ import click
 
 from monitor import _report
 from monitor._client import Client, ClientError, NoAnswerError
-from monitor._folder import KnownRun, list_runs
+from monitor._known import KnownRun, list_runs
 from monitor._reach import Access, reaching
 
 _ENDED = ("finished", "failed", "interrupted")

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 
 from monitor import _report
 from monitor._client import Client, ClientError, NoAnswerError, own_name, token_of
-from monitor._folder import RunFolder, list_runs
+from monitor._folder import RunFolder
+from monitor._known import list_runs
 from monitor._records import HostReading
 from monitor.cli import main
 from monitor.server import HttpServer, Security, create_app, run_document

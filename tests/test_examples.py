@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor._folder import list_runs
+from monitor._known import list_runs
 from tests.requirements import need_module
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from monitor._folder import RunFolder, list_runs, make_run_id, prune, runs_directory
+from monitor._folder import RunFolder, make_run_id, prune
+from monitor._known import list_runs, runs_directory
 
 
 def create(root: Path, run_id: str = "digits-000001", **changes: Any) -> RunFolder:

@@ -17,7 +17,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "monitor"
 LEAVES = {"_records", "_settings", "_errors"}
-TOLD = {"_folder", "_version"}  # leaf-like: they import leaves at most
+TOLD = {"_folder", "_known", "_version"}  # leaf-like: they import leaves at most
 EDGES = {"probe", "control", "system", "export", "server"}
 CORE = {"recorder", "detect"}
 
@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_errors": set(),
     "_version": set(),
     "_settings": {"_errors", "_records"},
-    "_folder": {"_errors", "_records"},
+    "_known": set(),
+    "_folder": {"_known"},
     "detect": LEAVES,
     "recorder": LEAVES | {"detect"},
     **dict.fromkeys(EDGES, LEAVES | {"recorder", "detect"}),
@@ -51,19 +52,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "alerts": LEAVES | {"export"},
     "__init__": LEAVES | TOLD | FRONT | {"control", "detect"},
     # the command line: HTTP and run folders; only the demo reaches for a run
-    "_client": {"_folder"},
+    "_client": {"_known"},
     "_report": set(),
-    "_reach": {"_client", "_folder"},
+    "_reach": {"_client", "_known"},
     "_screen": {"_report"},
     "_demo": {"_run", "_access", "server"},
     "_curves": {"_records"},
     "_replay": {"_curves", "_records", "detect"},
     "_replay_plot": {"_curves", "_records"},
     "_stack": {"alerts", "grafana"},
-    "cli_dashboards": {"_client", "_folder", "_records", "_stack", "grafana"},
-    "cli_top": {"_client", "_folder", "_reach", "_report", "_screen"},
+    "cli_dashboards": {"_client", "_known", "_records", "_stack", "grafana"},
+    "cli_top": {"_client", "_known", "_reach", "_report", "_screen"},
     "cli_replay": {"_curves", "_replay", "_replay_plot", "detect"},
-    "cli": {"_client", "_reach", "_report", "_folder", "_version"},
+    "cli": {"_client", "_known", "_reach", "_report", "_version"},
     "__main__": {"cli"},
 }
 # library -> rooms that may import it. A library that is not named here may be imported by no room.
@@ -76,7 +77,7 @@ OUTSIDE: dict[str, set[str]] = {
     "werkzeug": {"server"},
     "cheroot": {"server"},
     "plotly": {"server"},
-    "platformdirs": {"_folder"},
+    "platformdirs": {"_known"},
     "click": {"cli", "cli_replay", "cli_dashboards", "cli_top", "_reach", "_demo"},
     "rich": {"_screen", "cli_top"},
     "grafana_client": {"grafana"},

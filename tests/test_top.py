@@ -20,7 +20,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from monitor._client import Client, ClientError, NoAnswerError
-from monitor._folder import RunFolder, list_runs
+from monitor._folder import RunFolder
+from monitor._known import list_runs
 from monitor._screen import Frame, screen, sparkline
 from monitor.cli import main
 from monitor.cli_top import Feed, Keys, follow, last_state

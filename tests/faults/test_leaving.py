@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grad
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 import monitor
-from monitor._folder import list_runs
+from monitor._known import list_runs
 from monitor._open_runs import open_runs
 from monitor.probe import _patches
 from tests.faults.loops import assert_same, make_batches, make_model, train_plainly, watch, weights_of

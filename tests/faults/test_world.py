@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import monitor
-from monitor._folder import list_runs
+from monitor._known import list_runs
 from monitor.recorder import Recorder
 from monitor.recorder._events import EventLog
 from tests.faults.loops import assert_same, make_batches, make_model, train_plainly, watch, weights_of
