@@ -426,9 +426,11 @@ class Engine:
     def snapshot_in_force(self) -> Snapshot:
         """Return the latest published state with the commands that were applied since: factors, and a pause."""
         snapshot = self.snapshot()
-        state = snapshot.state
-        if state in ("running", "paused"):
-            state = "paused" if self._boundary.is_paused else "running"
+        state, is_paused = snapshot.state, self._boundary.is_paused
+        if is_paused and state in ("starting", "running"):
+            state = "paused"
+        elif state == "paused" and not is_paused:
+            state = "running"
         shown = in_force(snapshot.optimizers, self.optimizers, self.settings.min_lr)
         return replace(snapshot, state=state, optimizers=shown)
 
