@@ -17,6 +17,7 @@ DASHBOARDS = [pytest.param(load(path), id=path.stem) for path in FILES]
 # What is shown nowhere, and why.
 NOT_SHOWN = {
     "training_stall_timeout_seconds": "a threshold that the stall alert uses",
+    "training_gradient_norm_step": "a graph over time shows by its course how old the last norm is",
 }
 # Metrics that are not of a run's own scrape: they lack labels that every series of ours has.
 FOREIGN = {"ALERTS": {"job", "instance"}, "up": {"run_id"}}
