@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import pickle
-import signal
 import socket
 import threading
 import urllib.request
@@ -390,7 +389,7 @@ def test_ctrl_c_during_the_linger_ends_the_wait_and_nothing_else(
     urllib.request.urlopen(f"{run.url}/metrics").read()
 
     def interrupted(*_: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(run._engine._linger._changed, "wait", interrupted)
     with caplog.at_level(logging.INFO, "monitor"):
