@@ -64,8 +64,7 @@ class Door:
         lr = group["lr"]
         if not isinstance(lr, Tensor):
             self._saved.append((group, lr, None))
-            applied = lr * factor
-            group["lr"] = max(applied, min(lr, self._min_lr)) if factor < 1.0 else applied
+            group["lr"] = applied_lr(lr, factor, self._min_lr)
         elif not in_place:  # a tensor of its own for the length of the step
             self._saved.append((group, lr, None))
             group["lr"] = self._multiply(lr.detach().clone(), factor)
@@ -147,6 +146,16 @@ def factor_of(group: Group) -> float:
         return checked(group.get(FACTOR, 1.0))
     except (TypeError, ValueError):
         return 1.0
+
+
+def applied_lr(scheduled: float, factor: float, min_lr: float) -> float:
+    """Return the LR that an update uses: ``min_lr`` is the floor of a reduced one, unless the schedule is below it.
+
+    >>> applied_lr(0.1, 0.5, 0.0), applied_lr(0.1, 0.5, 0.08), applied_lr(0.1, 0.5, 0.2)
+    (0.05, 0.08, 0.1)
+    """
+    applied = scheduled * factor
+    return max(applied, min(scheduled, min_lr)) if factor < 1.0 else applied
 
 
 def set_factor(group: Group, factor: float, *, is_ramping: bool = False) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch.optim import Optimizer
 
 from monitor._records import OptimizerSnapshot
-from monitor.control._door import factor_of
+from monitor.control._door import applied_lr, factor_of
 
 
 def in_force(
@@ -29,7 +29,5 @@ def _with_factors(one: OptimizerSnapshot, optimizer: Optimizer, min_lr: float) -
         factor = factor_of(held)
         if factor != group.factor:
             is_changed = True
-            applied = group.scheduled * factor
-            floor = min(group.scheduled, min_lr) if factor < 1.0 else applied
-            groups[index] = replace(group, factor=factor, applied=max(applied, floor))
+            groups[index] = replace(group, factor=factor, applied=applied_lr(group.scheduled, factor, min_lr))
     return replace(one, groups=tuple(groups)) if is_changed else one

@@ -12,7 +12,17 @@ from torch.optim import Optimizer
 
 from monitor._errors import CommandRefusedError
 from monitor._records import GroupChange
-from monitor.control._door import FACTOR, MAX_FACTOR, MIN_FACTOR, RAMP, Door, Group, factor_of, set_factor
+from monitor.control._door import (
+    FACTOR,
+    MAX_FACTOR,
+    MIN_FACTOR,
+    RAMP,
+    Door,
+    Group,
+    applied_lr,
+    factor_of,
+    set_factor,
+)
 
 MAX_UNDO = 64
 MAX_STEPS = 10**9
@@ -67,7 +77,7 @@ class LearningRates:
         table = []
         for row in self._rows():
             scheduled, factor = _number(self._scheduled(row)), factor_of(row.group)
-            applied = self._applied(scheduled, factor)
+            applied = applied_lr(scheduled, factor, self._min_lr)
             table.append((row.optimizer, row.param_group, _name_of(row.group), scheduled, factor, applied))
         return table
 
@@ -90,9 +100,6 @@ class LearningRates:
 
     def _scheduled(self, row: _Row) -> Any:
         return self._doors[row.optimizer].scheduled(row.group)
-
-    def _applied(self, lr: float, factor: float) -> float:
-        return max(lr * factor, min(lr, self._min_lr)) if factor < 1.0 else lr * factor
 
     # ------------------------------------------------------------------------------------------------ refusal
 
@@ -220,8 +227,8 @@ class LearningRates:
             _name_of(row.group),
             old,
             new,
-            self._applied(scheduled, old),
-            self._applied(scheduled, new),
+            applied_lr(scheduled, old, self._min_lr),
+            applied_lr(scheduled, new, self._min_lr),
         )
 
 
