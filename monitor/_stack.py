@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -18,9 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monitor import alerts, grafana
+from monitor._known import runs_directory
 from monitor.alerts import RUNBOOK
 
-__all__ = ["RUNBOOK", "Exported", "export", "render_files"]
+__all__ = ["RUNBOOK", "Exported", "export", "localize", "render_files", "runs_directory"]
+
+
+_HEAD = "as docker-compose.yml mounts it; without containers: `monitor dashboards export --local`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,54 @@ def render_files(runbook: str = RUNBOOK) -> Mapping[str, str]:
     }
 
 
-def export(directory: str | os.PathLike[str], *, runbook: str = RUNBOOK, overwrite: bool = False) -> Exported:
+def localize(files: Mapping[str, str], directory: Path, runs: Path) -> Mapping[str, str]:
+    """Return the files for servers that run on this machine without containers.
+
+    They find each other and the runs on 127.0.0.1, the targets in the folder of the runs, ``runs``, the dashboards and
+    Alertmanager's token in ``directory``.
+    """
+    targets, dashboards, token = (
+        json.dumps(str(path)) for path in (runs / "targets" / "*.json", directory / "grafana", directory / "run_token")
+    )
+    prometheus, relabelled = "prometheus/prometheus.yml", "      # The address that the run's owner knows"
+    authorized, kept = "    # Needed for runs that are not", "    # A run names itself"
+    swaps = {
+        prometheus: [
+            ('["alertmanager:9093"]', '["127.0.0.1:9093"]'),
+            ('["targets/*.json", "train/targets/*.json"]', f"[{targets}]"),
+            (_between(files[prometheus], authorized, kept), ""),
+            (_between(files[prometheus], relabelled, None), ""),
+        ],
+        "alertmanager/alertmanager.yml": [
+            ("http://host.docker.internal:9477/", "http://127.0.0.1:9477/"),
+            ("/run/secrets/monitor_token", token),
+        ],
+        "grafana/provisioning/datasources/prometheus.yml": [
+            (" $PROMETHEUS_URL is set where Grafana runs.", ""),
+            ("url: $PROMETHEUS_URL", "url: http://127.0.0.1:9090"),
+        ],
+        "grafana/provisioning/dashboards/training.yml": [("/var/lib/training-monitor/dashboards", dashboards)],
+    }
+    changed = dict(files)
+    for name, pairs in swaps.items():
+        for old, new in (*pairs, (_HEAD, "without containers, by `monitor dashboards export --local`.")):
+            changed[name] = changed[name].replace(old, new)
+    return changed
+
+
+def _between(text: str, start: str, end: str | None) -> str:
+    """Return the part of ``text`` from ``start`` up to ``end``, both of which are there."""
+    first = text.index(start)
+    return text[first : text.index(end, first) if end else None]
+
+
+def export(
+    directory: str | os.PathLike[str],
+    *,
+    runbook: str = RUNBOOK,
+    overwrite: bool = False,
+    local_runs: str | os.PathLike[str] | None = None,
+) -> Exported:
     """Write every file into ``directory``: all of them, or none.
 
     Everything is written beside its place first and then moved there, each file in one go. When that fails midway, what
@@ -55,6 +107,8 @@ def export(directory: str | os.PathLike[str], *, runbook: str = RUNBOOK, overwri
         runbook: address of docs/alerts.md, as your readers reach it; the alerts link to its sections.
         overwrite: replace configuration that is there and differs, too. Dashboards and rules, which are not for
             editing, are always replaced.
+        local_runs: the folder of the run folders, for servers on this machine without containers; default: for those
+            of docker-compose.yml.
 
     Raises:
         OSError: where the folder cannot be made or written; nothing has changed then.
@@ -64,6 +118,8 @@ def export(directory: str | os.PathLike[str], *, runbook: str = RUNBOOK, overwri
         (PosixPath('/etc/training/alertmanager/alertmanager.yml'),)
     """
     target, files = Path(directory), render_files(runbook)
+    if local_runs is not None:
+        files = localize(files, target.absolute(), Path(local_runs).absolute())
     kept = () if overwrite else tuple(name for name, text in files.items() if _is_changed(target / name, text))
     written = {name: text for name, text in files.items() if name not in kept}
     _write_all(target, written)

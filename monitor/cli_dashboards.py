@@ -31,7 +31,9 @@ def dashboards() -> None:
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--runbook", metavar="URL", help="Address of docs/alerts.md for your readers: the alerts link to it.")
 @click.option("--overwrite", is_flag=True, help="Replace configuration that was changed in DIRECTORY, too.")
-def export(directory: Path, runbook: str | None, overwrite: bool) -> None:
+@click.option("--local", "is_local", is_flag=True, help="For servers on this machine that run in no container.")
+@click.option("--dir", "runs", help="With --local: where the run folders are; default: as for runs.")
+def export(directory: Path, runbook: str | None, overwrite: bool, is_local: bool, runs: str | None) -> None:
     """Write what Prometheus, Alertmanager and Grafana read into DIRECTORY; all of it, or nothing.
 
     Dashboards and their provisioning into grafana/, configuration and rules into prometheus/, configuration and
@@ -39,8 +41,12 @@ def export(directory: Path, runbook: str | None, overwrite: bool) -> None:
     """
     from monitor import _stack
 
+    if runs and not is_local:
+        raise click.UsageError(f"--dir {runs} says where --local servers find the runs; add --local")
     try:
-        done = _stack.export(directory, runbook=runbook or _stack.RUNBOOK, overwrite=overwrite)
+        local_runs = _stack.runs_directory(runs) if is_local else None
+        runbook = runbook or _stack.RUNBOOK
+        done = _stack.export(directory, runbook=runbook, overwrite=overwrite, local_runs=local_runs)
     except OSError as error:
         raise click.ClickException(f"{directory} cannot be written ({error}); nothing was changed there") from error
     for path in done.written:

@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_curves": {"_records"},
     "_replay": {"_curves", "_records", "detect"},
     "_replay_plot": {"_curves", "_records"},
-    "_stack": {"alerts", "grafana"},
+    "_stack": {"_known", "alerts", "grafana"},
     "cli_dashboards": {"_client", "_known", "_records", "_stack", "grafana"},
     "cli_top": {"_client", "_known", "_reach", "_report", "_screen"},
     "cli_replay": {"_curves", "_replay", "_replay_plot", "detect"},
