@@ -50,7 +50,7 @@ class Linger:
             last = {
                 what: when
                 for what, when in self._last.items()
-                if end - when < (RECENT_SCRAPE_SECONDS if what == "scrape" else RECENT_SECONDS)
+                if 0 <= end - when < (RECENT_SCRAPE_SECONDS if what == "scrape" else RECENT_SECONDS)
             }
         limits = {what: seconds if what == "scrape" else min(seconds, PAGE_LINGER_SECONDS) for what in last}
         if max(limits.values(), default=0.0) > SILENT_SECONDS:
@@ -87,21 +87,21 @@ class Access:
     def __init__(self, engine: Engine, on_error: Callable[[str, BaseException], None], linger: Linger) -> None:
         self._engine = engine
         self._linger = linger
-        self._exporter = Exporter(engine.snapshot, on_error=lambda _, error: on_error("export", error))
+        self._exporter = Exporter(engine.reports.snapshot, on_error=lambda _, error: on_error("export", error))
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state, with what applied commands have changed since."""
         self._linger.note("state")
-        return self._engine.snapshot_in_force()
+        return self._engine.reports.snapshot_in_force()
 
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the curves after a cursor."""
         self._linger.note("curves")
-        return self._engine.history(since, points)
+        return self._engine.reports.history(since, points)
 
     def events(self, since: int) -> Sequence[Event]:
         """Return the events after a sequence number."""
-        return self._engine.events(since)
+        return self._engine.reports.events(since)
 
     def submit(self, action: str, **command: Any) -> CommandRecord:
         """Queue a command."""

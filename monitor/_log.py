@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from monitor._records import DETECTOR_KINDS, Event
 
@@ -55,3 +56,10 @@ class Failures:
             self._on_new(room, message)
         except Exception:  # noqa: BLE001 - the last line of defence
             pass
+
+    def contain(self, room: str, function: Callable[[], Any]) -> None:
+        """Call ``function`` and note what it raises, Ctrl-C and the like apart."""
+        try:
+            function()
+        except Exception as error:  # noqa: BLE001
+            self.note(room, error)

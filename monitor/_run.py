@@ -97,7 +97,7 @@ class Run:
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state: immutable, at most one round of the recorder old."""
-        return self._engine.snapshot()
+        return self._engine.reports.snapshot()
 
     def history(self, since: int = 0, points: int = 1000) -> dict[str, Any]:
         """Return the course of the run as columns, at most ``points`` points per optimizer.
@@ -108,16 +108,16 @@ class Run:
             >>> run.history()["optimizers"]["AdamW"]["loss"][:3]     # doctest: +SKIP
             [4.61, 4.58, 4.55]
         """
-        return self._engine.history(since, points)
+        return self._engine.reports.history(since, points)
 
     def events(self, since: int = 0) -> tuple[Event, ...]:
         """Return the events whose ``seq`` is above ``since``, oldest first; the newest 2000 are kept."""
-        return self._engine.events(since)
+        return self._engine.reports.events(since)
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything recorded so far is in :meth:`snapshot`; False if that took longer than ``timeout``
         seconds."""
-        return self._engine.flush(timeout)
+        return self._engine.reports.flush(timeout)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on: step, best loss, detectors. Plain values, for a checkpoint.

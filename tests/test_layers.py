@@ -25,6 +25,10 @@ CORE = {"recorder", "detect"}
 FRONT = {
     "_run",
     "_engine",
+    "_training",
+    "_reports",
+    "_outlets",
+    "_journal",
     "_attach",
     "_detection",
     "_access",
@@ -69,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # library -> rooms that may import it. A library that is not named here may be imported by no room.
 OUTSIDE: dict[str, set[str]] = {
-    "torch": {"probe", "control", "_engine", "_attach", "_identity", "_logged"},
+    "torch": {"probe", "control", "_engine", "_training", "_reports", "_attach", "_identity", "_logged"},
     "prometheus_client": {"export"},
     "psutil": {"system"},
     "pynvml": {"system"},

@@ -16,7 +16,7 @@ Attach = Callable[..., Run]
 
 def ask(run: Run, action: str, **fields: Any) -> Any:
     """Submit as the HTTP server does."""
-    return run._engine._commands.submit(action, source="api", **fields)
+    return run._engine.commands.submit(action, source="api", **fields)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import os
 import pickle
 import socket
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def test_stop_raises_at_the_boundary_and_ends_as_interrupted(tmp_path: Path) -> 
     run = watch(optimizer, tmp_path, stop_raises=True)
     before = weights_of(model)
     with pytest.raises(monitor.StopTraining, match="a stop was asked for"), run:
-        run._engine._commands.submit("stop", source="code")
+        run._engine.commands.submit("stop", source="code")
         train_plainly(model, optimizer, make_batches(3))
     assert_same(weights_of(model), before)
     assert run.state == "interrupted"
@@ -302,7 +301,7 @@ def test_closing_from_inside(where: str, tmp_path: Path) -> None:
     optimizer.register_step_pre_hook(lambda *_: others.append("pre"))
     optimizer.register_step_post_hook(lambda *_: others.append("post"))
     if where == "on_checkpoint":
-        run._engine._commands.submit("checkpoint", source="code")
+        run._engine.commands.submit("checkpoint", source="code")
     if where == "closure":
         optimizer.step(lambda: close())
     train_plainly(model, optimizer, make_batches(2))
@@ -330,7 +329,7 @@ def test_closing_a_paused_run_from_another_thread_lets_the_training_go_on(tmp_pa
     calls = []
     optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
     optimizer.register_step_post_hook(lambda *_: calls.append("post"))
-    run._engine._commands.submit("pause", source="code")
+    run._engine.commands.submit("pause", source="code")
     errors: list[BaseException] = []
 
     def train() -> None:
@@ -386,12 +385,13 @@ def test_ctrl_c_during_the_linger_ends_the_wait_and_nothing_else(
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
     run = watch(optimizer, tmp_path, serve=True, port=0, linger=3600)
     assert run.url is not None
-    urllib.request.urlopen(f"{run.url}/metrics").read()
+    linger = run._engine._outlets.linger
+    linger.note("scrape")
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run._engine._linger._changed, "wait", interrupted)
+    monkeypatch.setattr(linger._changed, "wait", interrupted)
     with caplog.at_level(logging.INFO, "monitor"):
         run.close(state)
     said = [record.getMessage() for record in caplog.records]

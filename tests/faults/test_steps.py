@@ -276,7 +276,7 @@ def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
     number = max(_ledger.MAX_LOSSES, _gradients.MAX_CLIPS) + 10
     with watch(optimizer, tmp_path) as run:
         ledger = _ledger.current()
-        probe = run._engine._probes[0]
+        probe = run._engine._training.probes[0]
         for i in range(number):
             ledger.add_loss(1.0)
             if i % 10 == 0:
@@ -295,7 +295,7 @@ def test_unreadable_entry_does_not_stop_the_tape(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(optimizer, tmp_path) as run:
         train_plainly(model, optimizer, make_batches(1))
-        run._engine._tape.append(_entry(run))
+        run._engine._training.tape.append(_entry(run))
         train_plainly(model, optimizer, make_batches(2))
         assert run.flush()
         snapshot = run.snapshot()
@@ -308,7 +308,20 @@ def _entry(run: Any) -> Any:
     from monitor.probe._tape import StepEntry
 
     return StepEntry(
-        run._engine._tape.next_sequence(), "SGD", 2, 0.0, (), (), ["a"], None, None, (), None, False, (0.0,) * 6, None
+        run._engine._training.tape.next_sequence(),
+        "SGD",
+        2,
+        0.0,
+        (),
+        (),
+        ["a"],
+        None,
+        None,
+        (),
+        None,
+        False,
+        (0.0,) * 6,
+        None,
     )
 
 

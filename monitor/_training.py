@@ -1,0 +1,138 @@
+"""The side of a run that stands on the training thread: the probes, the learning rates, and the step boundary at which
+commands are carried out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+from monitor._errors import StopTraining
+from monitor._log import Failures
+from monitor._logged import LoggedValues
+from monitor._records import CommandRecord
+from monitor._settings import Settings
+from monitor.control import Boundary, Commands, Door, LearningRates
+from monitor.probe import StepProbe, Tape
+
+
+class TrainingSide:
+    """Assemble what the training thread passes through, and tell what it does.
+
+    Args:
+        optimizers: by name.
+        settings: of the run.
+        failures: where what is contained is noted.
+        on_checkpoint: called for a checkpoint; None: that is refused.
+        on_paused: told True when training pauses and False when it goes on.
+        on_outcome: takes every command that has an outcome.
+    """
+
+    def __init__(
+        self,
+        optimizers: Mapping[str, Optimizer],
+        settings: Settings,
+        failures: Failures,
+        *,
+        on_checkpoint: Callable[[], Any] | None,
+        on_paused: Callable[[bool], None],
+        on_outcome: Callable[[CommandRecord], None],
+    ) -> None:
+        self._failures = failures
+        self._first_thread = threading.get_ident()
+        self._last_activity = 0.0
+        num_groups = sum(len(o.param_groups) for o in optimizers.values())
+        self.tape = Tape(num_groups, on_error=failures.note)
+        self._logged = LoggedValues(self.tape, failures.note)
+        doors = {key: Door(settings.min_lr) for key in optimizers}
+        self.rates = LearningRates(optimizers, doors, min_lr=settings.min_lr, allow_increase=settings.allow_increase)
+        self.boundary = Boundary(
+            self.rates,
+            next_step=lambda: self.step + 1,
+            on_checkpoint=on_checkpoint,
+            on_paused=on_paused,
+            stop_raises=settings.stop_raises,
+            on_error=failures.note,
+        )
+        self.commands = Commands(
+            self.boundary.check,
+            on_waiting=self._call_training_thread,
+            on_finished=on_outcome,
+            timeout=settings.command_timeout,
+            is_training_thread=self._is_training_thread,
+        )
+        self.boundary.commands = self.commands
+        self.probes = [
+            StepProbe(
+                key,
+                optimizer,
+                self.tape,
+                doors[key],
+                on_boundary=self._on_boundary,
+                on_error=failures.note,
+                gradient_norm=settings.gradient_norm,
+                budget=settings.overhead_budget,
+                max_stride=settings.window,
+            )
+            for key, optimizer in optimizers.items()
+        ]
+
+    def open(self) -> None:
+        """Put every hook and patch in place."""
+        for probe in self.probes:
+            self._failures.contain("probe", probe.open)
+
+    def release(self) -> None:
+        """Let a paused thread go on, and take no more commands: the run ends."""
+        self.boundary.is_closed = True
+        self._failures.contain("control", self.boundary.wake)
+        self._failures.contain("control", self.commands.close)
+
+    @property
+    def step(self) -> int:
+        """Steps that the first optimizer has made, earlier sessions included."""
+        return self.probes[0].number + self.tape.base_step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.tape.base_step = step - self.probes[0].number
+
+    def log(self, **values: Any) -> None:
+        """Note what the user logs."""
+        self._logged.note(self.probes, **values)
+
+    def want_details(self) -> None:
+        """Have the next step note what need not be noted at every step."""
+        for probe in self.probes:
+            probe.wants_details = True
+
+    def is_excused(self) -> bool:
+        """Tell whether a pause, a checkpoint, or batches without steps (a validation) explain the lack of steps."""
+        activity = max(p.last_activity for p in self.probes)
+        has_moved, self._last_activity = activity > self._last_activity, activity
+        return has_moved or self.boundary.is_busy
+
+    def is_trained_by(self, thread: int | None) -> bool:
+        """Tell whether this thread, by its identifier, has made the latest steps."""
+        return any(probe.thread == thread for probe in self.probes)
+
+    def _is_training_thread(self) -> bool:
+        threads = {p.thread for p in self.probes if p.thread}
+        return threading.get_ident() in (threads or {self._first_thread})
+
+    def _call_training_thread(self) -> None:
+        for probe in self.probes:
+            probe.has_errand = True
+        self.boundary.wake()
+
+    def _on_boundary(self, _: StepProbe) -> None:
+        for each in self.probes:
+            each.has_errand = False
+        try:
+            self.boundary.pass_through()
+        except StopTraining:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._failures.note("control", error)
