@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -95,11 +95,10 @@ class Tape:
         self.last_sequence = n = next(self.numbers)
         return n
 
-    def drain(self, wall_offset: float) -> list[Step | Sample]:
-        """Take every entry whose values have arrived, oldest first. ``wall_offset`` turns the entries' times into
-        Unix time."""
-        out: list[Step | Sample] = []
-        while self._ring:
+    def drain(self, wall_offset: float) -> Iterator[Step | Sample]:
+        """Take the entries that are there now and whose values have arrived, oldest first, one at a time.
+        ``wall_offset`` turns the entries' times into Unix time."""
+        for _ in range(len(self._ring)):
             entry = self._ring[0]
             record = self._attempt(entry, wall_offset)
             if record is None:
@@ -108,8 +107,7 @@ class Tape:
             if taken is not entry:  # the ring overflowed between the look and the take
                 record = self._attempt(taken, wall_offset)
             if isinstance(record, Step | Sample):
-                out.append(record)
-        return out
+                yield record
 
     def _attempt(self, entry: StepEntry | SampleEntry, wall_offset: float) -> Step | Sample | _Broken | None:
         """Resolve an entry. One that cannot be read must not stand in the way of all that follow: it is dropped."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +13,14 @@ from monitor._records import Event, RunInfo, Sample, Snapshot, State, Step
 from monitor.recorder._aggregates import OptimizerAggregate, PaceAggregate, Throughput
 from monitor.recorder._events import EventLog
 from monitor.recorder._history import SeriesHistory, columns
+from monitor.recorder._rounds import Rounds
 
 MAX_NAMES = 64
+WORK_SECONDS = 0.0002
+"""How long the recorder works before it lets go of the interpreter lock. Python takes the lock from a thread only after
+5 ms, and the training thread, which gives it up at every operation of torch, would wait so long to have it back."""
+REST_SECONDS = 0.00005
+"""How long it rests then: as long as it takes the other thread to wake up."""
 _LOG = logging.getLogger("monitor")
 
 
@@ -24,8 +29,8 @@ class Source(Protocol):
 
     num_dropped: int
 
-    def drain(self, wall_offset: float) -> list[Step | Sample]:
-        """Return what has arrived, oldest first."""
+    def drain(self, wall_offset: float) -> Iterable[Step | Sample]:
+        """Take what has arrived, oldest first."""
 
     @property
     def drained_sequence(self) -> int:
@@ -47,6 +52,7 @@ class Recorder:
         on_error: takes ``(room, exception)``.
         interval: seconds between rounds.
         clock, counter: Unix time and the tape's monotonic clock.
+        rest: called with seconds to let the training thread go on.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Recorder:
         interval: float = 0.25,
         clock: Callable[[], float] = time.time,
         counter: Callable[[], float] = time.perf_counter,
+        rest: Callable[[float], None] = time.sleep,
     ) -> None:
         self.log = EventLog()
         self._source = source
@@ -72,9 +79,9 @@ class Recorder:
         self._on_event = on_event
         self._on_tick = on_tick
         self._on_error = on_error
-        self._interval = interval
         self._clock = clock
         self._counter = counter
+        self._rest = rest
         self._aggregates = {key: OptimizerAggregate(key, name, window) for key, name in optimizers.items()}
         self._history = {key: SeriesHistory() for key in optimizers}
         self._first = next(iter(optimizers))
@@ -102,58 +109,22 @@ class Recorder:
             step_duration=self._pace.histogram(),
             phase_seconds=self._pace.phases(),
         )
-        self._round = threading.Condition()
-        self._wake = threading.Event()
-        self._is_flushing = False
-        self._num_rounds = 0
-        self._is_stopping = False
-        self._thread = threading.Thread(target=self._run, name="monitor-recorder", daemon=True)
+        self._rounds = Rounds(self.run_once, interval, counter)
 
     # -------------------------------------------------------------------------------------------------- life
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._rounds.start()
 
     def stop(self, timeout: float = 5.0) -> None:
         """Digest what is left and end the thread."""
-        self._is_stopping = True
-        self._wake.set()
-        if self._thread.ident is None:  # it could not be started: what the tape still holds is digested here
-            self.run_once()
-        elif self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+        self._rounds.stop(timeout)
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything recorded so far has been digested and published; False if that took longer."""
-        deadline = self._counter() + timeout
         target = getattr(self._source, "last_sequence", 0)
-        if self._thread is threading.current_thread():  # a callback of ours: the round that it waits for is this one
-            return self._source.drained_sequence >= target
-        with self._round:
-            goal = self._num_rounds + 2  # the round under way may have drained already
-            while self._thread.is_alive():
-                is_through = self._num_rounds >= goal and self._source.drained_sequence >= target
-                left = deadline - self._counter()
-                if is_through or left <= 0:
-                    return is_through
-                self._is_flushing = True
-                self._wake.set()
-                self._round.wait(min(left, 0.05))
-        return self._source.drained_sequence >= target
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait(self._interval)
-            self._wake.clear()
-            is_last = self._is_stopping
-            self.run_once(is_last or self._is_flushing)
-            with self._round:
-                self._num_rounds += 1
-                self._is_flushing = False
-                self._round.notify_all()
-            if is_last:
-                return
+        return self._rounds.wait(lambda: self._source.drained_sequence >= target, timeout)
 
     def run_once(self, releases_held: bool = True) -> None:
         """Make one round: drain, digest, publish. Failures are contained record by record."""
@@ -172,8 +143,12 @@ class Recorder:
                 self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
 
     def _drain(self) -> None:
-        for record in self._source.drain(self._clock() - self._counter()):
+        rested = self._counter()
+        for record in self._source.drain(self._clock() - rested):
             self._contained(self._digest, record)
+            if self._counter() - rested > WORK_SECONDS and not self._rounds.is_awaited:
+                self._rest(REST_SECONDS)
+                rested = self._counter()
 
     def _contained(self, function: Callable[..., None], *args: Any) -> None:
         try:

@@ -78,11 +78,12 @@ REASONS = {
         "monitor.probe._tape.Tape.drained_sequence",
         "monitor.probe._steps.StepProbe.last_activity",
         "monitor.recorder._recorder.Recorder.flush",
+        "monitor.recorder._rounds.Rounds.wait",
     },
     "is a thread's life": {
         "monitor.recorder._recorder.Recorder.start",
         "monitor.recorder._recorder.Recorder.stop",
-        "monitor.recorder._recorder.Recorder._run",
+        *("monitor.recorder._rounds.Rounds." + n for n in ("start", "stop", "_run")),
     },
     "a command in force only; shown below": {
         "monitor.probe._steps.StepProbe._pass_boundary",

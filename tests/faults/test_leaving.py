@@ -305,7 +305,7 @@ def test_closing_from_inside(where: str, tmp_path: Path) -> None:
     if where == "closure":
         optimizer.step(lambda: close())
     train_plainly(model, optimizer, make_batches(2))
-    run._engine._recorder._thread.join(5)
+    run._engine._recorder._rounds._thread.join(5)
     assert run.state == "finished"
     assert others.count("pre") == others.count("post") == (3 if where == "closure" else 2)
     _patches._uninstall()  # nothing to do: asserts below and in the fixture would see it

@@ -175,7 +175,7 @@ def entry(tape: Tape, number: int, losses: Any, norms: Any = (), time: float = 0
 
 
 def drained(tape: Tape) -> list[tuple[int, float | None]]:
-    steps = tape.drain(0.0)
+    steps = list(tape.drain(0.0))
     assert all(isinstance(step, Step) for step in steps)
     return [(step.number, step.loss) for step in steps if isinstance(step, Step)]
 

@@ -37,7 +37,7 @@ class Watched:
 
     def drain(self) -> list[Step]:
         assert self.errors == []
-        out = self.tape.drain(0.0)
+        out = list(self.tape.drain(0.0))
         assert not any(isinstance(r, Sample) for r in out)
         return out  # type: ignore[return-value]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -232,6 +233,27 @@ def test_reading_history_changes_nothing() -> None:
     before = columns(history.points(0, 10_000))
     history.points(0, 3)
     assert columns(history.points(0, 10_000)) == before
+
+
+def test_the_recorder_lets_the_training_thread_go_on_while_it_digests() -> None:
+    """After each 0.2 ms of work the recorder rests, unless somebody waits for it."""
+    ticks, rests = itertools.count(), []
+    source = Source()
+    rec = Recorder(
+        source,
+        RUN,
+        {"sgd": "SGD"},
+        on_error=lambda room, error: pytest.fail(f"{room}: {error!r}"),
+        clock=lambda: 1000.0,
+        counter=lambda: next(ticks) * 0.00015,
+        rest=rests.append,
+    )
+    source.records = [step(i) for i in range(1, 11)]
+    rec.run_once()
+    assert len(rests) == 5
+    source.records = [step(i) for i in range(11, 21)]
+    rec.stop()
+    assert (len(rests), rec.snapshot.optimizers[0].steps) == (5, 20)
 
 
 def test_flush_waits_for_what_was_recorded() -> None:
