@@ -54,7 +54,8 @@ def functions_of_torch() -> list[Any]:
 @pytest.fixture(autouse=True)
 def _originals_are_back() -> Iterator[None]:
     """Every function of torch is the very object that it was before."""
-    Subclass(make_model().parameters(), lr=0.1)  # torch decorates a subclass's step with its first instance
+    for kind in (torch.optim.SGD, Subclass):  # torch decorates the step of a class with its first instance
+        kind(make_model().parameters(), lr=0.1)
     before = functions_of_torch()
     yield
     after = functions_of_torch()
