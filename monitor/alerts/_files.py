@@ -10,9 +10,7 @@ from monitor.alerts._groups import ALERT_GROUPS, RECORDING_GROUPS
 from monitor.alerts._rule import Alert, Group, Recording
 
 RUNBOOK = "docs/alerts.md"
-_HEAD = (
-    "# Made by `monitor dashboards export` from monitor/alerts/; a test compares the two.\ngroups:\n"
-)
+_HEAD = "# Made by `monitor dashboards export` from monitor/alerts/; a test compares the two.\ngroups:\n"
 
 
 def render_files(runbook: str = RUNBOOK) -> Mapping[str, str]:
