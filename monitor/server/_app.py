@@ -90,8 +90,7 @@ def lr_document(access: RunAccess) -> dict[str, Any]:
 def _add_reading(app: Flask, gate: Gate, access: RunAccess) -> None:
     def run() -> Response:
         document = run_document(access.snapshot())
-        grant = g.grant
-        document["page"] = {"csrf": gate.sessions.csrf_of(grant), "can_control": grant.covers("control")}
+        document["page"] = {"can_control": g.grant.covers("control")}
         return _answer(document)
 
     def history() -> Response:

@@ -64,12 +64,19 @@ class Gate:
         self._failures.add(address)
         return unauthorized("That token is not the one of this run; its log or its folder has it.")
 
-    def login(self, token: str, response: Response) -> Response:
-        """Put a session's cookie on ``response``, or refuse the token."""
+    def login(self, token: str, lead: Callable[[str], Response]) -> Response:
+        """Open a session, or refuse the token: a cookie on what ``lead`` makes of the page's address.
+
+        The CSRF token goes behind the # of the address, which a browser sends to nobody. The cookie goes to every port
+        of this machine, whoever serves there, and must not be enough for a change: no answer to it holds the token.
+        """
         self.grant_of_guess(token)
+        cookie = self.sessions.open(token) or ""
+        csrf = self.sessions.csrf_of(self.sessions.grant_of_cookie(cookie))
+        response = lead(f"/#csrf={csrf}" if csrf else "/")
         response.set_cookie(
             cookie_name(),
-            self.sessions.open(token) or "",
+            cookie,
             httponly=True,
             samesite="Strict",
             secure=request.is_secure or self.security.cookie_secure,
@@ -98,7 +105,7 @@ class Gate:
         if need == "control" and grant.session is not None:
             offered = request.headers.get(CSRF_HEADER, "")
             if not self.sessions.is_csrf_right(grant, offered):
-                detail = f"A change by cookie needs the header {CSRF_HEADER}, page.csrf of /api/v1/run."
+                detail = f"A change by cookie needs the header {CSRF_HEADER}; open the URL of the run's log again."
                 raise Refusal(403, detail)
         return grant
 

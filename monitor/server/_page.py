@@ -31,7 +31,7 @@ def add_page(app: Flask, gate: Gate, page_dir: Path = PAGE_DIR) -> None:
         if request.mimetype != _LOGIN_TYPE:
             raise Refusal(415, f"The login form sends {_LOGIN_TYPE}, not {request.mimetype or 'nothing'!r}.")
         try:
-            return gate.login(request.form.get("token", "").strip(), see_other("/"))
+            return gate.login(request.form.get("token", "").strip(), see_other)
         except Refusal as refusal:
             return _ask(refusal.status, refusal.detail, refusal)
 
@@ -81,10 +81,14 @@ def _enter(gate: Gate, token: str) -> Response:
     try:
         if request.headers.get("Sec-Fetch-Site") == "cross-site":
             # A redirect that another site began does not carry a SameSite=Strict cookie; our own page's does.
-            return gate.login(token, Response(_REFRESH, mimetype="text/html"))
-        return gate.login(token, see_other("/"))
+            return gate.login(token, _refresh)
+        return gate.login(token, see_other)
     except Refusal as refusal:
         return _ask(refusal.status, refusal.detail, refusal)
+
+
+def _refresh(location: str) -> Response:
+    return Response(_REFRESH.replace("{url}", location), mimetype="text/html")
 
 
 def _ask(status: int, complaint: str, refusal: Refusal | None = None) -> Response:
@@ -96,7 +100,7 @@ def _ask(status: int, complaint: str, refusal: Refusal | None = None) -> Respons
     return Response(_FORM.replace("{note}", note), status, headers=headers, mimetype="text/html")
 
 
-_REFRESH = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=/">'
+_REFRESH = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={url}">'
 _FORM = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">

@@ -108,12 +108,7 @@ def _hand_kept() -> dict[str, Schema]:
             "required": ["type", "status", "title", "detail"],
         },
         "CommandCount": record({"action": string, "source": string, "outcome": string, "count": integer}),
-        "PageAccess": record(
-            {
-                "csrf": {"description": "For X-CSRF-Token; null without a session.", "type": ["string", "null"]},
-                "can_control": {"type": "boolean"},
-            }
-        ),
+        "PageAccess": record({"can_control": {"type": "boolean"}}),
         "Events": record({"events": array(ref("Event")), "next": integer}),
         "GroupRate": record(
             {

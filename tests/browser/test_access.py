@@ -140,3 +140,29 @@ def test_focus_can_be_seen_everywhere(visit) -> None:
         stops.append(page.evaluate(outlined))
     assert len(stops) > 15
     assert [stop for stop in stops if stop[1] == "none"] == []
+
+
+def test_what_a_change_needs_is_kept_by_the_page_alone(visit) -> None:
+    """Logging in leaves nothing in the address bar; a reload and a second tab can still change things, and a browser
+    that has only the cookie can look and is told what to do."""
+    seen = visit(expected=("403",))
+    page = seen.page
+    expect(page.locator("#state")).to_have_text("Running")
+    assert page.url == f"{seen.server.url}/"
+    assert page.evaluate("localStorage.getItem('monitor-csrf')") is not None
+    page.reload()
+    change(page)
+    expect(page.locator(".outcome").first).to_contain_text("waiting for the next optimizer step")
+    assert [command.action for command in seen.run.commands()] == ["reduce"]
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    expect(page.locator("#state")).to_have_text("Running")
+    change(page)
+    expect(page.locator(".outcome").first).to_contain_text("open the URL of the run's log again")
+    assert len(seen.run.commands()) == 1
+
+
+def change(page) -> None:
+    """Ask for the change that the card proposes, and confirm it."""
+    page.get_by_role("button", name="Review the change").click()
+    page.get_by_role("dialog").get_by_role("button", name="Reduce it").click()

@@ -153,14 +153,16 @@ def test_protected_metrics_ask_everybody(run: FakeRun, path: str) -> None:
 
 def open_page(client: FlaskClient, token: str = TOKEN) -> str:
     """Log in as the URL from the log does, and return the CSRF token."""
-    assert client.get(f"/?token={token}").status_code == 303
-    return client.get(f"{API}/run").json["page"]["csrf"]
+    response = client.get(f"/?token={token}")
+    assert response.status_code == 303
+    return response.headers["Location"].partition("#csrf=")[2]
 
 
 def test_the_url_of_the_log_becomes_a_session(client: FlaskClient) -> None:
     """The token leaves the address bar; the cookie is out of reach of scripts and other sites."""
     response = client.get(f"/?token={TOKEN}")
-    assert (response.status_code, response.headers["Location"]) == (303, "/")
+    assert response.status_code == 303
+    assert re.fullmatch("/#csrf=[0-9a-f]{64}", response.headers["Location"])
     cookie = response.headers["Set-Cookie"]
     assert re.match(r"monitor_session_80=[\w-]+\.[0-9a-f]{64}; ", cookie)
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
@@ -173,7 +175,7 @@ def test_a_link_on_another_site_still_opens_the_page(client: FlaskClient) -> Non
     """Browsers withhold a Strict cookie along a cross-site redirect, so there the page refreshes itself."""
     response = client.get(f"/?token={TOKEN}", headers={"Sec-Fetch-Site": "cross-site"})
     assert response.status_code == 200
-    assert 'http-equiv="refresh" content="0; url=/"' in response.text
+    assert re.search('http-equiv="refresh" content="0; url=/#csrf=[0-9a-f]{64}"', response.text)
     assert TOKEN not in response.text
     assert "Set-Cookie" in response.headers
 
@@ -208,7 +210,7 @@ def test_a_browser_without_a_session_gets_a_form(client: FlaskClient) -> None:
 def test_the_form_opens_a_session_without_a_script(client: FlaskClient) -> None:
     """POST /login with the right token leads to the page."""
     response = client.post("/login", data={"token": f" {TOKEN} "})
-    assert (response.status_code, response.headers["Location"]) == (303, "/")
+    assert (response.status_code, response.headers["Location"].partition("=")[0]) == (303, "/#csrf")
     assert client.get(f"{API}/run").status_code == 200
 
 
@@ -247,6 +249,22 @@ def test_a_change_by_cookie_needs_the_csrf_header(client: FlaskClient, run: Fake
     assert accepted.json["actor"] == "page@127.0.0.1"
 
 
+def test_a_cookie_that_others_see_changes_nothing(app: Flask, client: FlaskClient, run: FakeRun) -> None:
+    """Browsers send a cookie to every port of a host: whoever serves another one there may look with it, but no answer
+    to it holds what a change needs."""
+    csrf = open_page(client)
+    cookie = client.get_cookie("monitor_session_80")
+    thief = app.test_client()
+    thief.set_cookie("monitor_session_80", cookie.value)
+    paths = ("/", f"{API}/run", f"{API}/lr", f"{API}/events", f"{API}/openapi.json", "/static/page.js")
+    answers = [thief.get(path, buffered=True) for path in paths]
+    assert [answer.status_code for answer in answers] == [200] * 6
+    for answer in answers:
+        assert csrf not in answer.text + str(answer.headers)
+    assert thief.post(f"{API}/pause").status_code == 403
+    assert not run.commands()
+
+
 def test_the_csrf_token_of_one_session_is_none_for_another(app: Flask) -> None:
     """It is bound to the session, not to the run."""
     first, second = app.test_client(), app.test_client()
@@ -263,8 +281,8 @@ def test_a_bearer_needs_no_csrf_header(client: FlaskClient) -> None:
 
 def test_a_read_only_session_may_look_alone(client: FlaskClient, run: FakeRun) -> None:
     """The page of the read token knows that it cannot control."""
-    assert open_page(client, READ_TOKEN) is None
-    assert client.get(f"{API}/run").json["page"] == {"csrf": None, "can_control": False}
+    assert client.get(f"/?token={READ_TOKEN}").headers["Location"] == "/"
+    assert client.get(f"{API}/run").json["page"] == {"can_control": False}
     assert client.post(f"{API}/pause", headers={"X-CSRF-Token": ""}).status_code == 403
     assert not run.commands()
 

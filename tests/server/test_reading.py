@@ -27,7 +27,7 @@ def test_run_shows_the_whole_snapshot(client: FlaskClient, run: FakeRun) -> None
     assert set(shown) == {*snapshot.__dataclass_fields__, "page"}
     assert shown["run"]["run_id"] == snapshot.run.run_id
     assert shown["optimizers"][0]["global_step"] == 300
-    assert shown["page"] == {"csrf": None, "can_control": False}
+    assert shown["page"] == {"can_control": False}
     assert get(client, "/run", CONTROL)["page"]["can_control"] is True
 
 

@@ -306,31 +306,31 @@ def test_a_guesser_is_told_to_wait(attach: Attach) -> None:
 def test_the_pages_cookie_alone_changes_nothing(attach: Attach, method: str, path: str) -> None:
     """403 without the CSRF header, with a wrong one, and with that of another session; the cure is named."""
     live = attach()
-    cookie, other = (log_in(live, TOKEN) for _ in range(2))
-    stolen = call(live, "GET", f"{API}/run", other).json["page"]["csrf"]
+    (cookie, _), (_, stolen) = (log_in(live, TOKEN) for _ in range(2))
     for csrf in ({}, {"X-CSRF-Token": "0" * 64}, {"X-CSRF-Token": stolen}):
         answer = call(live, method, API + path, {**JSON, **cookie, **csrf}, b'{"factor": 0.5}')
-        assert_problem(answer, 403, ("needs the header X-CSRF-Token", "page.csrf of /api/v1/run"))
+        assert_problem(answer, 403, ("needs the header X-CSRF-Token", "open the URL of the run's log again"))
     assert_untouched(live)
 
 
 def test_a_read_only_session_gains_no_control(attach: Attach) -> None:
     """It is given no CSRF token, and that of a session with control does not lift it."""
     live = attach()
-    reader, owner = log_in(live, READ["Authorization"].partition(" ")[2]), log_in(live, TOKEN)
-    assert call(live, "GET", f"{API}/run", reader).json["page"] == {"csrf": None, "can_control": False}
-    csrf = call(live, "GET", f"{API}/run", owner).json["page"]["csrf"]
+    reader, nothing = log_in(live, READ["Authorization"].partition(" ")[2])
+    _, csrf = log_in(live, TOKEN)
+    assert nothing == ""
+    assert call(live, "GET", f"{API}/run", reader).json["page"] == {"can_control": False}
     for method, path in CHANGES:
         answer = call(live, method, API + path, {**JSON, **reader, "X-CSRF-Token": csrf}, b'{"factor": 0.5}')
         assert_problem(answer, 403, ("read-only",))
     assert_untouched(live)
 
 
-def log_in(live: Live, token: str) -> dict[str, str]:
-    """Return the header that a browser sends once the URL of the log was opened."""
+def log_in(live: Live, token: str) -> tuple[dict[str, str], str]:
+    """Return the header that a browser sends once the URL of the log was opened, and the page's CSRF token."""
     opened = call(live, "GET", f"/?token={token}")
     assert opened.status == 303
-    return {"Cookie": opened.headers["Set-Cookie"].partition(";")[0]}
+    return {"Cookie": opened.headers["Set-Cookie"].partition(";")[0]}, opened.headers["Location"].partition("#csrf=")[2]
 
 
 @pytest.mark.parametrize("path", [path for method, path in CHANGES if method == "POST"])

@@ -4,6 +4,7 @@ import { get, idempotencyKey, send } from "./api.js";
 import { ACTIONS, describeOutcome, listGroups, merge, preview } from "./changes.js";
 import { announce, byId, h, icon, setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
+import { csrfToken } from "./session.js";
 import { isEnded } from "./strip.js";
 
 const MAX_OUTCOMES = 4;
@@ -183,7 +184,7 @@ export class ControlCard {
     confirm.disabled = true;
     setText(error, "");
     try {
-      const record = await send(command, this.run.page.csrf, key);
+      const record = await send(command, csrfToken(), key);
       dialog.close();
       this.reason.value = "";
       this.#follow(record);

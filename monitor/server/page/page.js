@@ -9,6 +9,7 @@ import { byId, h, icon, setText } from "./dom.js";
 import { EventList, EventStore, ongoing } from "./events.js";
 import { duration, integer, number, words } from "./format.js";
 import { Series } from "./series.js";
+import { receiveCsrf } from "./session.js";
 import { isEnded, Strip } from "./strip.js";
 
 const POLL_MS = 1000;
@@ -48,6 +49,7 @@ class Page {
   }
 
   start() {
+    receiveCsrf();
     this.#poll();
     setInterval(() => this.#tick(), 500);
     loadPlotly().then((plotly) => plotly && this.charts.use(plotly));

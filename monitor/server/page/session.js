@@ -1,0 +1,26 @@
+// What only the page at this very address knows: a browser sends cookies to every port of a machine, this to none.
+
+const KEY = "monitor-csrf";
+let known = null;
+
+/** Take what logging in left behind the # out of the address bar and keep it for this origin, port included. */
+export function receiveCsrf() {
+  const given = /^#csrf=([0-9a-f]{64})$/.exec(location.hash)?.[1];
+  if (!given) return;
+  history.replaceState(null, "", location.pathname);
+  known = given;
+  try {
+    localStorage.setItem(KEY, given);
+  } catch {
+    // A browser that keeps nothing for us: this page can still change things, until it is closed.
+  }
+}
+
+/** What proves with a change that this page sent it; null where nobody has logged in here. */
+export function csrfToken() {
+  try {
+    return localStorage.getItem(KEY) ?? known;
+  } catch {
+    return known;
+  }
+}
