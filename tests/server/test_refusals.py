@@ -399,6 +399,27 @@ def test_a_pause_of_a_paused_run_and_a_resume_of_a_running_one_are_no_errors(att
     assert live.optimizer.used == [[0.1, 0.2]] * 2
 
 
+def test_a_flood_of_alerts_leaves_a_bounded_trace(attach: Attach) -> None:
+    """A rule that asks in vain for each of a hundred alerts, repeated twenty times: a hundred audit entries, each once,
+    and what happened before is still in the log."""
+    live = attach()
+    alerts = [
+        {
+            "status": "firing",
+            "startsAt": "2026-11-21T04:48:12Z",
+            "fingerprint": f"{index:016x}",
+            "labels": {"alertname": "Wild", "run_id": live.run.id, "remediation": "checkpoint"},
+        }
+        for index in range(100)
+    ]
+    told = [live.send("/alertmanager", {"version": "4", "alerts": alerts}) for _ in range(20)]
+    words = ("64 of 100 alerts", "36 were left out", "attach(on_checkpoint=...)")
+    assert_problem(told[0], 409, words)
+    assert_problem(told[-1], 409, ("100 of 100 alerts",))
+    assert_untouched(live, rejected=100)
+    assert live.get("/events")["events"][0]["kind"] == "state"
+
+
 # ------------------------------------------------------------------------------------------------ several ranks
 
 SPLIT = "several ranks train together: a change on one alone would split them"
