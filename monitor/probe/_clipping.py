@@ -28,15 +28,22 @@ def watch_clip_norm(original: Any) -> Any:
     """Note clips by another norm than L2; the wrapper of ``_clip_grads_with_norm_`` sees the others."""
     local = LOCAL
 
-    def clip_grad_norm_(parameters: Any, max_norm: Any, norm_type: Any = 2.0, *args: Any, **kwargs: Any) -> Any:
-        if norm_type == 2.0:
-            return original(parameters, max_norm, norm_type, *args, **kwargs)
+    def clip_grad_norm_(
+        parameters: Any,
+        max_norm: Any,
+        norm_type: Any = 2.0,
+        error_if_nonfinite: Any = False,
+        foreach: Any = None,
+        **more: Any,
+    ) -> Any:
+        if norm_type == 2.0 and not more:
+            return original(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         params, parameters = _as_list(parameters)
         owned = _measure_before(params)
         ledger = local.ledger
         ledger.is_clipping = True
         try:
-            total = original(parameters, max_norm, norm_type, *args, **kwargs)
+            total = original(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
         finally:
             ledger.is_clipping = False
         _note_norm_clip(owned, max_norm, total)
@@ -49,7 +56,9 @@ def watch_clip_with_norm(original: Any) -> Any:
     """Note clips by the L2 norm that the function is given."""
     clock, local, make, sole = perf_counter, LOCAL, tuple.__new__, SOLE
 
-    def _clip_grads_with_norm_(parameters: Any, max_norm: Any, total_norm: Any, *args: Any, **kwargs: Any) -> None:
+    def _clip_grads_with_norm_(
+        parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, **more: Any
+    ) -> None:
         ledger = local.ledger
         if not ledger.is_clipping:
             params = parameters
@@ -77,7 +86,10 @@ def watch_clip_with_norm(original: Any) -> Any:
                 ledger.other -= spent
             except Exception as error:  # noqa: BLE001
                 report(error)
-        original(parameters, max_norm, total_norm, *args, **kwargs)
+        if more:
+            original(parameters, max_norm, total_norm, foreach, **more)
+        else:
+            original(parameters, max_norm, total_norm, foreach)
 
     return _clip_grads_with_norm_
 

@@ -20,14 +20,22 @@ def watch_backward(original: Any) -> Any:
     """Write every scalar that is back-propagated without an explicit gradient into the ledger, and the time it took."""
     clock, local = perf_counter, LOCAL
 
-    def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
+    def backward(
+        tensors: Any,
+        grad_tensors: Any = None,
+        retain_graph: Any = None,
+        create_graph: Any = False,
+        grad_variables: Any = None,
+        inputs: Any = None,
+        **more: Any,
+    ) -> None:
         ledger, noted = None, 0
         start = begin = 0.0
         try:
             start = clock()
             account = local.ledger
             if account.depth == 0:
-                if grad_tensors is None and type(tensors) is Tensor and "grad_variables" not in kwargs:
+                if grad_tensors is None and type(tensors) is Tensor and grad_variables is None:
                     if tensors.is_cpu and account.scaler is None:
                         value: Value | None
                         try:
@@ -41,14 +49,17 @@ def watch_backward(original: Any) -> Any:
                     account.add_loss(value)
                     noted = 1
                 else:
-                    noted = note_losses(account, tensors, grad_tensors, kwargs)
+                    noted = note_losses(account, tensors, grad_variables if grad_tensors is None else grad_tensors)
             begin = clock()
             account.depth += 1
             ledger = account
         except Exception as error:  # noqa: BLE001
             report(error)
         try:
-            original(tensors, grad_tensors, *args, **kwargs)
+            if more or grad_variables is not None:
+                original(tensors, grad_tensors, retain_graph, create_graph, grad_variables, inputs, **more)
+            else:  # as Tensor.backward calls it: without a dictionary to make and to unpack
+                original(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
         except BaseException:
             if ledger is not None and noted:
                 del ledger.losses[-noted:]
@@ -70,14 +81,12 @@ def watch_backward(original: Any) -> Any:
 
 
 @untraced
-def note_losses(ledger: Ledger, tensors: Any, grad_tensors: Any, kwargs: dict[str, Any]) -> int:
+def note_losses(ledger: Ledger, tensors: Any, grad_tensors: Any) -> int:
     """Write the scalars that are back-propagated without an explicit gradient into the ledger; return how many."""
     if isinstance(tensors, Tensor):
         tensors = (tensors,)
     elif not isinstance(tensors, tuple | list):
         return 0
-    if grad_tensors is None:
-        grad_tensors = kwargs.get("grad_variables")
     gradients = (grad_tensors,) if isinstance(grad_tensors, Tensor) else grad_tensors or (None,) * len(tensors)
     noted = 0
     for tensor, gradient in zip(tensors, gradients, strict=False):
@@ -111,10 +120,13 @@ def watch_zero_grad(original: Any) -> Any:
     """Forget losses and clips whose gradients an optimizer clears; those that a step has applied are spent anyway."""
     local, probes = LOCAL, PROBES
 
-    def zero_grad(self: Any, *args: Any, **kwargs: Any) -> None:
+    def zero_grad(self: Any, set_to_none: Any = True, **more: Any) -> None:
         probe = probes.get(id(self))
         if probe is not None and (probe.norms.clips or not local.ledger.is_spent):
             probe.on_zero_grad()
-        original(self, *args, **kwargs)
+        if more:
+            original(self, set_to_none, **more)
+        else:
+            original(self, set_to_none)
 
     return zero_grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import Any, Literal
@@ -30,7 +31,6 @@ class NormMeter:
     ) -> None:
         self.clips: list[ClipNote] = []
         self.number = 0
-        self.step_seconds = 0.0
         self.is_on = every != "off"
         self.optimizer = optimizer
         self.num_groups = self.num_params = -1
@@ -40,6 +40,7 @@ class NormMeter:
         self._max_stride = max_stride
         self._next = 0
         self._seconds = 0.0
+        self._at, self._time = -1, 0.0
         self._ids: frozenset[int] = frozenset()
         self._count()
 
@@ -110,22 +111,24 @@ class NormMeter:
     @property
     def is_due(self) -> bool:
         """Tell whether the coming step is one whose gradient norm is measured."""
-        return self.is_on and self.number >= self._next
+        return self.is_on and (self.number >= self._next or self.number == self._at)
 
     def _measure(self, params: Iterable[Tensor], *norm_types: float) -> list[list[Value]]:
         """Compute norms of the gradients there are, one list of values (by device) for each type of norm."""
         start = perf_counter()
         grads = gradients_of(params)
         norms = [total_norms(grads, norm_type) for norm_type in norm_types]
-        if self._is_auto:
-            self._pace(perf_counter() - start)
-        else:
-            self._next = self.number + self._stride
+        self._seconds += perf_counter() - start
+        if self.number != self._at:
+            self._pace(start)
         return norms
 
-    def _pace(self, seconds: float) -> None:
-        """Choose when to measure next so that the pass stays within its share of the step time."""
-        self._seconds += 0.2 * (seconds - self._seconds) if self._seconds else seconds
-        allowed = self._budget * self.step_seconds
-        stride = 1 if not allowed else min(self._max_stride, -(-self._seconds // allowed))
-        self._next = self.number + max(1, int(stride))
+    def _pace(self, now: float) -> None:
+        """Choose when to measure next. "auto" holds the passes' time within its share of that of the steps since the
+        last one; the very first pass may still load its kernels, and says nothing."""
+        stride = self._stride
+        if self._is_auto and self._at >= 0:
+            allowed = self._budget * (now - self._time) / (self.number - self._at)
+            stride = min(self._max_stride, math.ceil(self._seconds / allowed)) if allowed > 0 else self._max_stride
+        self._next = self.number + stride
+        self._at, self._time, self._seconds = self.number, now, 0.0

@@ -229,9 +229,7 @@ class StepProbe:
                 )
                 ledger.data = ledger.forward = ledger.backward = ledger.monitor = ledger.other = 0.0
                 ledger.mark = end
-                self.last_end, last = end, self.last_end
-                if last:
-                    meter.step_seconds += 0.05 * (end - last - meter.step_seconds)
+                self.last_end = end
                 tape.last_sequence = sequence = next(numbers)
                 append(
                     make(

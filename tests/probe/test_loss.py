@@ -178,7 +178,7 @@ def test_a_closure_shows_the_loss_and_gradient_of_its_first_evaluation(watch, ma
     """The point that a closure-driven step starts from is the one whose loss and gradient norm are shown."""
     net = model()
     opt = make(net.parameters(), lr=0.1)
-    watched = watch(opt)
+    watched = watch(opt, gradient_norm=1)
     seen = []
 
     def closure() -> torch.Tensor:
