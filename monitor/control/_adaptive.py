@@ -9,18 +9,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from monitor._records import Event, Step
-from monitor.control._policy import Ask, Asking, Groups, Reaction, check_share, check_whole, checked_groups, groups_of
+from monitor.control._policy import (
+    Ask,
+    Asking,
+    Groups,
+    Reaction,
+    changed_by_another,
+    changed_groups,
+    check_share,
+    check_whole,
+    checked_groups,
+    groups_of,
+)
+from monitor.control._search import START, Move, Search
 
 TROUBLE = ("divergence", "spike")
-LR_ACTIONS = ("reduce", "set", "restore", "undo")
 ABOVE_START = 0.2
 """Share of the first loss by which the loss must stand above it: worse than untrained, whatever the model."""
 ABOVE_STEPS = 4
 """Steps in a row for which it must."""
 MEDIAN_STEPS = 8
 MAX_PATIENCE = 16
-WARMUP_FACTOR = 1e-3
-WARMUP_BEGINS = "warm-up begins"
+WARMUP_BEGINS = "warm-up from a thousandth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +43,26 @@ class AdaptiveLR:
     many calm steps; trouble after a raise doubles that time, 16-fold at most. It is never raised above what the
     schedule asks for, nor above what a person, an alert or another policy has set meanwhile.
 
-    With ``warmup_steps`` the run begins at a thousandth of the schedule and reaches it geometrically over so many
-    steps, so that an LR that is far too high is found before it has done its harm. Trouble on the way ends the warm-up,
-    and the LR is not raised above where that left it.
+    A fresh run is warmed up: it begins at a thousandth of the schedule and reaches it geometrically over
+    ``warmup_steps``, more slowly once the loss falls. Where the gradient norm and the loss rise together on the way, it
+    steps down and climbs again from there; three such signs near each other, or one that is clear, are a ceiling that
+    is kept. For ten times ``warmup_steps`` such signs are heeded in two steps of three; from then on it is the events.
 
-    It cannot bring back weights that are NaN already: within its first few steps a run with a far too high LR may be
-    lost before any detector can know it, unless it is warmed up. docs/adaptive-lr.md has what was measured.
+    It cannot bring back weights that are NaN already: that is why an LR that is far too high is looked for from below.
+    docs/adaptive-lr.md has what was measured, and what is lost all the same.
 
     Args:
         factor: what the LR factor in force is multiplied by in trouble, in (0, 1).
         plateau_factor: the same on a plateau; None: plateaus are left alone.
-        cooldown_steps: optimizer steps between two reductions.
+        cooldown_steps: optimizer steps between two reductions; what a person, an alert or another policy has changed
+            counts as one.
         recover_steps: calm steps before the LR is raised, and over which it is.
         min_factor: the factor is not lowered below this.
-        warmup_steps: optimizer steps from a thousandth of the schedule to the schedule; 0: none. Only a fresh run is
-            warmed up: where the optimizer holds the state of earlier steps or a factor before the first step, or
-            ``run.load_state_dict`` has told of earlier steps, the audit trail says so and the LR is left alone.
-        allow_increase: raise the LR again.
+        warmup_steps: optimizer steps from a thousandth of the schedule to the schedule where nothing happens; 0: none.
+            Only a fresh run is warmed up: where the optimizer holds the state of earlier steps or a factor before the
+            first step, or ``run.load_state_dict`` has told of earlier steps, the audit trail says so and the LR is left
+            alone.
+        allow_increase: raise again what events have lowered. The warm-up climbs in any case.
         groups: param groups by index or name; default: all of the optimizer whose trouble it is.
 
     Raises:
@@ -65,7 +78,7 @@ class AdaptiveLR:
     cooldown_steps: int = 20
     recover_steps: int = 200
     min_factor: float = 1e-4
-    warmup_steps: int = 0
+    warmup_steps: int = 40
     allow_increase: bool = False
     groups: Groups = field(default=None)
 
@@ -93,16 +106,15 @@ class _Adapting:
         self._settings, self._ask = settings, ask
         self._courses: dict[str, _Course] = {}
         if settings.warmup_steps:
-            ask(Ask("set", WARMUP_FACTOR, settings.groups, WARMUP_BEGINS, is_for_start=True))
+            ask(Ask("set", 1.0, settings.groups, WARMUP_BEGINS, settings.warmup_steps, START))
 
     def on_event(self, event: Event) -> None:
         if event.kind == "control":
-            if event.details.get("reason") == WARMUP_BEGINS and _is_applied(event) and _is_ours(event):
-                settings = self._settings
-                self._ask(Ask("set", 1.0, settings.groups, "warm-up", settings.warmup_steps))
-            elif _is_applied(event) and not _is_ours(event):
-                for course in self._courses.values():
-                    course.let_go()
+            for optimizer in changed_by_another(event, AdaptiveLR):
+                self._course(optimizer).let_go()
+            if event.details.get("reason") == WARMUP_BEGINS:
+                for optimizer, indices in changed_groups(event).items():
+                    self._course(optimizer).warm_up(indices)
         elif event.optimizer is not None:
             self._course(event.optimizer).on_event(event)
 
@@ -133,11 +145,22 @@ class _Course:
         self._calm_since = 0
         self._is_raised = False
         self._patience = 1
-        self._first_step: int | None = None
+        self._now: int | None = None
+        self._search: Search | None = None
+        self._searched: Groups = None
+
+    def warm_up(self, indices: list[int]) -> None:
+        """Begin the search: these groups climb now."""
+        own = self._settings.groups is None
+        self._searched = (self._optimizer,) if own else tuple(f"{self._optimizer}/{i}" for i in indices)
+        self._search = Search(self._settings.warmup_steps, self._settings.min_factor)
 
     def let_go(self) -> None:
-        """Take the factors in force as given: somebody else has set them."""
+        """Take the factors in force as given, and the time of it as that of a reduction: somebody else has set them."""
         self._ceilings.clear()
+        self._last, self._loss_before = self._now, self._level()
+        if self._search is not None:
+            self._search.stop()
 
     def on_event(self, event: Event) -> None:
         settings = self._settings
@@ -153,13 +176,17 @@ class _Course:
         self._lower(event.step, settings.factor, _reason(event))
 
     def on_step(self, step: Step) -> None:
-        now = step.global_step
-        if self._first_step is None:
-            self._first_step = now
+        self._now = now = step.global_step
         selected = {group.index: group.factor for group in step.groups if self._is_meant(group.index, group.name)}
         if selected:
             self._factors = selected
         self._follow_loss(step.loss, now)
+        if self._search is not None and self._factors and not step.is_skipped:
+            move = self._search.step(step.loss, step.gradient_norm, min(self._factors.values()))
+            if move is not None:
+                self._move(move)
+        if self._is_searching():
+            return
         if self._troubles:
             if self._is_due(now) and not self._is_falling():
                 self._lower(now, self._settings.factor, next(iter(self._troubles.values())))
@@ -180,7 +207,7 @@ class _Course:
             self._first_loss = max(loss, loss if self._first_loss is None else self._first_loss)
         limit = self._first_loss + ABOVE_START * abs(self._first_loss)
         is_above = self._num_losses > ABOVE_STEPS and min(list(self._losses)[-ABOVE_STEPS:]) > limit
-        if is_above and "start" not in self._troubles:
+        if is_above and "start" not in self._troubles and (self._search is None or self._search.is_over):
             told = f"loss {self._level():.4g} stands above the first one, {self._first_loss:.4g}"
             self._troubles["start"] = f"{told}, still"
             self._lower(now, self._settings.factor, f"{told}, at step {now}")
@@ -190,12 +217,18 @@ class _Course:
     def _is_falling(self) -> bool:
         """Tell whether the last reduction has helped: enough where the loss is worse than untrained, else at all."""
         level, before, first = self._level(), self._loss_before, self._first_loss
+        if before == math.inf:
+            return False
         if "start" in self._troubles and first is not None:
             return level - first < 0.5 * (before - first)
         return level < before
 
-    def _is_warming_up(self, now: int) -> bool:
-        return self._first_step is not None and now - self._first_step < self._settings.warmup_steps
+    def _is_searching(self) -> bool:
+        return self._search is not None and self._search.is_moving
+
+    def _move(self, move: Move) -> None:
+        self._last, self._loss_before = self._now, self._level()
+        self._ask(Ask("set", move.factor, self._searched, move.reason, move.over_steps))
 
     def _level(self) -> float:
         return statistics.median(self._losses) if self._losses else math.inf
@@ -206,14 +239,14 @@ class _Course:
     def _lower(self, now: int, factor: float, reason: str, *, is_for_good: bool = False) -> None:
         lowest = min(self._factors.values(), default=1.0)
         factor = max(factor, self._settings.min_factor / lowest)
-        if factor >= 1 or not self._is_due(now):
+        if factor >= 1 or not self._is_due(now) or self._is_searching():
             return
         for index, present in self._factors.items():
             self._ceilings.setdefault(index, present)
         self._last, self._loss_before = now, self._level()
         if not self._ask(Ask("reduce", factor, self._groups, reason)):
             return
-        if is_for_good or self._is_warming_up(now):
+        if is_for_good:
             self._ceilings = {index: ceiling * factor for index, ceiling in self._ceilings.items()}
         elif self._is_raised:
             self._patience = min(MAX_PATIENCE, 2 * self._patience)
@@ -235,14 +268,6 @@ class _Course:
         self._last, self._is_raised = now, True
         for aim, groups in aims.items():
             self._ask(Ask("set", aim, tuple(groups), f"{calm} calm steps", self._settings.recover_steps))
-
-
-def _is_applied(event: Event) -> bool:
-    return event.details.get("status") == "applied" and event.details.get("action") in LR_ACTIONS
-
-
-def _is_ours(event: Event) -> bool:
-    return event.details.get("source") == "policy" and event.details.get("actor") == AdaptiveLR.__name__
 
 
 def _reason(event: Event) -> str:

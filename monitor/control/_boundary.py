@@ -104,9 +104,9 @@ class Boundary:
     def _carry_out(self, commands: Commands, command: Command) -> None:
         step = self._next_step()
         try:
-            if command.is_for_start and (why := self._begun(step)) is not None:
+            if command.begin_at is not None and (why := self._begun(step)) is not None:
                 raise CommandRefusedError(why)
-            changes, message = self._effect(command.record)
+            changes, message = self._effect(command.record, command.begin_at)
         except CommandRefusedError as error:
             commands.finish(command, "rejected", step=step, message=str(error))
         except Exception as error:  # noqa: BLE001 - a failure of ours, or of a checkpoint, must not reach the training loop
@@ -127,11 +127,11 @@ class Boundary:
             return f"the run goes on at step {step}; this is for its first step"
         return self._rates.trace()
 
-    def _effect(self, record: CommandRecord) -> tuple[Any, str]:
+    def _effect(self, record: CommandRecord, begin_at: float | None) -> tuple[Any, str]:
         if (why := self._objection()) is not None:
             raise CommandRefusedError(why)
         if record.action in LR_ACTIONS:
-            return self._rates.apply(record.action, record.factor, record.groups, record.over_steps), ""
+            return self._rates.apply(record.action, record.factor, record.groups, record.over_steps, begin_at), ""
         if record.action == "pause":
             self.is_paused = True
             return (), "training waits at the step boundary"

@@ -30,9 +30,9 @@ class Command:
     """
 
     def __init__(
-        self, record: CommandRecord, is_training_thread: Callable[[], bool], *, is_for_start: bool = False
+        self, record: CommandRecord, is_training_thread: Callable[[], bool], *, begin_at: float | None = None
     ) -> None:
-        self.is_for_start = is_for_start
+        self.begin_at = begin_at
         self._record = record
         self._done = threading.Event()
         self._is_training_thread = is_training_thread
@@ -124,9 +124,9 @@ class Commands:
         over_steps: int = 0,
         actor: str = "",
         reason: str = "",
-        is_for_start: bool = False,
+        begin_at: float | None = None,
     ) -> Command:
-        """Accept a command. ``is_for_start``: it is rejected at the boundary where the run has begun before.
+        """Accept a command. ``begin_at``: the factor that a ramp begins at; rejected where the run has begun before.
 
         Raises:
             CommandRefusedError: it cannot be; also counted and audited as rejected.
@@ -141,7 +141,7 @@ class Commands:
         except CommandRefusedError as error:
             self._note(replace(_presentable(record), status="rejected", finished=self._clock(), message=str(error)))
             raise
-        command = Command(record, self._is_training_thread, is_for_start=is_for_start)
+        command = Command(record, self._is_training_thread, begin_at=begin_at)
         with self._lock:
             if self._is_closed:
                 raise ClosedRunError(f"the run has ended and takes no more commands; {action} was not applied")

@@ -180,8 +180,12 @@ class LearningRates:
 
     # ------------------------------------------------------------------------------------------------- change
 
-    def apply(self, action: str, factor: float | None, groups: Selection, over_steps: int) -> tuple[GroupChange, ...]:
+    def apply(
+        self, action: str, factor: float | None, groups: Selection, over_steps: int, begin_at: float | None = None
+    ) -> tuple[GroupChange, ...]:
         """Carry out a command on the training thread; returns what changed, per group. All groups or none.
+
+        ``begin_at``: the factor that a ramp begins at; default: the one in force.
 
         Raises:
             CommandRefusedError: if it cannot be any more (the groups have changed, nothing to undo).
@@ -193,8 +197,9 @@ class LearningRates:
         changes = []
         for row, old, _ in held:
             target = 1.0 if action == "restore" else float(factor or 0) * (old if action == "reduce" else 1.0)
-            _aim(row.group, old, target, over_steps)
-            changes.append(self._change(row, old, target))
+            first = old if begin_at is None else begin_at
+            _aim(row.group, first, target, over_steps)
+            changes.append(self._change(row, first, target))
         self._undo = [*self._undo[1 - MAX_UNDO :], held]
         return tuple(changes)
 

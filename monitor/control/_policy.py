@@ -25,8 +25,8 @@ class Ask(NamedTuple):
     groups: Groups
     reason: str
     over_steps: int = 0
-    is_for_start: bool = False
-    """Reject it where the run has begun before its first step: state or a factor was loaded, or the run resumed."""
+    begin_at: float | None = None
+    """The factor that the ramp begins at. For a fresh run: rejected where state, a factor or a step came before."""
 
 
 Asking = Callable[[Ask], bool]
@@ -123,7 +123,8 @@ class ReduceLROn:
     Args:
         kind: of the event: ``divergence``, ``spike``, ``plateau``, ... (docs/detection.md).
         factor: what the LR factor in force is multiplied by, in (0, 1).
-        cooldown_steps: optimizer steps after a reduction before the next one.
+        cooldown_steps: optimizer steps after a reduction before the next one; what a person, an alert or another
+            policy has changed counts as one.
         max_times: reductions in the whole run.
         groups: param groups by index or name; default: all of the optimizer whose event it is.
 
@@ -163,10 +164,14 @@ class _Reducing:
         self._settings, self._ask = settings, ask
         self._holding: dict[str | None, Event] = {}
         self._last: dict[str | None, int] = {}
+        self._now: dict[str | None, int] = {}
         self._last_id = 0
         self._times = 0
 
     def on_event(self, event: Event) -> None:
+        for optimizer in changed_by_another(event, ReduceLROn):
+            for key in (optimizer, None):
+                self._last[key] = self._now.get(key, event.step)
         if event.kind != self._settings.kind:
             return
         is_new = event.id > self._last_id  # the end of an event comes under the id of its start
@@ -179,6 +184,7 @@ class _Reducing:
             self._reduce(event, event.step, f"{event.kind} at step {event.step}: {event.message}")
 
     def on_step(self, step: Step) -> None:
+        self._now[step.optimizer] = self._now[None] = step.global_step
         event = self._holding.get(step.optimizer)
         if event is not None and step.global_step > event.step:
             self._reduce(event, step.global_step, f"{event.kind} of step {event.step} still holds")
@@ -191,6 +197,22 @@ class _Reducing:
         self._last[event.optimizer] = step  # a refusal cools down too: each leaves an audit entry
         if self._ask(Ask("reduce", settings.factor, groups_of(settings.groups, event.optimizer), reason)):
             self._times += 1
+
+
+def changed_by_another(event: Event, policy: type) -> dict[str, list[int]]:
+    """Return the param groups, by optimizer, whose factor somebody else than this policy has changed."""
+    details = event.details
+    is_own = details.get("source") == "policy" and details.get("actor") == policy.__name__
+    return {} if is_own else changed_groups(event)
+
+
+def changed_groups(event: Event) -> dict[str, list[int]]:
+    """Return the param groups, by optimizer, that the command of an audit entry has changed."""
+    changed: dict[str, list[int]] = {}
+    if event.kind == "control" and event.details.get("status") == "applied":
+        for optimizer, index, *_ in event.details.get("after", ()):
+            changed.setdefault(optimizer, []).append(index)
+    return changed
 
 
 def groups_of(groups: Groups, optimizer: str | None) -> Groups:

@@ -14,6 +14,8 @@ from monitor._records import Event, ParamGroup, Step
 from monitor.control._adaptive import AdaptiveLR
 from monitor.control._policy import Ask, Policies, ReduceLROn, check_policies
 
+BEGINS = "warm-up from a thousandth"
+
 
 class Bench:
     """A policy at work, and the factors of two param groups that follow what it asks for."""
@@ -242,7 +244,7 @@ def test_a_refused_command_is_no_failure_of_the_policy(
 
 def test_trouble_lowers_and_goes_on_lowering_while_the_loss_does_not_fall() -> None:
     """At once, then every cooldown_steps while the divergence lasts, until the loss falls."""
-    bench = Bench(AdaptiveLR(factor=0.5, cooldown_steps=20))
+    bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.5, cooldown_steps=20))
     bench.steps(50)
     event = bench.begin("divergence")
     bench.steps(45, loss=1.1)
@@ -257,7 +259,7 @@ def test_trouble_lowers_and_goes_on_lowering_while_the_loss_does_not_fall() -> N
 
 def test_without_allow_increase_nothing_is_raised() -> None:
     """The default only lowers."""
-    bench = Bench(AdaptiveLR())
+    bench = Bench(AdaptiveLR(warmup_steps=0))
     bench.steps(50)
     bench.end(bench.begin("spike"))
     bench.steps(5000)
@@ -266,7 +268,7 @@ def test_without_allow_increase_nothing_is_raised() -> None:
 
 def test_calm_raises_back_to_the_schedule_and_never_above() -> None:
     """Doubled after each recover_steps of calm, over as many steps; the last raise ends at 1 exactly."""
-    bench = Bench(AdaptiveLR(factor=0.3, recover_steps=100, allow_increase=True))
+    bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.3, recover_steps=100, allow_increase=True))
     bench.steps(50)
     bench.end(bench.begin("spike"))
     bench.steps(1000)
@@ -277,7 +279,7 @@ def test_calm_raises_back_to_the_schedule_and_never_above() -> None:
 
 def test_what_others_have_set_is_the_new_ceiling() -> None:
     """A person's reduction is not undone: raising ends where the factor was before the trouble."""
-    bench = Bench(AdaptiveLR(factor=0.5, recover_steps=100, allow_increase=True))
+    bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.5, recover_steps=100, allow_increase=True))
     bench.factors = {0: 0.2, 1: 1.0}
     bench.steps(50)
     bench.end(bench.begin("spike"))
@@ -285,14 +287,14 @@ def test_what_others_have_set_is_the_new_ceiling() -> None:
     assert bench.factors == {0: 0.2, 1: 1.0}
     bench.end(bench.begin("spike"))
     assert bench.factors == {0: 0.1, 1: 0.5}
-    bench.control(source="api")
+    bench.control(source="api", after=[["SGD", 0, 0.1, 0.01], ["SGD", 1, 0.5, 0.05]])
     bench.steps(1000)
     assert bench.factors == {0: 0.1, 1: 0.5}
 
 
 def test_its_own_commands_and_those_that_were_refused_move_no_ceiling() -> None:
     """Only what somebody else has applied does."""
-    bench = Bench(AdaptiveLR(factor=0.5, recover_steps=100, allow_increase=True))
+    bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.5, recover_steps=100, allow_increase=True))
     bench.steps(50)
     bench.end(bench.begin("spike"))
     bench.control(source="policy", actor="AdaptiveLR", action="reduce")
@@ -304,7 +306,7 @@ def test_its_own_commands_and_those_that_were_refused_move_no_ceiling() -> None:
 
 def test_trouble_after_a_raise_makes_it_wait_longer() -> None:
     """Twice as long each time, so that a run is not driven into the same trouble again and again."""
-    bench = Bench(AdaptiveLR(factor=0.5, recover_steps=100, allow_increase=True))
+    bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.5, recover_steps=100, allow_increase=True))
     bench.steps(50)
     bench.end(bench.begin("spike"))
     bench.steps(100)
@@ -318,7 +320,7 @@ def test_trouble_after_a_raise_makes_it_wait_longer() -> None:
 
 def test_a_plateau_lowers_for_good() -> None:
     """It is the schedule that is wrong then: calm does not raise what a plateau has lowered."""
-    bench = Bench(AdaptiveLR(plateau_factor=0.5, recover_steps=100, allow_increase=True))
+    bench = Bench(AdaptiveLR(warmup_steps=0, plateau_factor=0.5, recover_steps=100, allow_increase=True))
     bench.steps(50)
     bench.end(bench.begin("plateau"))
     bench.steps(2000)
@@ -328,14 +330,14 @@ def test_a_plateau_lowers_for_good() -> None:
 
 def test_plateaus_can_be_left_alone() -> None:
     """plateau_factor=None."""
-    bench = Bench(AdaptiveLR(plateau_factor=None))
+    bench = Bench(AdaptiveLR(warmup_steps=0, plateau_factor=None))
     bench.begin("plateau")
     assert bench.asked == []
 
 
 def test_a_loss_above_the_first_one_is_trouble() -> None:
     """Worse than untrained for four steps: lowered before any detector has warmed up, and again while it stays."""
-    bench = Bench(AdaptiveLR(factor=0.5, cooldown_steps=20))
+    bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.5, cooldown_steps=20))
     bench.steps(1, loss=2.0)
     bench.steps(3, loss=3.0)
     assert bench.asked == []
@@ -349,7 +351,7 @@ def test_a_loss_above_the_first_one_is_trouble() -> None:
 
 def test_the_factor_has_a_floor() -> None:
     """min_factor is reached and not passed."""
-    bench = Bench(AdaptiveLR(factor=0.1, cooldown_steps=1, min_factor=0.005))
+    bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.1, cooldown_steps=1, min_factor=0.005))
     bench.steps(1)
     bench.begin("divergence")
     bench.steps(50)
@@ -359,7 +361,7 @@ def test_the_factor_has_a_floor() -> None:
 
 def test_losses_that_are_not_finite_are_passed_over() -> None:
     """NaN weights cannot be helped by a learning rate: nothing is asked for."""
-    bench = Bench(AdaptiveLR())
+    bench = Bench(AdaptiveLR(warmup_steps=0))
     bench.steps(5, loss=1.0)
     bench.steps(50, loss=math.nan)
     assert bench.asked == []
@@ -367,7 +369,7 @@ def test_losses_that_are_not_finite_are_passed_over() -> None:
 
 def test_only_the_groups_asked_for_are_followed() -> None:
     """With groups given, the others' factors say nothing."""
-    bench = Bench(AdaptiveLR(groups=1, factor=0.5, recover_steps=100, allow_increase=True))
+    bench = Bench(AdaptiveLR(warmup_steps=0, groups=1, factor=0.5, recover_steps=100, allow_increase=True))
     bench.steps(50)
     bench.end(bench.begin("spike"))
     assert bench.asked[0].groups == (1,)
@@ -376,32 +378,107 @@ def test_only_the_groups_asked_for_are_followed() -> None:
 
 
 def test_the_warm_up_begins_low_and_reaches_the_schedule() -> None:
-    """A thousandth before the first step; once that is in force, the schedule over the steps that were given."""
+    """One command, before the first step: should nothing ever follow, the run reaches its schedule all the same."""
     bench = Bench(AdaptiveLR(warmup_steps=60))
-    assert bench.asked == [Ask("set", 0.001, None, "warm-up begins", is_for_start=True)]
-    bench.control(source="policy", actor="AdaptiveLR", reason="warm-up begins")
-    assert bench.asked[1:] == [Ask("set", 1.0, None, "warm-up", 60)]
+    assert bench.asked == [Ask("set", 1.0, None, "warm-up from a thousandth", 60, begin_at=0.001)]
 
 
 def test_a_refused_warm_up_is_none() -> None:
     """Below min_lr, or in a run that is resumed: the LR is left as it is."""
     bench = Bench(AdaptiveLR(warmup_steps=60), answer=False)
-    bench.control(source="policy", actor="AdaptiveLR", reason="warm-up begins", status="rejected")
+    bench.control(source="policy", actor="AdaptiveLR", reason=BEGINS, status="rejected", after=[])
+    bench.steps(60)
+    bench.steps(20, loss=math.nan)
     assert len(bench.asked) == 1
+
+
+def warmed_up(**settings: Any) -> Bench:
+    """Return a bench whose warm-up has begun, thirty steps ago: its factors stand at a tenth."""
+    bench = Bench(AdaptiveLR(warmup_steps=60, **settings))
+    bench.control(
+        source="policy", actor="AdaptiveLR", reason=BEGINS, after=[["SGD", 0, 1.0, 0.1], ["SGD", 1, 1.0, 0.1]]
+    )
+    bench.factors = {0: 0.1, 1: 0.1}
+    bench.steps(30)
+    return bench
 
 
 def test_trouble_in_the_warm_up_is_the_new_ceiling() -> None:
     """The LR at which it came is known to be too high: calm does not lead back there."""
-    bench = Bench(AdaptiveLR(warmup_steps=60, factor=0.5, recover_steps=100, allow_increase=True))
-    bench.factors = {0: 0.1, 1: 0.1}
-    bench.steps(30)
-    bench.end(bench.begin("spike"))
+    bench = warmed_up(recover_steps=100, allow_increase=True)
+    bench.steps(1, loss=math.nan)
+    (ask,) = bench.asked[1:]
+    assert ask == Ask("set", pytest.approx(0.01), ("SGD",), "loss is not finite at factor 0.1")
+    bench.factors = dict.fromkeys((0, 1), ask.factor or 1.0)
     bench.steps(2000)
-    assert bench.factors == {0: 0.05, 1: 0.05}
+    assert len(bench.asked) == 2
+
+
+def test_the_warm_up_of_some_groups_names_them() -> None:
+    """The others are not touched, in the second optimizer neither."""
+    bench = Bench(AdaptiveLR(warmup_steps=60, groups=1))
+    bench.control(source="policy", actor="AdaptiveLR", reason=BEGINS, after=[["SGD", 1, 1.0, 0.1]])
+    bench.factors[1] = 0.1
+    bench.steps(30)
+    bench.steps(1, loss=math.nan)
+    assert [ask.groups for ask in bench.asked] == [(1,), ("SGD/1",)]
+
+
+def test_events_wait_until_the_warm_up_is_through() -> None:
+    """While the factor climbs it is the search alone that moves it; what still holds then is acted upon."""
+    bench = warmed_up(factor=0.5, cooldown_steps=20)
+    bench.begin("divergence")
+    bench.steps(10)
+    assert len(bench.asked) == 1
+    bench.factors = {0: 1.0, 1: 1.0}
+    bench.steps(22)
+    assert [ask.action for ask in bench.asked[1:]] == ["reduce", "reduce"]
+
+
+@pytest.mark.parametrize("action", ["reduce", "set", "restore", "undo"])
+def test_a_command_of_somebody_else_ends_the_warm_up(action: str) -> None:
+    """What they have set is in force, whatever the losses do."""
+    bench = warmed_up()
+    bench.control(action=action, after=[["SGD", 0, 0.2, 0.02]])
+    bench.steps(1, loss=math.nan)
+    assert len(bench.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "policy", [ReduceLROn("spike", cooldown_steps=50), AdaptiveLR(cooldown_steps=50, warmup_steps=0)]
+)
+@pytest.mark.parametrize("source", ["api", "alertmanager", "code", "policy"])
+def test_what_somebody_else_has_changed_is_cooled_down_from(policy: Any, source: str) -> None:
+    """An alert and a policy that see the same spike do not both lower the LR for it."""
+    bench = Bench(policy)
+    bench.steps(100)
+    bench.control(source=source, action="reduce", after=[["SGD", 0, 0.5, 0.05], ["SGD", 1, 0.5, 0.05]])
+    bench.begin("spike")
+    bench.steps(49)
+    assert bench.asked == []
+    bench.steps(1)
+    assert len(bench.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"status": "rejected", "after": []},
+        {"action": "checkpoint", "after": []},
+        {"after": [["critic", 0, 0.5, 0.05]]},
+    ],
+)
+def test_what_has_changed_nothing_here_is_not_cooled_down_from(details: dict[str, Any]) -> None:
+    """A refusal, another action, another optimizer."""
+    bench = Bench(ReduceLROn("spike", cooldown_steps=50))
+    bench.steps(100)
+    bench.control(**details)
+    bench.begin("spike")
+    assert len(bench.asked) == 1
 
 
 def test_noise_at_the_start_of_a_warm_up_is_no_trouble() -> None:
-    """The LR is next to nothing then: the highest of the first losses is what untrained means."""
+    """The highest of the first losses is what untrained means."""
     bench = Bench(AdaptiveLR(warmup_steps=60))
     bench.steps(1, loss=1.0)
     bench.steps(50, loss=1.5)
