@@ -6,6 +6,7 @@ inner one does the work for L2 norms, in one function without detours for one op
 
 from __future__ import annotations
 
+from threading import get_ident
 from time import perf_counter
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
@@ -13,20 +14,22 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from monitor.probe._compilation import untraced
-from monitor.probe._gradients import MAX_CLIPS, ClipNote
-from monitor.probe._ledger import LOCAL
+from monitor.probe._gradients import MAX_CLIPS
+from monitor.probe._ledger import LEDGERS, open_ledger
 from monitor.probe._values import Value, take
 from monitor.probe._watched import PROBES, SOLE, report
 
 if TYPE_CHECKING:
     from monitor.probe._norms import NormMeter
 
+_INSIDE: set[int] = set()
+"""The threads that are inside a ``clip_grad_norm_`` that notes itself."""
+
 Owners = list[tuple["NormMeter", frozenset[int] | None]]
 
 
 def watch_clip_norm(original: Any) -> Any:
     """Note clips by another norm than L2; the wrapper of ``_clip_grads_with_norm_`` sees the others."""
-    local = LOCAL
 
     def clip_grad_norm_(
         parameters: Any,
@@ -40,12 +43,11 @@ def watch_clip_norm(original: Any) -> Any:
             return original(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
         params, parameters = _as_list(parameters)
         owned = _measure_before(params)
-        ledger = local.ledger
-        ledger.is_clipping = True
+        _INSIDE.add(get_ident())
         try:
             total = original(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
         finally:
-            ledger.is_clipping = False
+            _INSIDE.discard(get_ident())
         _note_norm_clip(owned, max_norm, total)
         return total
 
@@ -54,18 +56,18 @@ def watch_clip_norm(original: Any) -> Any:
 
 def watch_clip_with_norm(original: Any) -> Any:
     """Note clips by the L2 norm that the function is given."""
-    clock, local, make, sole = perf_counter, LOCAL, tuple.__new__, SOLE
+    clock, ledgers, ident, inside, sole = perf_counter, LEDGERS, get_ident, _INSIDE, SOLE
 
     def _clip_grads_with_norm_(
         parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, **more: Any
     ) -> None:
-        ledger = local.ledger
-        if not ledger.is_clipping:
+        if ident() not in inside:
             params = parameters
             if type(params) is not list:
                 params, parameters = _as_list(parameters)
             try:
                 start = clock()
+                ledger = ledgers.get(ident()) or open_ledger()
                 meter = sole[0]
                 if (
                     meter is not None
@@ -76,9 +78,7 @@ def watch_clip_with_norm(original: Any) -> Any:
                     and len(meter.clips) < MAX_CLIPS
                 ):
                     measure = (total_norm.item(),)
-                    meter.clips.append(
-                        make(ClipNote, ("norm", float(max_norm), measure, measure, None, len(ledger.losses)))
-                    )
+                    meter.clips.append(("norm", float(max_norm), measure, measure, None, len(ledger.losses)))
                 else:
                     _note_shared_clip(params, max_norm, total_norm)
                 spent = clock() - start

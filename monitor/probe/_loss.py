@@ -5,20 +5,21 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
 from monitor.probe._compilation import untraced
-from monitor.probe._ledger import LOCAL, Ledger
+from monitor.probe._ledger import LEDGERS, Ledger, open_ledger
 from monitor.probe._values import Value, take
 from monitor.probe._watched import PROBES, report
 
 
 def watch_backward(original: Any) -> Any:
     """Write every scalar that is back-propagated without an explicit gradient into the ledger, and the time it took."""
-    clock, local = perf_counter, LOCAL
+    clock, ledgers, ident = perf_counter, LEDGERS, get_ident
 
     def backward(
         tensors: Any,
@@ -33,7 +34,7 @@ def watch_backward(original: Any) -> Any:
         start = begin = 0.0
         try:
             start = clock()
-            account = local.ledger
+            account = ledgers.get(ident()) or open_ledger()
             if account.depth == 0:
                 if grad_tensors is None and type(tensors) is Tensor and grad_variables is None:
                     if tensors.is_cpu and account.scaler is None:
@@ -118,12 +119,14 @@ def _unscaled(ledger: Ledger, tensor: Tensor) -> Value | None:
 
 def watch_zero_grad(original: Any) -> Any:
     """Forget losses and clips whose gradients an optimizer clears; those that a step has applied are spent anyway."""
-    local, probes = LOCAL, PROBES
+    ledgers, probes, ident = LEDGERS, PROBES, get_ident
 
     def zero_grad(self: Any, set_to_none: Any = True, **more: Any) -> None:
         probe = probes.get(id(self))
-        if probe is not None and (probe.norms.clips or not local.ledger.is_spent):
-            probe.on_zero_grad()
+        if probe is not None:
+            ledger = ledgers.get(ident())
+            if ledger is None or not ledger.is_spent or probe.norms.clips:
+                probe.on_zero_grad()
         if more:
             original(self, set_to_none, **more)
         else:

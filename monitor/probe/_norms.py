@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from monitor.probe._gradients import MAX_CLIPS, ClipNote, gradients_of, total_norms
+from monitor.probe._gradients import MAX_CLIPS, ClipNote, RawClip, gradients_of, total_norms
 from monitor.probe._ledger import current
 from monitor.probe._values import Value
 
@@ -29,7 +29,7 @@ class NormMeter:
     def __init__(
         self, optimizer: Any, every: str | int = "auto", budget: float = 0.01, max_stride: int = MAX_STRIDE
     ) -> None:
-        self.clips: list[ClipNote] = []
+        self.clips: list[RawClip] = []
         self.number = 0
         self.is_on = every != "off"
         self.optimizer = optimizer
@@ -58,7 +58,7 @@ class NormMeter:
         the coming step."""
         if len(self.clips) >= MAX_CLIPS:  # nobody steps: what is kept must not grow without end
             self.clips = []
-        self.clips.append(ClipNote(kind, threshold, norms, measure, covered, len(current().losses)))
+        self.clips.append((kind, threshold, norms, measure, covered, len(current().losses)))
 
     def coverage(self, params: Sequence[Tensor], is_shared: bool) -> frozenset[int] | None:
         """Return which of the optimizer's parameters are among ``params``, by id; None for all of them."""
@@ -80,8 +80,9 @@ class NormMeter:
         """Return the parts of the gradient norm before clipping: what a clip measured, and the rest measured now."""
         covered: set[int] = set()
         parts: list[Value] = []
-        newest = self.clips[-1].num_losses if self.clips else 0
-        for note in self.clips:
+        clips = [ClipNote._make(clip) for clip in self.clips]
+        newest = clips[-1].num_losses if clips else 0
+        for note in clips:
             if note.num_losses < newest:
                 continue  # clipped before the last backward, which has added to the gradient since
             if note.param_ids is None:

@@ -15,8 +15,8 @@ from monitor._errors import StopTraining
 from monitor.probe import _patches
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
-from monitor.probe._gradients import ClipNote
-from monitor.probe._ledger import LOCAL, Ledger, current
+from monitor.probe._gradients import RawClip
+from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger
 from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
@@ -24,6 +24,7 @@ from monitor.probe._values import Value
 
 FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
+_NO_CLIP: RawClip = ("norm", 0.0, (), (), frozenset(), 0)
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
 
@@ -135,7 +136,7 @@ class StepProbe:
     def _make_hooks(self) -> tuple[Any, Any]:
         """Build the hooks as closures: each name that they use costs no attribute look-up on the hot path."""
         optimizer, door, tape, append, key = self.optimizer, self.door, self._tape, self._tape.append, self.key
-        clock, numbers, local, meter, me, make = perf_counter, tape.numbers, LOCAL, self.norms, id(self), tuple.__new__
+        clock, ident, ledgers, numbers, meter, me = perf_counter, get_ident, LEDGERS, tape.numbers, self.norms, id(self)
 
         def pre_hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
@@ -148,7 +149,7 @@ class StepProbe:
                         return None
                     self.abandon()  # the last step raised
                 self._is_stepping = True
-                ledger = local.ledger
+                ledger = ledgers.get(ident()) or open_ledger()
                 if ledger is not self._ledger:
                     self.thread, self._ledger = get_ident(), ledger
                 scheduled, has_factor, is_plain = [], False, True
@@ -177,8 +178,9 @@ class StepProbe:
                         ledger.is_spent = True
                         losses = ledger.losses
                     clips = meter.clips
-                    if len(clips) == 1 and clips[0].param_ids is None:
-                        norms = clips[0].norms
+                    _, _, measured, _, param_ids, _ = clips[0] if len(clips) == 1 else _NO_CLIP
+                    if param_ids is None:
+                        norms = measured
                     elif clips or meter.is_on:
                         norms = meter.take()
                 details = None
@@ -208,7 +210,7 @@ class StepProbe:
                 self._is_stepping = False
                 start, losses, norms, scheduled, applied, factors, details, begin = opened
                 ledger = self._ledger
-                clips: Sequence[ClipNote] = meter.clips
+                clips = meter.clips
                 if clips:
                     meter.clips = []
                 if self._evaluation is not None:
@@ -232,12 +234,9 @@ class StepProbe:
                 self.last_end = end
                 tape.last_sequence = sequence = next(numbers)
                 append(
-                    make(
-                        StepEntry,
-                        (
-                            sequence, key, number, end, losses, norms, scheduled, applied, factors,
-                            clips, amp, False, phases, details,
-                        ),
+                    (
+                        sequence, key, number, end, losses, norms, scheduled, applied, factors, clips, amp, False,
+                        phases, details,
                     )
                 )  # fmt: skip
             except Exception as error:  # noqa: BLE001
@@ -315,7 +314,7 @@ class StepProbe:
         self._evaluation = FirstEvaluation(id(self), self._ledger, self.norms, self.on_error)
         return self._evaluation.wrap(args, kwargs)
 
-    def _leave_closure(self) -> tuple[Sequence[Value | None], Sequence[Value], Sequence[ClipNote]]:
+    def _leave_closure(self) -> tuple[Sequence[Value | None], Sequence[Value], list[RawClip]]:
         evaluation, self._evaluation = self._evaluation, None
         assert evaluation is not None
         evaluation.leave()

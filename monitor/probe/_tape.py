@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from monitor._records import Clip, ParamGroup, Sample, Step
-from monitor.probe._gradients import ClipNote
+from monitor.probe._gradients import ClipNote, RawClip
 from monitor.probe._values import Value
 
 CAPACITY = 16384
@@ -38,11 +38,15 @@ class StepEntry(NamedTuple):
     scheduled: Sequence[Any]
     applied: Sequence[Any] | None
     factors: Sequence[float] | None
-    clips: Sequence[ClipNote]
+    clips: Sequence[RawClip]
     amp: tuple[Value | None, Value | None, Value | None] | None
     is_skipped: bool
     phases: tuple[float, float, float, float, float, float]
     details: Details | None
+
+
+RawEntry = tuple[Any, ...]
+"""A :class:`StepEntry` as the training thread writes it: to make a named tuple costs it a microsecond."""
 
 
 class SampleEntry(NamedTuple):
@@ -78,7 +82,7 @@ class Tape:
         on_error: Callable[[str, Exception], None] = lambda *_: None,
     ) -> None:
         capacity = max(512, CAPACITY * 16 // max(16, num_groups))
-        self._ring: deque[StepEntry | SampleEntry] = deque(maxlen=capacity)
+        self._ring: deque[RawEntry | SampleEntry] = deque(maxlen=capacity)
         self.numbers = count(1)
         self._expected = 1
         self._clock = clock
@@ -109,22 +113,23 @@ class Tape:
             if isinstance(record, Step | Sample):
                 yield record
 
-    def _attempt(self, entry: StepEntry | SampleEntry, wall_offset: float) -> Step | Sample | _Broken | None:
+    def _attempt(self, entry: RawEntry | SampleEntry, wall_offset: float) -> Step | Sample | _Broken | None:
         """Resolve an entry. One that cannot be read must not stand in the way of all that follow: it is dropped."""
         try:
-            return self._resolve(entry, wall_offset)
+            return self._resolve(entry if isinstance(entry, SampleEntry) else StepEntry._make(entry), wall_offset)
         except Exception as error:  # noqa: BLE001
             self.num_dropped += 1
             self._on_error("tape", error)
             return _BROKEN
 
-    def _take(self, seen: StepEntry | SampleEntry) -> StepEntry | SampleEntry:
+    def _take(self, seen: RawEntry | SampleEntry) -> RawEntry | SampleEntry:
         try:
             entry = self._ring.popleft()
         except IndexError:  # pragma: no cover - the ring was cleared meanwhile
             return seen
-        self.num_dropped += max(0, entry.sequence - self._expected)
-        self._expected = entry.sequence + 1
+        sequence: int = entry[0]
+        self.num_dropped += max(0, sequence - self._expected)
+        self._expected = sequence + 1
         return entry
 
     @property
@@ -151,7 +156,7 @@ class Tape:
         loss = reader.total(entry.losses)
         found_inf, grad_scale, amp_scale = (reader.read(v) for v in entry.amp or (None, None, None))
         norm = reader.norm(entry.norms)
-        clips = tuple(reader.clip(note) for note in entry.clips)
+        clips = tuple(reader.clip(ClipNote._make(clip)) for clip in entry.clips)
         scheduled = [reader.read(v) for v in entry.scheduled]
         applied = scheduled if entry.applied is None else [reader.read(v) for v in entry.applied]
         if not reader.is_complete:

@@ -60,7 +60,7 @@ REASONS = {
     "takes them out": {
         "monitor.probe._patches.remove",
         "monitor.probe._patches._uninstall",
-        "monitor.probe._patches._after_fork_in_child",
+        *(f"monitor.probe.{room}._after_fork_in_child" for room in ("_patches", "_ledger")),
         "monitor.probe._steps.StepProbe.close",
         "monitor.probe._steps.StepProbe._is_between_steps",
         "monitor.probe._steps._remove_hook",

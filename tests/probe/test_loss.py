@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
 
 from monitor.probe import current_ledger
+from monitor.probe._ledger import LEDGERS
 
 
 def model(seed: int = 0) -> nn.Linear:
@@ -246,3 +249,18 @@ def test_threads_do_not_mix_their_losses(watch) -> None:
     for t in threads:
         t.join()
     assert {s.optimizer: s.loss for s in watched.drain()} == expected
+
+
+def test_a_threads_ledger_goes_with_it() -> None:
+    """A later thread, which may be given the same ident, starts with an account of its own."""
+    idents = []
+
+    def note() -> None:
+        idents.append(threading.get_ident())
+        current_ledger().add_loss(1.0)
+
+    thread = threading.Thread(target=note)
+    thread.start()
+    thread.join()
+    assert idents[0] not in LEDGERS
+    assert LEDGERS[threading.get_ident()] is current_ledger()
