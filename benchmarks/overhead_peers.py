@@ -30,7 +30,8 @@ from torch import nn
 
 Log = Callable[[int, dict[str, float]], None]
 BLOCK_STEPS = 100
-WARM_UP_STEPS = 20  # what starts a block, attaching above all, is no cost of a step
+WARM_UP_STEPS = 20
+ATTACH_STEPS = 250  # what starts a run (threads, files, the first readings of the machine) is no cost of a step
 
 
 class Job:
@@ -219,7 +220,7 @@ def measure(name: str, num_blocks: int, folder: Path) -> dict[str, Any]:
         for way in ways[number % 3 :] + ways[: number % 3]:
             if way == "monitor":
                 with monitor.attach(job.optimizer, job.scheduler, directory=str(folder), port=0, linger=0):
-                    blocks.run(way, job.step, BLOCK_STEPS)
+                    blocks.run(way, job.step, BLOCK_STEPS, warm_up=ATTACH_STEPS)
             else:
                 blocks.run(way, logged if way == "peer" else job.step, BLOCK_STEPS)
     distribution = LOGS[name][0] if name in LOGS else ""
