@@ -168,6 +168,9 @@ class Search:
         if self._num_steps < self._rest_until or not self._level:
             return None
         level = median(self._level)
+        if level == math.inf:  # the weights are lost: no LR brings them back
+            self.stop()
+            return None
         if level > 2 * self._level_before + self._noise() and factor > self._min_factor:
             self._level_before = level
             return self._lower(factor * STEP_DOWN, f"loss has gone on rising, to {level:.4g}")

@@ -130,6 +130,15 @@ def test_a_second_sign_far_above_the_first_is_another_first_one() -> None:
     assert climber.factor == 1.0
 
 
+def test_losses_that_stay_not_finite_end_the_search() -> None:
+    """The weights are lost then: one step down, in case they are not, and no more."""
+    climber = Climber()
+    climber.steps(20)
+    climber.steps(500, loss=math.nan, norm=math.nan)
+    assert len(climber.moves) == 1
+    assert not climber.search.is_moving
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_a_clear_sign(loss: float) -> None:
     """A tenth of that LR, for good."""
