@@ -59,6 +59,7 @@ class AdaptiveLR:
         recover_steps: calm steps before the LR is raised, and over which it is.
         min_factor: the factor is not lowered below this.
         warmup_steps: optimizer steps from a thousandth of the schedule to the schedule where nothing happens; 0: none.
+            Give eight times the steps of 0.25 s where a step takes less than 50 ms, as trouble is seen that late.
             Only a fresh run is warmed up: where the optimizer holds the state of earlier steps or a factor before the
             first step, or ``run.load_state_dict`` has told of earlier steps, the audit trail says so and the LR is left
             alone.
