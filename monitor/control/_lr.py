@@ -23,6 +23,7 @@ from monitor.control._door import (
     factor_of,
     set_factor,
 )
+from monitor.control._floor import Low, below_floor, is_below, least_factor
 
 MAX_UNDO = 64
 MAX_STEPS = 10**9
@@ -131,35 +132,34 @@ class LearningRates:
             raise CommandRefusedError(
                 f"factor must be in (0, 1], got {factor!r}; attach(allow_increase=True) lifts the upper bound", "factor"
             )
-        for row in selected:
-            self._check_result(action, factor, row)
+        low = [one for row in selected if (one := self._check_result(action, factor, row)) is not None]
+        if low:
+            raise below_floor(factor, max(low, key=lambda one: one.least), self._min_lr)
 
-    def _check_result(self, action: str, factor: float, row: _Row) -> None:
-        before = factor_of(row.group)
-        after = before * factor if action == "reduce" else factor
+    def _check_result(self, action: str, factor: float, row: _Row) -> Low | None:
+        """Refuse a factor that does not fit the group; return what the floor says to it, None for nothing."""
+        before = factor_of(row.group) if action == "reduce" else 1.0
+        after = before * factor
+        where = f"{row.optimizer} group {row.param_group}"
         if not MIN_FACTOR <= after <= MAX_FACTOR:
             raise CommandRefusedError(
-                f"factor {factor!r} would bring the factor of {row.optimizer} group {row.param_group} to {after:.6g}; "
+                f"factor {factor!r} would bring the factor of {where} to {after:.6g}; "
                 f"it must stay between {MIN_FACTOR:g} and {MAX_FACTOR:g}",
                 "factor",
             )
-        lr, where = self._scheduled(row), f"{row.optimizer} group {row.param_group}"
+        lr = self._scheduled(row)
         if isinstance(lr, Tensor):
             if not lr.is_floating_point():
                 raise CommandRefusedError(
                     f"the LR of {where} is a tensor of {lr.dtype}, which no factor fits; make it a floating-point one"
                 )
-            return  # its floor is held at the door, where that costs no sync
+            return None  # its floor is held at the door, where that costs no sync
         if isinstance(lr, bool) or not isinstance(lr, numbers.Real):
             raise CommandRefusedError(f"{where} has no learning rate to change, got lr={lr!r}; name other groups")
-        scheduled = float(lr)
-        if self._min_lr and after < 1 and scheduled * after < self._min_lr <= scheduled:
-            least = self._min_lr / (scheduled * before if action == "reduce" else scheduled)
-            raise CommandRefusedError(
-                f"factor {factor!r} would bring the LR of {where} to {scheduled * after:.6g}, below "
-                f"min_lr={self._min_lr:.6g}; use a factor of at least {least:.6g}",
-                "factor",
-            )
+        scheduled, floor = float(lr), self._min_lr
+        if not is_below(scheduled, before, factor, floor):
+            return None
+        return Low(where, scheduled * after, least_factor(scheduled, before, floor))
 
     def _select(self, groups: Selection) -> list[_Row]:
         rows = self._rows()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import fractions
 import math
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import monitor
 from monitor import ClosedRunError, CommandRefusedError, QueueFullError, Run
+from monitor.control import Door, LearningRates
 from tests.control.conftest import noting
 
 Attach = Callable[..., Run]
@@ -117,6 +122,41 @@ def test_the_floor_refuses_with_both_numbers_and_the_least_factor(attach: Attach
     run.reduce_lr(0.2)
     optimizer.step()
     assert optimizer.used == [[0.1 * 0.2]]
+
+
+_LRS = st.floats(1e-8, 10.0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(_LRS, min_size=1, max_size=3),
+    st.floats(1e-6, 1.0),
+    st.floats(0.01, 1.0),
+    st.sampled_from(["reduce", "set"]),
+)
+@example([0.07], 0.02, 1.0, "reduce")
+@example([0.06, 0.09], 0.02, 1.0, "reduce")
+@example([0.09], 0.02, 0.3, "set")
+@example([0.1], 0.03, 0.2, "reduce")
+def test_the_factor_that_the_floor_names_is_accepted_and_hardly_more_than_needed(
+    lrs: list[float], min_lr: float, first: float, action: str
+) -> None:
+    """Whatever the LRs: the named factor passes for all groups; one in its sixth digit lower does not."""
+    optimizer = noting(*lrs)
+    rates = LearningRates({"Noting": optimizer}, {"Noting": Door(min_lr)}, min_lr=min_lr)
+    for group in optimizer.param_groups:
+        group["monitor_lr_factor"] = first
+    with pytest.raises(CommandRefusedError) if min_lr <= max(lrs) else nullcontext() as caught:
+        rates.check(action, 1e-9, None, 0)
+    refusal = "" if caught is None else str(caught.value)
+    if named := re.search(r"use a factor of at least (\S+)$", refusal):
+        rates.check(action, float(named[1]), None, 0)
+        with pytest.raises(CommandRefusedError):
+            rates.check(action, float(named[1]) * (1 - 2.1e-5), None, 0)
+    elif refusal:
+        assert "is as low as the floor lets it be; name other groups" in refusal
+        with pytest.raises(CommandRefusedError):
+            rates.check(action, 1.0 - 1e-5, None, 0)
 
 
 @pytest.mark.parametrize("make", [float, torch.tensor])
