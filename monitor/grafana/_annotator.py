@@ -15,6 +15,7 @@ from monitor.grafana._dashboard import TAG
 
 CAPACITY = 1000
 _PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0)
+_END_SECONDS = 1.0  # for a thread that asks nobody: it ends as soon as it gets the processor
 _LOG = logging.getLogger("monitor")
 
 
@@ -63,7 +64,7 @@ class Annotator:
         self._waiting: deque[Event] = deque()
         self._changed = threading.Condition()
         self._is_closing = False
-        self._is_busy = False
+        self._is_busy = self._is_pausing = self._is_abandoned = False
         # id of an event that goes on -> id of its annotation, and its start in seconds
         self._annotations: OrderedDict[int, tuple[int, float]] = OrderedDict()
         self._complaints: set[str] = set()
@@ -85,19 +86,32 @@ class Annotator:
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything taken so far is sent or dropped; False if that took longer than ``timeout`` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting and not self._is_busy, timeout)
+            return self._changed.wait_for(self._is_idle, timeout)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Send what waits, for ``timeout`` seconds at most, and end the thread; the rest is dropped and counted."""
-        self.flush(timeout)
+        """Send what waits, for ``timeout`` seconds at most, and end the thread; the rest is dropped and counted.
+
+        A request that has no answer by then is part of the rest, whatever becomes of it: its thread, a daemon, ends
+        when its own time is up. Closing again waits for that, for ``timeout`` seconds at most.
+        """
         with self._changed:
-            self._is_closing = True
-            self.dropped += len(self._waiting)
-            self._waiting.clear()
-            self._changed.notify_all()
-        self._thread.join(timeout)
-        if self.dropped:
-            _LOG.warning("%d annotations did not get to %s", self.dropped, shown(self._url))
+            is_first = not self._is_closing
+            if is_first:
+                self._changed.wait_for(self._is_idle, timeout)
+                self._is_closing, self._is_abandoned = True, self._is_busy
+                self.dropped += len(self._waiting) + self._is_busy
+                self._waiting.clear()
+                self._changed.notify_all()
+            is_asking, dropped = self._is_busy and not self._is_pausing, self.dropped
+        if not is_asking:
+            self._thread.join(_END_SECONDS)
+        elif not is_first:
+            self._thread.join(timeout)
+        if is_first and dropped:
+            _LOG.warning("%d annotations did not get to %s", dropped, shown(self._url))
+
+    def _is_idle(self) -> bool:
+        return not self._waiting and not self._is_busy
 
     def __enter__(self) -> Annotator:
         return self
@@ -131,11 +145,17 @@ class Annotator:
             except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on
                 self._complain(error)
             else:
-                self.sent += 1
+                self._count(is_sent=True)
                 return
-            with self._changed:
-                self.dropped += 1
+            self._count(is_sent=False)
             return
+
+    def _count(self, *, is_sent: bool) -> None:
+        with self._changed:
+            if self._is_abandoned:  # counted by close() already
+                return
+            self.sent += is_sent
+            self.dropped += not is_sent
 
     def _send(self, event: Event) -> None:
         known = self._annotations.get(event.id) if event.id else None
@@ -153,11 +173,14 @@ class Annotator:
     def _wait(self, seconds: float) -> bool:
         """Wait; False if the annotator is being closed meanwhile."""
         with self._changed:
-            return not self._changed.wait_for(lambda: self._is_closing, seconds)
+            self._is_pausing = True
+            self._changed.wait_for(lambda: self._is_closing, seconds)
+            self._is_pausing = False
+            return not self._is_closing
 
     def _complain(self, error: Exception) -> None:
         kind = f"{type(error).__name__} {getattr(error, 'status', '')}"
-        if kind not in self._complaints:  # once per kind
+        if kind not in self._complaints and not self._is_abandoned:  # once per kind
             self._complaints.add(kind)
             _LOG.warning("an annotation did not get to Grafana: %s", error)
 

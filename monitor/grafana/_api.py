@@ -15,6 +15,8 @@ TIMEOUT_SECONDS = 10.0
 class GrafanaError(MonitorError):
     """Grafana could not be asked, or refused. ``status`` is the HTTP status, None without an answer.
 
+    It is 200 for an answer that is in no form of Grafana's: a page, say, or other JSON.
+
     ``is_passing`` tells whether the same request may succeed later.
     """
 
@@ -52,7 +54,10 @@ def disconnect(api: Any) -> None:
 
 @contextmanager
 def explained(url: str, doing: str) -> Iterator[None]:
-    """Turn whatever grafana-client raises into a GrafanaError that names the address, the act and the cure."""
+    """Turn whatever grafana-client raises into a GrafanaError that names the address, the act and the cure.
+
+    What is read from an answer is read in here as well: whoever listens at the address may answer anything.
+    """
     from grafana_client.client import GrafanaException, GrafanaTimeoutError
 
     where = shown(url)
@@ -63,9 +68,13 @@ def explained(url: str, doing: str) -> Iterator[None]:
     except GrafanaException as error:
         status = error.status_code or None
         raise GrafanaError(f"{where} refused {doing}: {_reason(status, error)}", status) from error
-    except (OSError, ValueError) as error:  # no connection; an answer that is no JSON
-        kind = "cannot be reached" if isinstance(error, OSError) else "does not answer like a Grafana"
-        raise GrafanaError(f"{where} {kind} ({type(error).__name__}) while {doing}; check the address") from error
+    # An answer that is no JSON, and one that holds something else. The first is an OSError as well, so it comes first.
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        how = f"does not answer like a Grafana ({type(error).__name__}) while {doing}"
+        raise GrafanaError(f"{where} {how}; check the address", 200) from error
+    except OSError as error:
+        how = f"cannot be reached ({type(error).__name__}) while {doing}"
+        raise GrafanaError(f"{where} {how}; check the address") from error
 
 
 def shown(url: str) -> str:

@@ -66,7 +66,9 @@ def _publish(api: Any, url: str, folder: str, datasource: str | None, overwrite:
     base = shown(url).rstrip("/")
     with explained(url, "listing its data sources"):
         source = _choose(api.datasource.list_datasources(), datasource, base)
-    is_healthy, health = _health(api, url, source["uid"])
+        uid = str(source["uid"])
+        source = {"uid": uid, "name": str(source.get("name") or uid)}
+    is_healthy, health = _health(api, url, uid)
     undo: list[_Undo] = []
     try:
         folder_uid = _folder(api, url, folder, undo)
@@ -80,7 +82,7 @@ def _publish(api: Any, url: str, folder: str, datasource: str | None, overwrite:
             message = f"{error}; half-published may be: {', '.join(left)}; publish again once it answers"
             raise GrafanaError(message, error.status) from error
         raise
-    return Published(tuple(done), source.get("name") or source["uid"], is_healthy, health)
+    return Published(tuple(done), source["name"], is_healthy, health)
 
 
 def _take_back(url: str, undo: list[_Undo]) -> list[str]:
@@ -120,16 +122,16 @@ def _health(api: Any, url: str, uid: str) -> tuple[bool, str]:
     try:
         with explained(url, "checking the data source"):
             answer = api.datasource.health(uid)
+            return answer.get("status") == "OK", str(answer.get("message", ""))
     except GrafanaError as error:
         return False, str(error)
-    return answer.get("status") == "OK", str(answer.get("message", ""))
 
 
 def _folder(api: Any, url: str, title: str, undo: list[_Undo]) -> str:
     with explained(url, "listing its folders"):
-        known = [each for each in api.folder.get_all_folders() if each["title"] == title]
+        known = [str(each["uid"]) for each in api.folder.get_all_folders() if each["title"] == title]
     if known:
-        return str(known[0]["uid"])
+        return known[0]
     with explained(url, f"making the folder {title!r}"):
         uid = str(api.folder.create_folder(title, FOLDER_UID if title == FOLDER else None)["uid"])
     undo.append((f"the folder {title!r}", lambda: api.folder.delete_folder(uid)))
@@ -138,11 +140,10 @@ def _folder(api: Any, url: str, title: str, undo: list[_Undo]) -> str:
 
 def _put(api: Any, url: str, dashboard: Json, folder_uid: str, overwrite: bool, undo: list[_Undo]) -> str:
     """Save one dashboard and return its path. It goes onto ``undo`` first: an answer may be lost after the deed."""
-    before, what = _existing(api, url, dashboard["uid"]), f"the dashboard {dashboard['title']!r}"
-    if before is None:
+    old, what = _existing(api, url, dashboard["uid"]), f"the dashboard {dashboard['title']!r}"
+    if old is None:
         undo.append((what, lambda: api.dashboard.delete_dashboard(dashboard["uid"])))
     else:
-        old = {"dashboard": before["dashboard"], "folderUid": before["meta"].get("folderUid", ""), "overwrite": True}
         undo.append((what, lambda: api.dashboard.update_dashboard(old)))
     sent = {
         "dashboard": {**dashboard, "id": None},
@@ -151,14 +152,16 @@ def _put(api: Any, url: str, dashboard: Json, folder_uid: str, overwrite: bool, 
         "message": "training-monitor",
     }
     with explained(url, f"saving {what}"):
-        answer = api.dashboard.update_dashboard(sent)
-    return str(answer["url"])
+        return str(api.dashboard.update_dashboard(sent)["url"])
 
 
 def _existing(api: Any, url: str, uid: str) -> Json | None:
+    """Return what puts the dashboard back to what it is now, None where there is none."""
     try:
         with explained(url, f"looking for the dashboard {uid!r}"):
-            return dict(api.dashboard.get_dashboard(uid))
+            found = api.dashboard.get_dashboard(uid)
+            folder_uid = found["meta"].get("folderUid", "")
+            return {"dashboard": found["dashboard"], "folderUid": folder_uid, "overwrite": True}
     except GrafanaError as error:
         if error.status == 404:
             return None
@@ -168,5 +171,5 @@ def _existing(api: Any, url: str, uid: str) -> Json | None:
 def _aimed(dashboard: Json, source: Json) -> Json:
     """Return the dashboard with the data source preset."""
     first, *others = dashboard["templating"]["list"]
-    chosen = {"selected": True, "text": source.get("name") or source["uid"], "value": source["uid"]}
+    chosen = {"selected": True, "text": source["name"], "value": source["uid"]}
     return {**dashboard, "templating": {"list": [{**first, "current": chosen}, *others]}}

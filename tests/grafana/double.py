@@ -15,6 +15,9 @@ TOKEN = "glsa_of_the_double"
 class Grafana:
     """Hold folders, dashboards and annotations. ``fail`` maps (method, path) to the status to answer with.
 
+    ``say`` maps (method, path) to a body to answer with instead of doing anything, with the status 200.
+    ``has_request`` is set when a request has arrived, answered or not.
+
     ``vanish_at`` is the uid of a dashboard: when it is sent, no request gets an answer from then on.
     """
 
@@ -29,6 +32,8 @@ class Grafana:
         self.annotations: dict[int, dict[str, Any]] = {}
         self.requests: list[tuple[str, str]] = []
         self.fail: dict[tuple[str, str], int] = {}
+        self.say: dict[tuple[str, str], bytes] = {}
+        self.has_request = threading.Event()
         self.fail_dashboard: dict[str, int] = {}
         self.vanish_at: str | None = None
         self.is_gone = False
@@ -40,6 +45,7 @@ class Grafana:
             def _answer(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
+                double.has_request.set()
                 double.stall.wait(20)
                 if double.vanish_at and f'"{double.vanish_at}"' in json.dumps(body):
                     double.is_gone = True
@@ -47,7 +53,7 @@ class Grafana:
                     self.close_connection = True
                     return
                 status, answer = double.answer(self.command, self.path, body, self.headers.get("Authorization"))
-                content = json.dumps(answer).encode()
+                content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 try:
                     self.send_response(status)
                     self.send_header("Content-Type", "application/json")
@@ -92,6 +98,8 @@ class Grafana:
             return 401, {"message": "Invalid API key"}
         if status := self.fail.get((method, path)):
             return status, {"message": f"made to answer {status}"}
+        if (said := self.say.get((method, path))) is not None:
+            return 200, said
         for known_method, prefix, act in self._routes():
             if method == known_method and path.startswith(prefix):
                 return act(path.removeprefix(prefix), body)

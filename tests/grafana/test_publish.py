@@ -162,6 +162,50 @@ def test_a_grafana_that_is_away_is_told() -> None:
         publish("ftp://x")
 
 
+@pytest.mark.parametrize("body", [b'{"status": "ok"}', b"null", b"[1]", b"3", b"<html>", b"", b"\xff"])
+def test_another_server_at_the_address_is_told(grafana: Grafana, body: bytes) -> None:
+    """What answers 200 with something else is no Grafana: exit status 1 and one line, not a traceback."""
+    grafana.say["GET", "/datasources"] = body
+    words = ["dashboards", "publish", "--grafana", grafana.url, "--token", TOKEN]
+    done = CliRunner().invoke(main, words)
+    assert isinstance(done.exception, SystemExit)
+    assert done.exit_code == 1
+    assert f"Error: {grafana.url} does not answer like a Grafana" in done.output
+    assert "while listing its data sources; check the address" in done.output
+
+
+@pytest.mark.parametrize("body", [b'{"status": "ok"}', b"null", b"[1]", b"<html>"])
+@pytest.mark.parametrize(
+    ("request_", "doing"),
+    [
+        (("GET", "/folders"), "listing its folders"),
+        (("POST", "/folders"), "making the folder 'Training'"),
+        (("GET", "/dashboards/uid/training-monitor-run"), "looking for the dashboard 'training-monitor-run'"),
+        (("POST", "/dashboards/db"), "saving the dashboard 'Training: overview'"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else None,
+)
+def test_an_answer_in_another_form_leaves_nothing_half_written(
+    grafana: Grafana, request_: tuple[str, str], doing: str, body: bytes
+) -> None:
+    """Wherever the answer is not Grafana's the message says so, and what was published before is taken back."""
+    grafana.say[request_] = body
+    with pytest.raises(GrafanaError, match=f"does not answer like a Grafana .* while {doing}") as caught:
+        publish(grafana.url, token=TOKEN)
+    assert not caught.value.is_passing
+    assert "half-published" not in str(caught.value)
+    assert not grafana.dashboards
+    assert not grafana.folders
+
+
+def test_a_health_in_another_form_is_reported(grafana: Grafana) -> None:
+    """The dashboards are published, and the data source is not called healthy."""
+    grafana.say["GET", "/datasources/uid/prom/health"] = b"[1]"
+    done = publish(grafana.url, token=TOKEN)
+    assert not done.is_healthy
+    assert "does not answer like a Grafana" in done.health
+
+
 def test_a_grafana_that_hangs_is_told(grafana: Grafana) -> None:
     """No answer in time is an error that says so."""
     grafana.stall.clear()
@@ -233,6 +277,23 @@ def test_closing_does_not_wait_for_a_grafana_that_is_gone(grafana: Grafana) -> N
     annotate(event(3))
     assert annotate.dropped == 3
     assert "monitor-annotator" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_closing_gives_up_a_request_without_an_answer(grafana: Grafana, caplog: pytest.LogCaptureFixture) -> None:
+    """Its own deadline ends the wait, not that of the request, which is counted and told of once, late or never."""
+    grafana.stall.clear()
+    annotate = annotator(grafana, timeout=3600.0)
+    annotate(event(1))
+    assert grafana.has_request.wait(20)
+    annotate(event(2))
+    annotate.close(timeout=0.1)
+    assert annotate._thread.is_alive()
+    assert (annotate.sent, annotate.dropped) == (0, 2)
+    grafana.stall.set()
+    annotate.close(timeout=60)
+    assert not annotate._thread.is_alive()
+    assert (annotate.sent, annotate.dropped) == (0, 2)
+    assert [record.getMessage() for record in caplog.records] == [f"2 annotations did not get to {grafana.url}"]
 
 
 @pytest.mark.parametrize("is_hanging", [False, True], ids=["gone", "hanging"])
