@@ -58,12 +58,13 @@ class Receiver:
     """Turn alerts into commands: each once per fingerprint and start, each action at most once per cool-down.
 
     Several alerts that tell of the same trouble are one reduction; what still fires when its notification is repeated
-    after the cool-down acts then. An alert whose command expired, as no step was made, acts again when repeated. What
-    the run has refused once is refused again without asking it: every refusal of the run is an audit event.
+    after the cool-down acts then. An alert whose command expired, as no step was made, or was rejected at its step acts
+    again when repeated. What the run has refused is refused again for a cool-down without asking it, as each refusal of
+    the run is an audit event; then it is asked anew, as the reason may have passed.
 
     Args:
         access: the run.
-        cooldown: seconds in which the same action is not taken again.
+        cooldown: seconds in which the same action is not taken again, nor what was refused asked for again.
         capacity: how many alerts are remembered, and how many refusals.
         clock: monotonic, in seconds.
     """
@@ -79,7 +80,7 @@ class Receiver:
         self._access, self._cooldown, self._capacity, self._clock = access, cooldown, capacity, clock
         self._lock = threading.Lock()  # two deliveries of one notification at once are one command
         self._commands: OrderedDict[tuple[str, str], str] = OrderedDict()
-        self._refusals: OrderedDict[_Wish, CommandRefusedError] = OrderedDict()
+        self._refusals: OrderedDict[_Wish, tuple[CommandRefusedError, float]] = OrderedDict()
         self._last: dict[str, float] = {}
 
     def take(self, alert: Alert, *, may_ask: bool = True) -> Taken:
@@ -101,8 +102,7 @@ class Receiver:
     def _known(self, wish: _Wish) -> Taken | None:
         if (command := self._remembered(wish)) is not None:
             return Taken("duplicate", "this alert has had its command", command)
-        if (refusal := self._refusals.get(wish)) is not None:
-            self._refusals.move_to_end(wish)
+        if (refusal := self._refused_lately(wish)) is not None:
             return Taken("refused", str(refusal), None, refusal)
         left = self._last.get(wish.action, -math.inf) + self._cooldown - self._clock()
         if left > 0:
@@ -124,7 +124,7 @@ class Receiver:
             )
         except CommandRefusedError as error:
             refusal = CommandRefusedError(str(error), error.field)  # without the frames that the error holds
-            _keep(self._refusals, wish, refusal, self._capacity)
+            _keep(self._refusals, wish, (refusal, self._clock()), self._capacity)
             return Taken("refused", str(error), None, error, has_asked=True)
         _keep(self._commands, wish[:2], record.id, self._capacity)
         self._last[wish.action] = self._clock()
@@ -136,11 +136,21 @@ class Receiver:
         if command_id is None:
             return None
         record = self._access.command(command_id)
-        if record is not None and record.status == "expired":
+        if record is not None and record.status in ("expired", "rejected"):
             del self._commands[key]
             return None
         self._commands.move_to_end(key)  # what is repeated is remembered longest
         return command_id
+
+    def _refused_lately(self, wish: _Wish) -> CommandRefusedError | None:
+        refusal, since = self._refusals.get(wish, (None, 0.0))
+        if refusal is None:
+            return None
+        if self._clock() - since >= self._cooldown:
+            del self._refusals[wish]
+            return None
+        self._refusals.move_to_end(wish)
+        return refusal
 
 
 def _keep(memory: OrderedDict[Any, Any], key: Any, value: Any, capacity: int) -> None:

@@ -76,11 +76,11 @@ class FakeRun:
                 if self.state == "running":
                     self._make_step()
 
-    def expire(self) -> None:
-        """Let what waits expire, as when no step is made for too long."""
+    def expire(self, status: Any = "expired") -> None:
+        """Let what waits expire, as when no step is made for too long, or end in ``status``."""
         with self._lock:
             for record in self.commands():
-                self._records[record.id] = replace(record, status="expired", finished=self._clock())
+                self._records[record.id] = replace(record, status=status, finished=self._clock())
 
     def publish(self, kind: str, severity: Any, message: str, **more: Any) -> Event:
         """Add an event at the present step."""

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from monitor._errors import CommandRefusedError
 from monitor.server import HttpServer, Security, create_app
 from monitor.server._alertmanager import COOLDOWN_SECONDS, OUTCOMES, Receiver
 from monitor.server._notifications import Alert
@@ -182,6 +183,47 @@ def test_an_alert_whose_command_expired_acts_again(run: FakeRun) -> None:
     receiver = Receiver(run, cooldown=0.0)
     first = receiver.take(read("A"))
     run.expire()
+    second = receiver.take(read("A"))
+    assert (first.outcome, second.outcome) == ("accepted", "accepted")
+    assert first.command != second.command
+
+
+class FlooredRun(FakeRun):
+    """A run at an LR that bears no reduction until ``is_low`` is lifted, and that notes how often it was asked."""
+
+    is_low = True
+    asked = 0
+
+    def submit(self, action: str, **command: Any) -> Any:
+        self.asked += 1
+        if self.is_low:
+            raise CommandRefusedError("below min_lr", "factor")
+        return super().submit(action, **command)
+
+
+def test_a_refusal_that_passes_silences_nothing_for_good() -> None:
+    """It is remembered for a cool-down, in which the run is asked once; then the alert is heard again."""
+    run, now = FlooredRun(), [0.0]
+    receiver = Receiver(run, clock=lambda: now[0])
+    for at in (0.0, 1.0, COOLDOWN_SECONDS - 1, COOLDOWN_SECONDS, COOLDOWN_SECONDS + 1):
+        now[0] = at
+        assert receiver.take(read("A")).outcome == "refused"
+    assert run.asked == 2
+    run.is_low = False
+    now[0] = 2 * COOLDOWN_SECONDS - 1
+    assert receiver.take(read("A")).outcome == "refused"
+    now[0] = 2 * COOLDOWN_SECONDS
+    assert [receiver.take(read("A")).outcome for _ in range(2)] == ["accepted", "duplicate"]
+
+
+def test_an_alert_whose_command_was_rejected_at_its_step_acts_again(run: FakeRun) -> None:
+    """What was accepted and then could not be is no remedy: the alert asks anew, after the cool-down."""
+    now = [0.0]
+    receiver = Receiver(run, clock=lambda: now[0])
+    first = receiver.take(read("A"))
+    run.expire("rejected")
+    assert receiver.take(read("A")).outcome == "cooling_down"
+    now[0] = COOLDOWN_SECONDS
     second = receiver.take(read("A"))
     assert (first.outcome, second.outcome) == ("accepted", "accepted")
     assert first.command != second.command
