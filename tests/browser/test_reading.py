@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 from monitor._records import Snapshot
 from tests.browser.expecting import expect
@@ -41,6 +42,18 @@ def test_it_loads_without_a_complaint_and_asks_no_other_host(visit) -> None:
     expect(seen.page.locator("#state")).to_have_text("Running")
     assert any(url.endswith("/static/plotly.min.js") for url in seen.requests)
     assert all("token=" not in url for url in seen.requests[1:])
+
+
+def test_the_details_name_the_rank_where_several_train_together(visit) -> None:
+    """A run of two ranks says which one it is; a run that trains alone says nothing of ranks."""
+    run = PageRun()
+    told = run.snapshot().run
+    run.alter = lambda snapshot: replace(snapshot, run=replace(told, world_size=2, rank=1))
+    details = visit(run).page.locator("#details")
+    expect(details).to_contain_text("rank 1 of 2")
+    run.alter = lambda snapshot: replace(snapshot, run=told)
+    run.advance(1)
+    expect(details).not_to_contain_text("Ranks")
 
 
 def test_the_strip_shows_the_numbers_of_the_api(visit) -> None:

@@ -432,6 +432,7 @@ RANKS = """
     from tests.control.conftest import noting
     from tests.server.fake_run import READ_TOKEN, TOKEN
     from tests.server.real_run import Live
+    from tests.server.test_alertmanager import alert, notification
     from tests.server.wire import READ, call
 
     rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -447,6 +448,8 @@ RANKS = """
             body = {"factor": 0.5} if path in ("/lr", "/lr/reduce") else {}
             answer = live.send(path, body, method="PUT" if path == "/lr" else "POST")
             told[path] = [answer.status, answer.json]
+        ours = alert(labels={"run_id": live.get("/run")["run"]["run_id"]})
+        alerted = live.send("/alertmanager", notification(ours))
         python = []
         for act in (lambda: run.reduce_lr(0.5), lambda: run.set_lr_factor(0.5), run.restore_lr, run.undo_lr):
             try:
@@ -459,7 +462,8 @@ RANKS = """
         info = [line for line in metrics.splitlines() if line.startswith("training_run_info{")]
         print(json.dumps({
             "rank": rank, "http": told, "python": python, "used": optimizer.used, "info": info,
-            "page": live.get("/run")["run"], "audit": [entry["status"] for entry in live.audit()],
+            "page": live.get("/run")["run"], "alerted": [alerted.status, alerted.json],
+            "audit": [entry["status"] for entry in live.audit()],
         }))
         dist.barrier()
     dist.destroy_process_group()
@@ -467,8 +471,8 @@ RANKS = """
 
 
 def test_ranks_that_train_together_take_no_command(tmp_path: Path) -> None:
-    """Two real processes of one gloo group: 409 for every action on each, the same words in Python, no change, and
-    metrics and page say how many train."""
+    """Two real processes of one gloo group: 409 for every action on each, the same words in Python and in the answer
+    to an alert, no change, and metrics and page say how many train."""
     program = textwrap.dedent(RANKS)
     ranks = [
         subprocess.Popen(
@@ -488,7 +492,9 @@ def test_ranks_that_train_together_take_no_command(tmp_path: Path) -> None:
         assert list(told["http"].values()) == [[409, problem]] * 8
         assert told["python"] == [[SPLIT, None]] * 4
         assert told["used"] == [[0.1, 0.2]]
-        assert told["audit"] == ["rejected"] * 12
+        status, alerted = told["alerted"]
+        assert (status, alerted["detail"].endswith(f"TrainingDiverges: {SPLIT}")) == (409, True), alerted
+        assert told["audit"] == ["rejected"] * 13
         (info,) = told["info"]
         assert 'world_size="2"' in info
         assert (told["page"]["world_size"], told["page"]["rank"]) == (2, rank)
