@@ -82,6 +82,16 @@ def test_the_run_knows_every_remedy() -> None:
     assert remedies <= set(ACTIONS)
 
 
+@pytest.mark.parametrize("config", [ALERTMANAGER, *EXAMPLES], ids=lambda path: path.name)
+@pytest.mark.parametrize("remediation", sorted(set(ACTIONS) - {"reduce"}) + ["unknown"])
+def test_no_alert_can_do_more_than_lower_a_learning_rate(config: Path, remediation: str) -> None:
+    """Anybody who reaches Alertmanager can post an alert: as shipped none is delivered that stops, pauses or saves."""
+    labels = {"alertname": "TrainingDivergence", "severity": "critical", "run_id": "char-gpt-0a1b2c"}
+    receivers = routed(config, **labels, remediation=remediation)
+    assert receivers
+    assert not any(name.startswith("run") for name in receivers)
+
+
 def test_an_alert_of_no_run_asks_no_run_for_anything() -> None:
     """Without a run_id nobody can be meant."""
     assert routed(ALERTMANAGER, alertname="Other", severity="critical", remediation="reduce") == ["people"]

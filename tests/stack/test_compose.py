@@ -77,6 +77,11 @@ def test_configuration_is_mounted_read_only_and_exists(compose: dict[str, Any], 
             assert source in compose["volumes"]
 
 
+def test_no_server_can_be_stopped_or_reloaded_over_http(compose: dict[str, Any]) -> None:
+    """Prometheus is published without a login, so it takes no orders."""
+    assert not [word for word in compose["services"]["prometheus"]["command"] if word.startswith("--web.enable")]
+
+
 def test_servers_wait_for_each_other(compose: dict[str, Any]) -> None:
     """Grafana starts when Prometheus is healthy, Prometheus when Alertmanager is."""
     services = compose["services"]
