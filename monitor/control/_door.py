@@ -51,26 +51,31 @@ class Door:
         groups = optimizer.param_groups
         try:
             factors = [_advance(group) for group in groups]
-            is_kept = isinstance(optimizer, LBFGS)  # it keeps the LR object of a step, as the length of that step
-            for group, factor in zip(groups, factors, strict=True):
-                if factor != 1.0:
-                    self._apply(group, factor, in_place=not is_kept and _agree(groups, factors, group["lr"]))
+            if factors.count(1.0) < len(factors):
+                self._apply(groups, factors, is_kept=isinstance(optimizer, LBFGS))
         except BaseException:
             self.leave()
             raise
         return factors
 
-    def _apply(self, group: Group, factor: float, *, in_place: bool) -> None:
-        lr = group["lr"]
-        if not isinstance(lr, Tensor):
-            self._saved.append((group, lr, None))
-            group["lr"] = applied_lr(lr, factor, self._min_lr)
-        elif not in_place:  # a tensor of its own for the length of the step
-            self._saved.append((group, lr, None))
-            group["lr"] = self._multiply(lr.detach().clone(), factor)
-        elif not any(g["lr"] is lr for g, _, _ in self._saved):
-            self._saved.append((group, lr, lr.detach().clone()))
-            self._multiply(lr, factor)
+    def _apply(self, groups: Sequence[Group], factors: Sequence[float], *, is_kept: bool) -> None:
+        """``is_kept``: the optimizer keeps the LR object of a step, as LBFGS does for the length of that step."""
+        split = _split(groups, factors)
+        multiplied = set()
+        for group, factor in zip(groups, factors, strict=True):
+            if factor == 1.0:
+                continue
+            lr = group["lr"]
+            if not isinstance(lr, Tensor):
+                self._saved.append((group, lr, None))
+                group["lr"] = applied_lr(lr, factor, self._min_lr)
+            elif is_kept or id(lr) in split:  # a tensor of its own for the length of the step
+                self._saved.append((group, lr, None))
+                group["lr"] = self._multiply(lr.detach().clone(), factor)
+            elif id(lr) not in multiplied:
+                multiplied.add(id(lr))
+                self._saved.append((group, lr, lr.detach().clone()))
+                self._multiply(lr, factor)
 
     def _multiply(self, lr: Tensor, factor: float) -> Tensor:
         """Multiply in place, without a sync: a compiled or captured ``step`` reads this very tensor."""
@@ -100,9 +105,15 @@ class Door:
             self._saved.pop()  # last: a reader on another thread finds either the note or the LR itself
 
 
-def _agree(groups: Sequence[Group], factors: Sequence[float], lr: Any) -> bool:
-    """Tell whether all groups that hold this LR object (torch hands its default on to every group) have one factor."""
-    return len({factor for group, factor in zip(groups, factors, strict=True) if group["lr"] is lr}) < 2
+def _split(groups: Sequence[Group], factors: Sequence[float]) -> set[int]:
+    """Return the ids of the LR tensors whose groups (torch hands its default on to every group) differ in factor."""
+    first: dict[int, float] = {}
+    split = set()
+    for group, factor in zip(groups, factors, strict=True):
+        lr = group.get("lr")
+        if isinstance(lr, Tensor) and first.setdefault(id(lr), factor) != factor:
+            split.add(id(lr))
+    return split
 
 
 def _advance(group: Group) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from monitor import CommandRefusedError, Run
 from monitor.control import Door, LearningRates
-from tests.control.conftest import Noting, noting, weights
+from tests.control.conftest import Noting, noting, number, weights
 
 Attach = Callable[..., Run]
 
@@ -301,3 +302,54 @@ def test_a_compiled_step_uses_the_factor(attach: Attach, make: Callable[[float],
     assert values == [0.5, 0.25, 0.0, -0.5]
     assert float(optimizer.param_groups[0]["lr"]) == 0.5
     assert run.snapshot().errors == {}
+
+
+class Counting(dict[str, Any]):
+    """A param group that counts how often its LR is read."""
+
+    num_reads = 0
+
+    def __getitem__(self, key: str) -> Any:
+        self.num_reads += key == "lr"
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Read as ``dict.get`` does, and count."""
+        self.num_reads += key == "lr"
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize("num_groups", [1, 10, 100])
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("make", [float, torch.tensor])
+def test_a_groups_lr_is_read_as_often_among_many_groups(
+    make: Callable[[float], Any], is_shared: bool, num_groups: int
+) -> None:
+    """The work of a step grows with the number of groups, and not with its square, also for LR tensors."""
+    optimizer = noting(0.1)
+    lr = make(0.1)
+    optimizer.param_groups = [
+        Counting(params=[], lr=lr if is_shared else make(0.1), monitor_lr_factor=0.5) for _ in range(num_groups)
+    ]
+    door = Door()
+    door.enter(optimizer)
+    reads = [group.num_reads for group in optimizer.param_groups]
+    assert number(optimizer.param_groups[-1]["lr"]) == pytest.approx(0.05)
+    door.leave()
+    assert max(reads) <= 3
+    assert [number(group["lr"]) for group in optimizer.param_groups] == [number(lr)] * num_groups
+
+
+def test_groups_that_share_a_tensor_and_differ_get_tensors_of_their_own() -> None:
+    """While the step goes on, another thread finds the schedule's LR for each of them."""
+    optimizer = noting(*[torch.tensor(0.1)] * 3)
+    shared = optimizer.param_groups[0]["lr"]
+    for group, factor in zip(optimizer.param_groups, (0.5, 0.25, 0.125), strict=True):
+        group.update({"lr": shared, "monitor_lr_factor": factor})
+    door = Door()
+    door.enter(optimizer)
+    assert [number(g["lr"]) for g in optimizer.param_groups] == pytest.approx([0.05, 0.025, 0.0125])
+    assert [number(door.scheduled(g)) for g in optimizer.param_groups] == [number(shared)] * 3
+    assert number(shared) == pytest.approx(0.1)
+    door.leave()
+    assert all(group["lr"] is shared for group in optimizer.param_groups)
