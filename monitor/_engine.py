@@ -178,9 +178,12 @@ class Engine:
                 groups,
             )
 
-    def close_for(self, error: type[BaseException] | None) -> None:
+    def close_for(self, kind: type[BaseException] | None, error: BaseException | None = None) -> None:
         """End the run in the state that an exception of this kind calls for; None: all went well."""
-        self.close(_end_state(error))
+        state = _end_state(kind)
+        if kind is not None and state == "failed":
+            self._failures.contain("log", lambda: self._journal.blame(kind, error))
+        self.close(state)
 
     def forget(self) -> None:
         """Let go of everything in a forked child, where the threads and the port are the parent's."""

@@ -7,6 +7,7 @@
       <run_id>/run.json         who and where: id, name, pid, host, URL, state
       <run_id>/token            control token, readable by the owner only
       <run_id>/read_token       read-only token, likewise, where one is set
+      <run_id>/last.json        its state a moment ago, kept while it goes on
       <run_id>/final.json       last state of the run, written when it ends
 
 Everything here may fail as disks do: with an OSError, which the caller contains.
@@ -30,6 +31,7 @@ from urllib.parse import urlsplit
 
 from monitor._known import (
     FINAL,
+    LAST,
     READ_TOKEN,
     RUN,
     TOKEN,
@@ -136,6 +138,10 @@ class RunFolder:
             self._target.parent.mkdir(exist_ok=True)
             _write_atomically(self._target, json.dumps([_to_target(run.name, url)]), mode=0o644)
 
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """Write the present state of a run that goes on: all that is left should its process be killed."""
+        _write_atomically(self.path / LAST, json.dumps(state) + "\n")
+
     def finish(self, state: str, *, end_time: float, final: Mapping[str, Any] | None = None) -> None:
         """Write the end: state, time, last snapshot. The run stays a target until :meth:`withdraw`. Safe to repeat."""
         if final is not None:
@@ -143,6 +149,7 @@ class RunFolder:
         run = replace(self._run, state=state, end_time=end_time)
         _write_atomically(self.path / RUN, _to_json(run))
         self._run = run
+        (self.path / LAST).unlink(missing_ok=True)
 
     def withdraw(self) -> None:
         """Take the run off the list of targets, once its last state could be scraped. Safe to repeat."""
@@ -169,7 +176,7 @@ def prune(root: Path, keep: int = KEEP_RUNS, clock: Callable[[], float] = time.t
     runs = list_runs(root)
     ended = [run for run in runs if not run.is_live]
     for run in ended[: max(0, len(runs) - keep)]:
-        for name in (TOKEN, READ_TOKEN, FINAL, RUN):
+        for name in (TOKEN, READ_TOKEN, LAST, FINAL, RUN):
             (run.path / name).unlink(missing_ok=True)
         with suppress(OSError):
             run.path.rmdir()

@@ -19,14 +19,20 @@ class Journal:
 
     def __init__(self, step: Callable[[], int]) -> None:
         self._step = step
+        self._cause = ""
         self._post: Callable[[Event], None] | None = None
 
     def write_to(self, post: Callable[[Event], None]) -> None:
         """Hand the events to ``post`` from here on."""
         self._post = post
 
+    def blame(self, kind: type[BaseException], error: BaseException | None) -> None:
+        """Remember the exception that a run fails of, for the event of its end."""
+        self._cause = f": {kind.__name__}" + (f": {error}" if error is not None and str(error) else "")[:300]
+
     def note_state(self, state: State, message: str) -> None:
         """Note that the run starts, pauses, goes on or ends."""
+        message += self._cause if state == "failed" else ""
         step = self._step()
         severity = "critical" if state == "failed" else "info"
         self._write(Event("state", severity, step, step, message, end_step=step, details={"state": state}))  # type: ignore[arg-type]

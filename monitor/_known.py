@@ -16,7 +16,7 @@ import platformdirs
 
 LIVE_STATES = ("starting", "running", "paused")
 VANISHED = "vanished"
-RUN, TOKEN, READ_TOKEN, FINAL = "run.json", "token", "read_token", "final.json"
+RUN, TOKEN, READ_TOKEN, LAST, FINAL = "run.json", "token", "read_token", "last.json", "final.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,12 @@ class KnownRun:
         return read_text(self.path / TOKEN)
 
     def read_final(self) -> dict[str, Any] | None:
-        """Return the last state, as ``GET /api/v1/run`` gave it, written when the run ended; None before."""
-        return _read_object(self.path / FINAL)
+        """Return the last state, as ``GET /api/v1/run`` gave it: that of the end, and of a run that has vanished the
+        last one that was kept; None where there is none."""
+        if self.state != VANISHED:
+            return _read_object(self.path / FINAL)
+        kept = _read_object(self.path / LAST)
+        return None if kept is None else {**kept, "state": VANISHED}
 
 
 def runs_directory(directory: str | os.PathLike[str] | None = None) -> Path:

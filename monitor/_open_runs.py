@@ -20,7 +20,7 @@ class OpenRun(Protocol):
     def is_trained_by(self, thread: int | None) -> bool:
         """Tell whether this thread makes the run's steps."""
 
-    def close_for(self, error: type[BaseException] | None) -> None:
+    def close_for(self, kind: type[BaseException] | None) -> None:
         """End the run in the state that this kind of exception calls for."""
 
     def forget(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from monitor._access import Access, Linger
 from monitor._folder import RunFolder
 from monitor._identity import script_path
+from monitor._keeper import Keeper
 from monitor._log import Failures
 from monitor._records import State
 from monitor.server import HttpServer, Security, create_app, run_document
@@ -27,6 +28,7 @@ class Outlets:
         self._settings = engine.settings
         self._failures = failures
         self._folder: RunFolder | None = None
+        self._keeper = Keeper(self._keep, failures.note)
         self._server: HttpServer | None = None
         self.linger = Linger()
 
@@ -58,6 +60,12 @@ class Outlets:
                     f"directory={str(s.directory)!r} cannot be written ({error}); give one that can, or leave it out"
                 ) from error
             self._failures.note("folder", error)
+            return
+        self._failures.contain("folder", self._keeper.start)
+
+    def _keep(self) -> None:
+        if self._folder is not None:
+            self._folder.keep(run_document(self._engine.reports.snapshot()))
 
     def open_server(self) -> None:
         """Serve the run, write the address into its folder and into the log.
@@ -99,6 +107,7 @@ class Outlets:
 
     def finish(self, state: State, end: float) -> None:
         """Write the last state into the folder."""
+        self._keeper.stop()
         if self._folder is not None:
             self._folder.finish(state, end_time=end, final=run_document(self._engine.reports.snapshot()))
 

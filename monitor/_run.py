@@ -53,7 +53,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._engine.close_for(kind)
+        self._engine.close_for(kind, error)
 
     def close(self, state: State = "finished") -> None:
         """End the run: take out every hook and patch, publish the final state, join the threads, free the port.

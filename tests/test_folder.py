@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from monitor._folder import RunFolder, make_run_id, prune
+from monitor._keeper import Keeper
 from monitor._known import list_runs, runs_directory
 
 
@@ -109,6 +111,37 @@ def test_a_dead_process_makes_its_run_vanish(tmp_path: Path) -> None:
     """A run that is running by its file, but whose process is gone, is listed as vanished."""
     rewrite(create(tmp_path), pid=pid_of_ended_process(), state="running")
     assert [run.state for run in list_runs(tmp_path)] == ["vanished"]
+
+
+def test_a_run_that_vanished_leaves_the_state_that_was_kept(tmp_path: Path) -> None:
+    """Of a process that was killed the last kept state is known; an orderly end replaces it."""
+    folder = create(tmp_path)
+    folder.keep({"state": "running", "step": 7})
+    assert list_runs(tmp_path)[0].read_final() is None
+    rewrite(folder, pid=pid_of_ended_process(), state="running")
+    assert list_runs(tmp_path)[0].read_final() == {"state": "vanished", "step": 7}
+    folder.finish("finished", end_time=200.0, final={"state": "finished", "step": 9})
+    assert list_runs(tmp_path)[0].read_final() == {"state": "finished", "step": 9}
+    assert not (folder.path / "last.json").exists()
+
+
+def test_a_state_is_kept_while_the_run_goes_on() -> None:
+    """The keeper saves at every interval, whatever one save comes to, and ends when told."""
+    saves, has_saved_twice = [], threading.Event()
+    errors: list[str] = []
+
+    def save() -> None:
+        saves.append(1)
+        if len(saves) == 2:
+            has_saved_twice.set()
+        raise OSError("disk full")
+
+    keeper = Keeper(save, lambda room, error: errors.append(f"{room}: {error}"), interval=0.001)
+    keeper.start()
+    assert has_saved_twice.wait(10)
+    keeper.stop()
+    assert errors[:2] == ["folder: disk full"] * 2
+    assert "monitor-keeper" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_an_ended_run_does_not_vanish(tmp_path: Path) -> None:

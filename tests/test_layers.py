@@ -28,6 +28,7 @@ FRONT = {
     "_training",
     "_reports",
     "_outlets",
+    "_keeper",
     "_journal",
     "_attach",
     "_detection",

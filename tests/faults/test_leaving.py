@@ -110,6 +110,8 @@ def test_the_end_is_told_and_all_is_taken_out(error: BaseException | None, state
     assert left_by is error
     assert run.state == state
     assert run.events()[-1].details["state"] == state
+    cause = {RuntimeError: ": RuntimeError: boom", MemoryError: ": MemoryError"}.get(type(error), "")
+    assert run.events()[-1].message == f"run {run.id} {state} at step 3{cause}"
     (known,) = list_runs(tmp_path / "runs")
     assert known.state == state
     assert (known.read_final() or {})["state"] == state
