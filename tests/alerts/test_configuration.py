@@ -83,7 +83,7 @@ def test_the_run_knows_every_remedy() -> None:
 
 
 @pytest.mark.parametrize("config", [ALERTMANAGER, *EXAMPLES], ids=lambda path: path.name)
-@pytest.mark.parametrize("remediation", sorted(set(ACTIONS) - {"reduce"}) + ["unknown"])
+@pytest.mark.parametrize("remediation", [*sorted(set(ACTIONS) - {"reduce"}), "unknown"])
 def test_no_alert_can_do_more_than_lower_a_learning_rate(config: Path, remediation: str) -> None:
     """Anybody who reaches Alertmanager can post an alert: as shipped none is delivered that stops, pauses or saves."""
     labels = {"alertname": "TrainingDivergence", "severity": "critical", "run_id": "char-gpt-0a1b2c"}

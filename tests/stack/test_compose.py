@@ -31,22 +31,45 @@ def compose() -> dict[str, Any]:
     return dict(yaml.safe_load(done.stdout))
 
 
-def test_a_missing_folder_of_targets_is_told(tmp_path: Path) -> None:
-    """Without the folder in which runs write their targets nothing starts, and the message says what sets it."""
-    environment = {name: value for name, value in os.environ.items() if name != "MONITOR_TARGETS"}
-    (tmp_path / "env").write_text("")
-    command = [
-        need("docker-compose"),
-        "--env-file",
-        str(tmp_path / "env"),
-        "--file",
-        str(ROOT / "docker-compose.yml"),
-        "config",
-        "-q",
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "make stack-up sets it" in done.stderr
+def read_in(folder: Path) -> dict[str, Any]:
+    """Return the file as docker-compose reads it in another folder, where .env is all that is set."""
+    need_module("yaml")
+    import yaml
+
+    shutil.copy(ROOT / "docker-compose.yml", folder)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MONITOR_", "XDG_"))}
+    command = [need("docker-compose"), "--project-directory", str(folder), "config"]
+    done = subprocess.run(
+        command, env={**environment, "HOME": "/home/me"}, cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return dict(yaml.safe_load(done.stdout))
+
+
+def test_a_fresh_clone_is_read_and_names_what_is_missing(tmp_path: Path) -> None:
+    """The file is in order before anything is set; the path of the secrets that Docker will not find is the cure."""
+    found = read_in(tmp_path)
+    folder = tmp_path / "run-make-stack-up-first"
+    assert {each["file"] for each in found["secrets"].values()} == {str(folder / name) for name in found["secrets"]}
+    assert not (ROOT / folder.name).exists()
+
+
+def test_by_default_targets_are_where_runs_write_them(tmp_path: Path) -> None:
+    """The folder that Prometheus reads is that of a user on Linux who has set nothing, as the runs find it."""
+    (volume,) = (v for v in read_in(tmp_path)["services"]["prometheus"]["volumes"] if "/etc/prometheus/targets" in v)
+    code = "from monitor._known import runs_directory; print(runs_directory())"
+    environment = {"HOME": "/home/me", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    if sys.platform == "linux":
+        assert volume == f"{done.stdout.strip()}/targets:/etc/prometheus/targets:ro"
+
+
+def test_what_the_first_start_sets_is_what_is_mounted(tmp_path: Path) -> None:
+    """After the secrets are made, every one of them is a file at the place that the services are given."""
+    Machine(tmp_path).stack("secrets")
+    found = read_in(tmp_path)
+    assert all(Path(each["file"]).is_file() for each in found["secrets"].values())
+    assert f"{tmp_path / 'runs' / 'targets'}:/etc/prometheus/targets:ro" in found["services"]["prometheus"]["volumes"]
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -135,7 +158,8 @@ def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
     secrets = [before[name] for name in before if name != "run.env"]
     assert len(set(secrets)) == 3
     assert all(len(secret) == 48 for secret in secrets)
-    assert (tmp_path / ".env").read_text() == f"MONITOR_TARGETS={tmp_path / 'runs' / 'targets'}\n"
+    settings = f"MONITOR_TARGETS={tmp_path / 'runs' / 'targets'}\nMONITOR_SECRETS=./.docker\n"
+    assert (tmp_path / ".env").read_text() == settings
     assert f"MONITOR_TOKEN={before['monitor_token']}\n" in before["run.env"]
     subprocess.run(command, check=True, env=environment, timeout=60)
     assert {path.name: path.read_text() for path in made.iterdir()} == before
@@ -230,7 +254,8 @@ def test_settings_of_the_owner_are_kept(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("GRAFANA_PORT=3001\nMONITOR_TARGETS=/old\n")
     for _ in range(2):
         machine.stack("secrets")
-    assert (tmp_path / ".env").read_text() == f"GRAFANA_PORT=3001\nMONITOR_TARGETS={tmp_path / 'runs' / 'targets'}\n"
+    settings = f"MONITOR_TARGETS={tmp_path / 'runs' / 'targets'}\nMONITOR_SECRETS=./.docker\n"
+    assert (tmp_path / ".env").read_text() == f"GRAFANA_PORT=3001\n{settings}"
 
 
 def test_the_start_tries_the_way_back(tmp_path: Path) -> None:
