@@ -7,6 +7,7 @@
 #                    labelled curves are (MONITOR_CURVES)                                           (ARGS=--quick)
 #   make docs-check  what the documentation shows is run, what it lists is complete
 #   make stack-up    Prometheus, Alertmanager and Grafana in containers, with the dashboards; make stack-down
+#                    (RUNBOOK=https://...: where your readers find docs/alerts.md, for the links of the alerts)
 #   make clean       remove what these targets made
 #
 # Two more measurements take minutes of all cores and are run by hand: benchmarks/fleet.py (500 runs on one Prometheus,

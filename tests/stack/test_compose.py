@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from monitor.alerts import render_files
 from tests.requirements import need, need_module
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,6 +257,28 @@ def test_settings_of_the_owner_are_kept(tmp_path: Path) -> None:
         machine.stack("secrets")
     settings = f"MONITOR_TARGETS={tmp_path / 'runs' / 'targets'}\nMONITOR_SECRETS=./.docker\n"
     assert (tmp_path / ".env").read_text() == f"GRAFANA_PORT=3001\n{settings}"
+
+
+def test_a_runbook_is_where_the_alerts_link_to(tmp_path: Path) -> None:
+    """Given an address the mounted rules are ours with links to it, for every reader; without, the shipped ones."""
+    machine = Machine(tmp_path)
+    assert machine.stack("secrets", RUNBOOK="https://wiki.example.org/a.md").stderr == ""
+    assert rules_of(tmp_path) == tmp_path / ".docker" / "rules"
+    assert {path.name: path.read_text() for path in rules_of(tmp_path).iterdir()} == dict(
+        render_files("https://wiki.example.org/a.md")
+    )
+    assert '"https://wiki.example.org/a.md#trainingdivergence"' in (rules_of(tmp_path) / "alerts.yml").read_text()
+    modes = [path.stat().st_mode & 0o777 for path in (rules_of(tmp_path), *sorted(rules_of(tmp_path).iterdir()))]
+    assert modes == [0o755, 0o644, 0o644]
+    machine.stack("secrets")
+    assert rules_of(tmp_path) == tmp_path / "dashboards" / "prometheus" / "rules"
+
+
+def rules_of(folder: Path) -> Path:
+    """Return the folder that Prometheus has its rules from."""
+    volumes = read_in(folder)["services"]["prometheus"]["volumes"]
+    (found,) = (volume.partition(":")[0] for volume in volumes if "/etc/prometheus/rules" in volume)
+    return Path(found)
 
 
 def test_the_start_tries_the_way_back(tmp_path: Path) -> None:
