@@ -1,6 +1,6 @@
 """Train a small GPT, character by character, on the text of Python's standard library.
 
-    python examples/char_gpt.py            # about a minute on two cores; nothing is downloaded
+    python examples/char_gpt.py            # about a minute on two idle cores; nothing is downloaded
 
 A usual training script: AdamW with weight decay on the matrices only, warm-up and cosine through LambdaLR, gradient
 accumulation, gradient clipping, a validation loss on files that were not trained on. The monitor is one ``with`` line.

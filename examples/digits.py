@@ -12,13 +12,17 @@ import argparse
 import os
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import monitor
+
+try:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+except ImportError as error:
+    raise SystemExit(f"{error}; the digits come with scikit-learn: pip install scikit-learn") from error
 
 
 def load(batch_size: int, seed: int) -> tuple[DataLoader[tuple[Tensor, ...]], tuple[Tensor, Tensor]]:

@@ -12,11 +12,15 @@ import itertools
 import os
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import monitor
+
+try:
+    from sklearn.datasets import load_digits
+except ImportError as error:
+    raise SystemExit(f"{error}; the digits come with scikit-learn: pip install scikit-learn") from error
 
 NOISE = 32
 

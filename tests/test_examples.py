@@ -53,6 +53,16 @@ def test_the_run_is_known_with_all_its_steps(name: str) -> None:
     assert [optimizer["key"] for optimizer in final["optimizers"]] == expected
 
 
+@pytest.mark.parametrize("name", ["digits", "gan"])
+def test_what_an_example_needs_is_named(name: str) -> None:
+    """Without scikit-learn an example ends in one line that names what to install."""
+    code = f"import sys, runpy; sys.modules['sklearn'] = None; runpy.run_path({str(EXAMPLES / f'{name}.py')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.endswith("pip install scikit-learn\n")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_attach_is_the_only_call_of_the_monitor(name: str) -> None:
     """An example calls `monitor.attach` once, in a `with`, and nothing else of the package but a set of detectors."""
