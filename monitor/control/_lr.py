@@ -23,7 +23,7 @@ from monitor.control._door import (
     factor_of,
     set_factor,
 )
-from monitor.control._floor import Low, below_floor, is_below, least_factor
+from monitor.control._floor import Low, below_floor, floor_for, is_below, least_factor
 
 MAX_UNDO = 64
 MAX_STEPS = 10**9
@@ -153,10 +153,11 @@ class LearningRates:
                 raise CommandRefusedError(
                     f"the LR of {where} is a tensor of {lr.dtype}, which no factor fits; make it a floating-point one"
                 )
-            return None  # its floor is held at the door, where that costs no sync
-        if isinstance(lr, bool) or not isinstance(lr, numbers.Real):
+            if not lr.is_cpu:
+                return None  # its floor is held at the door, where that costs no sync
+        elif isinstance(lr, bool) or not isinstance(lr, numbers.Real):
             raise CommandRefusedError(f"{where} has no learning rate to change, got lr={lr!r}; name other groups")
-        scheduled, floor = float(lr), self._min_lr
+        scheduled, floor = _number(lr), floor_for(lr, self._min_lr)
         if not is_below(scheduled, before, factor, floor):
             return None
         return Low(where, scheduled * after, least_factor(scheduled, before, floor))

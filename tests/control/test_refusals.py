@@ -111,9 +111,10 @@ def test_an_optimizers_name_means_all_of_its_groups(attach: Attach) -> None:
         run.reduce_lr(0.5, groups="discriminator")
 
 
-def test_the_floor_refuses_with_both_numbers_and_the_least_factor(attach: Attach) -> None:
+@pytest.mark.parametrize("make", [float, torch.tensor, lambda lr: torch.tensor([lr], requires_grad=True)])
+def test_the_floor_refuses_with_both_numbers_and_the_least_factor(attach: Attach, make: Callable[[float], Any]) -> None:
     """min_lr bounds the applied LR of a reduced group; the factor that the refusal names is accepted."""
-    optimizer = noting(0.1)
+    optimizer = noting(make(0.1))
     run = attach(optimizer, min_lr=0.02)
     with pytest.raises(CommandRefusedError) as caught:
         run.reduce_lr(0.1)
@@ -121,7 +122,23 @@ def test_the_floor_refuses_with_both_numbers_and_the_least_factor(attach: Attach
     assert "a factor of at least 0.2" in str(caught.value)
     run.reduce_lr(0.2)
     optimizer.step()
-    assert optimizer.used == [[0.1 * 0.2]]
+    assert optimizer.used == [[pytest.approx(0.1 * 0.2, rel=1e-7)]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lr", [0.9, 0.7, 0.3, 0.1, 0.003])
+def test_the_floor_bears_how_finely_a_tensor_tells_numbers_apart(attach: Attach, dtype: torch.dtype, lr: float) -> None:
+    """A factor of 0.1 down to a floor of a tenth fits, although 0.9 is a little less than that in a tensor."""
+    run = attach(noting(torch.tensor(lr, dtype=dtype)), min_lr=lr * 0.1)
+    run.reduce_lr(0.1)
+    with pytest.raises(CommandRefusedError, match="below min_lr"):
+        run.reduce_lr(0.09)
+
+
+def test_the_lr_of_a_tensor_elsewhere_is_not_read_for_the_floor() -> None:
+    """Reading one on an accelerator would wait for it; reading this one, which has no values, would raise."""
+    optimizer = noting(torch.empty((), device="meta"))
+    LearningRates({"Noting": optimizer}, {"Noting": Door(0.02)}, min_lr=0.02).check("reduce", 1e-9, None, 0)
 
 
 _LRS = st.floats(1e-8, 10.0)
