@@ -1,4 +1,5 @@
-# Every target sets up what it needs: a virtual environment in .venv, and the programs in .ci/programs.
+# Every target sets up what it needs: a virtual environment in .venv, with all that is needed here or, for the demo, just
+# the package; and the programs in .ci/programs.
 #
 #   make demo        train a small GPT under the monitor, with its live page     (ARGS=--exit: end with the training)
 #   make test        all tests                                                   (ARGS='tests/test_cli.py -x')
@@ -24,7 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: demo test lint bench docs-check programs clean stack-up stack-down
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.page
 	$(BIN)/monitor demo $(ARGS)
 
 test: $(VENV)/.ready programs
@@ -45,13 +46,21 @@ docs-check: $(VENV)/.ready
 programs:
 	@.ci/programs
 
-# A torch that is already in the environment stays as it is; only an environment without one gets ours.
-$(VENV)/.ready: pyproject.toml .ci/constraints.txt
+# What a run with its page needs, and no more. A torch that is already in the environment stays as it is; only an
+# environment without one gets ours.
+$(VENV)/.page: pyproject.toml .ci/constraints.txt
+	@.ci/programs venv
+	@echo "installing into $(VENV) (about half a minute, more where torch comes slowly) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet --constraint .ci/constraints.txt torch
+	@$(PIP) install --quiet --editable '.[page]'
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.page
 	@.ci/programs
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet --constraint .ci/constraints.txt torch
-	$(PIP) install --quiet --editable '.[all]'
-	touch $@
+	@echo "installing what tests and checks need into $(VENV) (some minutes) ..."
+	@$(PIP) install --quiet --editable '.[all]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .bench-venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import sys
 import time
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -30,16 +32,42 @@ _log = logging.getLogger("monitor")
 def demo(steps: int, port: int | None, is_brief: bool) -> None:
     """Train a small GPT on this machine's own Python code, under the monitor, with a live page.
 
-    About a minute on two cores. No other service is needed, and nothing is downloaded. While it trains, try
+    About a minute on two idle cores. No other service is needed, and nothing is downloaded. While it trains, try
     `monitor top` and `monitor lr reduce 0.5` in a second terminal.
     """
     if port is not None:
         os.environ["MONITOR_PORT"] = str(port)
     example = load_example("char_gpt")
-    click.echo("a second terminal may say:  monitor top      monitor lr reduce 0.5")
+    command = own_command()
+    click.echo(f"a second terminal may say:  {command} top      {command} lr reduce 0.5")
     run: Run = example.train(example.parse(["--steps", str(steps)]))
     if not is_brief:
         keep_up(run)
+
+
+def own_command(executable: str = sys.executable, path: str | None = None) -> str:
+    """Return what a terminal has to type for this very `monitor`: the bare name only where the shell would find it.
+
+    ``executable`` is the interpreter that the command lies beside, ``path`` the directories that a shell looks in;
+    default: ``$PATH``. Outside an activated environment the answer is a path, from the working directory if that is
+    shorter.
+
+    >>> own_command()  # doctest: +SKIP
+    '.venv/bin/monitor'
+    """
+    found = shutil.which("monitor", path=path)
+    beside = shutil.which("monitor", path=os.path.dirname(executable))
+    if found and (beside is None or Path(found).samefile(beside)):
+        return "monitor"
+    return _shortest(beside) if beside else f"{_shortest(executable)} -m monitor"
+
+
+def _shortest(path: str) -> str:
+    try:
+        path = min(path, os.path.relpath(path), key=len)
+    except ValueError:  # on Windows: another drive
+        pass
+    return f'"{path}"' if " " in path else path
 
 
 def load_example(name: str) -> ModuleType:

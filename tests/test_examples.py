@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from monitor._demo import own_command
 from monitor._known import list_runs
 from tests.requirements import need_module
 
@@ -83,6 +84,49 @@ def test_the_demo_is_the_example(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "--- a sample ---" in done.stdout
     assert [(known.name, known.state) for known in list_runs()] == [("char_gpt", "finished")]
+
+
+class TestOwnCommand:
+    """What the demo tells to type in a second terminal."""
+
+    @pytest.fixture
+    def python(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """An interpreter with the command beside it, in an environment below the working directory."""
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        self.add(tmp_path / ".venv" / "bin" / "monitor")
+        return str(tmp_path / ".venv" / "bin" / "python")
+
+    def add(self, program: Path) -> None:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+
+    def test_outside_of_the_environment_it_is_a_path(self, python: str, tmp_path: Path) -> None:
+        """Where the shell does not find the command, its path from the working directory is told."""
+        assert own_command(python, path=str(tmp_path)) == ".venv/bin/monitor"
+
+    def test_inside_of_the_environment_the_name_will_do(self, python: str) -> None:
+        """Where the shell finds this command, the bare name is told."""
+        assert own_command(python, path=str(Path(python).parent)) == "monitor"
+
+    def test_a_namesake_is_not_ours(self, python: str, tmp_path: Path) -> None:
+        """Where the shell would find another command of that name, the path of this one is told."""
+        self.add(tmp_path / "other" / "monitor")
+        assert own_command(python, path=str(tmp_path / "other")) == ".venv/bin/monitor"
+
+    def test_the_shorter_path_is_told(self, python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From far away the whole path is shorter than the way there."""
+        far = tmp_path / "/".join("abcdefghijklmnopqrstuvwxyz" * 3)
+        far.mkdir(parents=True)
+        monkeypatch.chdir(far)
+        assert own_command(python, path="") == str(tmp_path / ".venv" / "bin" / "monitor")
+
+    def test_without_the_command_the_module_will_do(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where no command is installed, the interpreter is told to run the module; a space is quoted."""
+        monkeypatch.chdir(tmp_path)
+        python = str(tmp_path / "my env" / "python")
+        assert own_command(python, path=str(tmp_path)) == '"my env/python" -m monitor'
 
 
 def test_the_page_of_the_demo_stays_until_it_is_ended() -> None:
