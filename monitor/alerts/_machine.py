@@ -85,6 +85,8 @@ GPU = Group(
     ),
 )
 
+_KEEP = "5m"  # what a run had counted before its first scrape is in no range: it is seen until the series end
+
 MONITOR = Group(
     "training-monitor",
     (
@@ -96,6 +98,7 @@ MONITOR = Group(
                 *("action", "source", "outcome"),
             ),
             severity="warning",
+            keep=_KEEP,
             summary=f"A command to {text.RUN_ID} was not carried out",
             description=(
                 f"{text.RUN_ID}: {text.ACTION}, sent by {text.SOURCE}, was {text.OUTCOME} within the last 10 minutes."
@@ -113,6 +116,7 @@ MONITOR = Group(
             name="TrainingStepsDropped",
             expression=per_run("sum", grown("training_monitor_dropped_steps_total", 10)),
             severity="warning",
+            keep=_KEEP,
             summary=f"The monitor of {text.RUN_ID} has lost steps",
             description=(
                 f"About {text.COUNT} steps of {text.RUN_ID} were made within 10 minutes but not "
@@ -123,6 +127,7 @@ MONITOR = Group(
             name="TrainingMonitorErrors",
             expression=per_run("sum", grown("training_monitor_errors_total", 10), "room"),
             severity="info",
+            keep=_KEEP,
             summary=f"The monitor of {text.RUN_ID} has failed in part",
             description=(
                 f"The monitor's part {text.ROOM} failed in {text.RUN_ID} within the last 10 minutes; the "

@@ -76,6 +76,17 @@ _RATE = "training_steps_total"
 _NONE_DROPPED = series("training_monitor_dropped_steps_total", "0x80")
 _OLD_RUN = series("training_run_start_timestamp_seconds", "-90000x80")
 _NEW_RUN = series("training_run_start_timestamp_seconds", "30x80")
+_SHORT_RUN = series("training_run_start_timestamp_seconds", "30x6 stale")
+
+
+def _kept(alert: str, counter: str, shown: str = "", **labels: str) -> list[Case]:
+    """Give what a short run had counted by its first scrape: told for a while after its end, and then no more."""
+    course = _SHORT_RUN | series(counter, f"_x4 {shown or 1}x2 stale", **labels)
+    return [
+        Case(alert, "the run that counted it is over", "5m", course, fires=labels, shown=shown),
+        Case(alert, "the run that counted it is long over", "12m", course),
+    ]
+
 
 CASES = [
     # runs
@@ -87,6 +98,7 @@ CASES = [
         fires={},
     ),
     Case("TrainingRunFailed", "the run finished", "2m", state("finished", "_x3 1 stale")),
+    Case("TrainingRunFailed", "it failed nine minutes ago", "9m", state("failed", "_x3 1 stale"), fires={}),
     Case("TrainingRunFailed", "it failed a while ago", "20m", state("failed", "_x3 1 stale")),
     Case("TrainingRunVanished", "series end while it runs", "4m", state("running", "1x7 stale"), fires={}),
     Case("TrainingRunVanished", "series end while it is paused", "4m", state("paused", "1x7 stale"), fires={}),
@@ -372,6 +384,15 @@ CASES = [
         fires={},
         shown="3",
     ),
+    *_kept("TrainingStepsDropped", "training_monitor_dropped_steps_total", "3"),
+    *_kept(
+        "TrainingCommandRejected",
+        "training_control_commands_total",
+        action="set",
+        source="code",
+        outcome="expired",
+    ),
+    *_kept("TrainingMonitorErrors", "training_monitor_errors_total", room="recorder"),
     Case("TrainingStepsDropped", "none is lost", "5m", _OLD_RUN | _NONE_DROPPED),
     Case(
         "TrainingMonitorErrors",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def test_the_servers_may_read_it(tmp_path: Path) -> None:
 
 def test_every_file_that_compose_mounts_is_exported() -> None:
     """What docker-compose.yml mounts of this repository is what the export writes."""
-    mounts = [line.split(":")[0].split("./dashboards/")[1] for line in _compose() if "- ./dashboards/" in line]
+    mounts = [found for line in _compose() for found in re.findall(r"\./dashboards/([\w./]+)[:}]", line)]
     assert len(mounts) >= 5
     names = render_files()
     assert all(any(name == mount or name.startswith(f"{mount}/") for name in names) for mount in mounts)
