@@ -214,9 +214,20 @@ def _command(client: Client, name: str, action: str, body: Mapping[str, Any], wa
     if as_json:
         _print_json(record)
     else:
-        _print(_report.outcome(record, name), err=record["status"] not in ("applied", "pending"))
+        headline, *changes = _report.outcome(record, name)
+        _print([headline, *_ramp(record), *changes], err=record["status"] not in ("applied", "pending"))
     if record["status"] not in ("applied", "pending"):
         raise SystemExit(1)
+
+
+def _ramp(record: Mapping[str, Any]) -> list[str]:
+    """Say of a change by degrees when it is complete. Optimizers that step at paces of their own have no one step."""
+    steps = record["over_steps"]
+    if record["status"] != "applied" or not steps:
+        return []
+    if len({change["optimizer"] for change in record["changes"]}) != 1 or record["step"] is None:
+        return [f"  by degrees, complete after {steps:,} steps of each optimizer"]
+    return [f"  by degrees over {steps:,} steps, complete at step {record['step'] + steps - 1:,}"]
 
 
 def _print(lines: list[str], err: bool = False) -> None:

@@ -19,7 +19,7 @@ from monitor._client import Client, ClientError, NoAnswerError, own_name, token_
 from monitor._folder import RunFolder
 from monitor._known import list_runs
 from monitor._records import HostReading
-from monitor.cli import main
+from monitor.cli import _ramp, main
 from monitor.server import HttpServer, Security, create_app, run_document
 from tests.server.fake_run import READ_TOKEN, TOKEN, FakeRun
 
@@ -96,6 +96,15 @@ class TestLearningRate:
         )
         assert (record["groups"], record["over_steps"], record["reason"]) == ([0, "no_decay"], 10, "why")
         assert [group.factor for group in fake.snapshot().optimizers[0].groups] == [0.25, 0.25]
+
+    def test_a_change_by_degrees_says_when_it_is_complete(self) -> None:
+        """With --over-steps the outcome names the step that uses the new factor itself, then each group."""
+        lines = call("lr", "set", "0.25", "--over-steps", "200").stdout.splitlines()
+        assert lines[:2] == [
+            "set 0.25: applied at step 301 of fake-0a1b2c",
+            "  by degrees over 200 steps, complete at step 500",
+        ]
+        assert len(lines) == 4
 
     def test_the_audit_names_who_gave_the_command(self) -> None:
         """The actor of a command is the user and the machine that it came from."""
@@ -540,3 +549,38 @@ def test_module_and_help() -> None:
     commands = {line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()}
     expected = {"checkpoint", "demo", "lr", "pause", "replay", "resume", "runs", "status", "stop", "top"}
     assert expected <= commands
+
+
+class TestByDegrees:
+    def test_the_step_that_is_told_uses_the_new_factor(self) -> None:
+        """In a real run the factor is the new one at the step that the command line names, not before."""
+        import torch
+
+        import monitor
+
+        weight = torch.nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        factors = []
+        with monitor.attach(optimizer, port=0) as run:
+            assert run.url is not None
+            client = Client(run.url, run.token)
+            for step in range(1, 10):
+                if step == 3:
+                    record = client.send("set", {"factor": 0.5, "over_steps": 4})
+                weight.sum().backward()
+                optimizer.step()
+                factors.append(run.lr[0].factor)
+            (told,) = _ramp(client.wait(record))
+        assert told == "  by degrees over 4 steps, complete at step 6"
+        assert factors.index(0.5) + 1 == 6
+
+    def test_optimizers_of_their_own_pace_have_no_one_step(self) -> None:
+        """For several optimizers the number of steps is told, and no step."""
+        changes = [{"optimizer": "generator"}, {"optimizer": "critic"}]
+        record = {"status": "applied", "over_steps": 1000, "step": 5, "changes": changes}
+        assert _ramp(record) == ["  by degrees, complete after 1,000 steps of each optimizer"]
+
+    @pytest.mark.parametrize("given", [{"status": "pending"}, {"status": "rejected"}, {"over_steps": 0}])
+    def test_what_is_no_change_by_degrees_says_nothing(self, given: dict[str, Any]) -> None:
+        """A command that waits, that came to nothing or that took effect at once has no such line."""
+        assert _ramp({"status": "applied", "over_steps": 3, "step": 5, "changes": [], **given}) == []
