@@ -135,7 +135,7 @@ _LEARNING_RATE = (
     ),
     _gauge(
         "training_learning_rate_factor",
-        "Applied over scheduled learning rate; 1 means that no command is in force.",
+        "Factor that commands put in force; 1: none. It is applied over scheduled LR unless min_lr holds.",
         "optimizer",
         "param_group",
     ),

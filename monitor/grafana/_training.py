@@ -89,7 +89,7 @@ def learning_rate() -> tuple[Panel, ...]:
         ).sized(12),
         timeseries(
             "Learning rate factor",
-            "Applied over scheduled learning rate: 1 means that no command is in force.",
+            "Factor that commands put in force; 1: none. It is applied over scheduled LR unless min_lr holds.",
             "percentunit",
             Query(named_group(select("training_learning_rate_factor")), group),
             min=0,

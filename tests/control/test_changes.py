@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from monitor import CommandRefusedError, Run
 from monitor.control import Door, LearningRates
+from monitor.export import Exporter
 from tests.control.conftest import Noting, noting, number, weights
 
 Attach = Callable[..., Run]
@@ -302,6 +304,22 @@ def test_a_compiled_step_uses_the_factor(attach: Attach, make: Callable[[float],
     assert values == [0.5, 0.25, 0.0, -0.5]
     assert float(optimizer.param_groups[0]["lr"]) == 0.5
     assert run.snapshot().errors == {}
+
+
+def test_the_metric_of_the_factor_is_what_commands_put_in_force_also_at_the_floor(attach: Attach) -> None:
+    """At the floor applied over scheduled is more; the LRs themselves tell it."""
+    optimizer = noting(0.2)
+    run = attach(optimizer, min_lr=0.06)
+    run.reduce_lr(0.5)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.08
+    optimizer.step()
+    run.flush()
+    body, _ = Exporter(run.snapshot).render(None)
+    values = {s.name: s.value for family in parse_text(body.decode()) for s in family.samples}
+    assert values["training_learning_rate"] == 0.06
+    assert values["training_scheduled_learning_rate"] == 0.08
+    assert values["training_learning_rate_factor"] == 0.5
 
 
 class Counting(dict[str, Any]):

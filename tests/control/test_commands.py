@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -145,6 +146,22 @@ def test_many_clients_at_once_are_in_one_order_and_each_is_audited(attach: Calla
     assert len(changes) == 160
     for before, after in itertools.pairwise(changes):
         assert after["before"][0][2] == before["after"][0][2]
+
+
+def test_a_run_expires_a_command_that_no_step_takes(attach: Callable[..., Run]) -> None:
+    """After ``command_timeout`` without a step it is expired, counted and audited; a later step does not apply it."""
+    optimizer = noting(0.1)
+    run = attach(optimizer, command_timeout=0.5)
+    command = run.reduce_lr(0.5)
+    with ThreadPoolExecutor(1) as elsewhere:
+        outcome = elsewhere.submit(command.wait, 60).result()
+    assert (outcome.status, outcome.message) == ("expired", "no optimizer step within 0.5 s")
+    assert run.snapshot().commands_total == {("reduce", "code", "expired"): 1}
+    optimizer.step()
+    assert optimizer.used == [[0.1]]
+    run.flush()
+    (entry,) = [event for event in run.events() if event.kind == "control"]
+    assert (entry.details["status"], entry.severity) == ("expired", "warning")
 
 
 def record(**values: Any) -> CommandRecord:
