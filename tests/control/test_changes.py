@@ -371,3 +371,20 @@ def test_groups_that_share_a_tensor_and_differ_get_tensors_of_their_own() -> Non
     assert number(shared) == pytest.approx(0.1)
     door.leave()
     assert all(group["lr"] is shared for group in optimizer.param_groups)
+
+
+def test_an_optimizer_made_under_a_live_run_is_left_alone_until_it_is_attached(attach: Attach) -> None:
+    """No factor applies to it and its steps are not counted; with the old one's state, attached, it goes on reduced."""
+    first = noting(0.1)
+    with attach(first) as run:
+        run.reduce_lr(0.5)
+        first.step()
+        second = noting(0.1)
+        second.step()
+        command = run.reduce_lr(0.5)
+        second.load_state_dict(first.state_dict())
+        second.step()
+        assert (second.used, run.step, command.status) == ([[0.1], [0.1]], 1, "pending")
+    with attach(second) as run:
+        second.step()
+        assert (second.used[-1], run.lr[0].factor) == ([0.05], 0.5)
