@@ -1,7 +1,7 @@
-"""Measure the LR matrix and write its tables into docs/control.md: ``python docs/make_lr_matrix.py`` (a few minutes).
+"""Measure the LR matrix and write its tables into docs/control.md: ``python docs/make_lr_matrix.py`` (five minutes).
 
-The cells are those of tests/torch/test_lr_matrix.py. Beside them stand the two ways in which people lower the LR of a
-schedule by hand.
+The cells are those of tests/torch/test_lr_matrix.py, and the variants that it trains with a fourth of the schedules are
+trained with all. Beside them stand the two ways in which people lower the LR of a schedule by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.torch import lr_recipes as recipes  # noqa: E402
-from tests.torch.lr_cell import PLAN, ByHand, Monitored, Unwatched, run  # noqa: E402
+from tests.torch.lr_cell import LOOPS, ByHand, Monitored, Unwatched, plan_for, refusal, run  # noqa: E402
 
 PAGE = ROOT / "docs" / "control.md"
 BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
@@ -63,12 +63,14 @@ class BaseScaled(Noting):
             scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]
 
 
-def is_exact(recipe: recipes.OptimizerRecipe, schedule: recipes.Schedule, folder: str) -> bool:
+def is_exact(recipe: recipes.OptimizerRecipe, schedule: recipes.Schedule, folder: str, loop: str = LOOPS[0]) -> bool:
     """Tell whether the cell holds: with commands as written by hand, without as without the monitor."""
-    plain, by_hand = run(recipe, schedule, Unwatched()), run(recipe, schedule, ByHand(), plan=PLAN)
-    return run(recipe, schedule, Monitored(folder)).is_like(plain) and run(
-        recipe, schedule, Monitored(folder), plan=PLAN
-    ).is_like(by_hand)
+    plan = plan_for(loop)
+    plain = run(recipe, schedule, Unwatched(), loop=loop)
+    by_hand = run(recipe, schedule, ByHand(), loop=loop, plan=plan)
+    watched = run(recipe, schedule, Monitored(folder), loop=loop)
+    commanded = run(recipe, schedule, Monitored(folder), loop=loop, plan=plan)
+    return watched.is_like(plain) and commanded.is_like(by_hand)
 
 
 def by_hand_once(schedule: recipes.Schedule, keeper: Noting) -> str:
@@ -104,20 +106,37 @@ def knowing(schedule: recipes.Schedule, found: list[Any]) -> recipes.Schedule:
     return recipes.Schedule(schedule.name, build)
 
 
-def runs_here(recipe: recipes.OptimizerRecipe) -> bool:
-    """Tell whether torch runs a variant on this machine."""
-    try:
-        run(recipe, next(s for s in recipes.all_schedules() if s.name == "none"), Unwatched())
-    except Exception:  # noqa: BLE001 - whatever torch refuses it with
-        return False
-    return True
+def loop_table(folder: str) -> list[str]:
+    """Measure the other kinds of loops, with every schedule."""
+    optimizers, schedules = recipes.loop_optimizers(), recipes.all_schedules()
+    out = [f"| loop | {' | '.join(one.name for one in optimizers)} |", "| --- |" + " --- |" * len(optimizers)]
+    for loop in LOOPS[1:]:
+        numbers = [sum(is_exact(one, s, folder, loop) for s in schedules) for one in optimizers]
+        out.append(f"| {loop} | {' | '.join(f'{number} of {len(schedules)}' for number in numbers)} |")
+    return out
+
+
+def skipped_table(refused: dict[str, list[tuple[recipes.OptimizerRecipe, Exception]]]) -> list[str]:
+    """Name the variants that torch refuses on this machine, by kind, with its words."""
+    out = ["| skipped: torch refuses it | on | for | in words such as |", "| --- | --- | --- | --- |"]
+    for variant, found in refused.items():
+        devices = ", ".join(sorted({recipe.device for recipe, _ in found}))
+        names = ", ".join(recipe.kind.__name__ for recipe, _ in found)
+        out.append(f"| {variant} | {devices} | {names} | {str(found[0][1]).splitlines()[0]} |")
+    return out if refused else []
 
 
 def tables(folder: str) -> str:
     """Measure everything; return the tables."""
     schedules = list(recipes.all_schedules())
     plain = recipes.torch_optimizers()
-    variants = [v for recipe in plain for _, v in recipes.variants(recipe) if runs_here(v)]
+    variants: list[recipes.OptimizerRecipe] = []
+    refused: dict[str, list[tuple[recipes.OptimizerRecipe, Exception]]] = {}
+    for variant, one in (pair for recipe in plain for pair in recipes.variants(recipe)):
+        if (error := refusal(one)) is None:
+            variants.append(one)
+        else:
+            refused.setdefault(variant, []).append((one, error))
     optimizers = [*plain, *variants, *recipes.other_optimizers()]
     exact = {(o.name, s.name): is_exact(o, s, folder) for o in optimizers for s in schedules}
     packages = ("torch", "transformers", "pytorch-optimizer", "warmup-scheduler")
@@ -125,7 +144,7 @@ def tables(folder: str) -> str:
     pairs = f"{len(optimizers)} optimizers and variants x {len(schedules)} schedules"
     total = f"{sum(exact.values())} of {len(exact)} pairs exact: {pairs}."
     out = [
-        f"Measured with {versions} on a CPU.",
+        f"Measured with {versions} on a CPU{accelerated(variants)}.",
         total,
         "",
         '| schedule | `monitor` | `group["lr"] *= 0.5` once | `base_lrs` halved |',
@@ -145,7 +164,13 @@ def tables(folder: str) -> str:
             f"| {one.name} | {sum(exact[one.name, s.name] for s in schedules)} of {len(schedules)} | {names} | "
             f"{f'{number} of {len(own) * len(schedules)}' if own else ''} |"
         )
-    return "\n".join(out)
+    return "\n".join([*out, "", *loop_table(folder), "", *skipped_table(refused)])
+
+
+def accelerated(variants: list[recipes.OptimizerRecipe]) -> str:
+    """Say which variants ran elsewhere, and where."""
+    elsewhere = {one.device for one in variants} - {"cpu"}
+    return f", the capturable variants on {', '.join(sorted(elsewhere))}" if elsewhere else ""
 
 
 def main() -> None:

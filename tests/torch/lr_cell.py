@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +24,17 @@ PLAN: dict[int, tuple[Any, ...]] = {
 }
 """What is asked for before which step."""
 EPOCH = 4
+PLAN_BY_EPOCH: dict[int, tuple[Any, ...]] = {
+    1: ("reduce", 0.5, None),
+    2: ("reduce", 0.3, (0,)),
+    3: ("undo",),
+    5: ("reduce", 0.4, None),
+    7: ("undo",),
+    8: ("reduce", 0.5, (0,)),
+    9: ("restore",),
+    10: ("undo",),
+}
+"""The same for a loop that makes a new optimizer each epoch: every undo finds a change of its own epoch."""
 LOOPS = (
     "scheduler after each step",
     "scheduler before each step",
@@ -32,6 +44,11 @@ LOOPS = (
 )
 
 
+def plan_for(loop: str) -> dict[int, tuple[Any, ...]]:
+    """Return the commands for a kind of loop."""
+    return PLAN_BY_EPOCH if loop == "new optimizer each epoch" else PLAN
+
+
 class Unwatched:
     """The loop as its owner wrote it. Commands are not heard."""
 
@@ -39,7 +56,7 @@ class Unwatched:
     def watch(self, optimizer: Optimizer) -> Iterator[None]:
         yield
 
-    def command(self, action: str, *arguments: Any) -> None:
+    def command(self, action: str, *arguments: Any) -> Any:
         pass
 
     def step(self, optimizer: Optimizer, *closure: Any) -> None:
@@ -77,20 +94,24 @@ class ByHand(Unwatched):
 
 
 class Monitored(Unwatched):
-    """The loop inside ``with monitor.attach(...)``."""
+    """The loop inside ``with monitor.attach(...)``; each run has a folder of its own below ``directory``."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
 
     @contextmanager
     def watch(self, optimizer: Optimizer) -> Iterator[None]:
-        with monitor.attach(optimizer, serve=False, gpu=False, directory=self.directory, linger=0) as self.run:
+        quick: dict[str, Any] = {"serve": False, "gpu": False, "linger": 0}
+        with (
+            TemporaryDirectory(dir=self.directory) as folder,
+            monitor.attach(optimizer, directory=folder, **quick) as self.run,
+        ):
             yield
             assert self.run.snapshot().errors == {}
 
-    def command(self, action: str, *arguments: Any) -> None:
+    def command(self, action: str, *arguments: Any) -> Any:
         run = self.run
-        {"reduce": run.reduce_lr, "undo": run.undo_lr, "restore": run.restore_lr}[action](*arguments)
+        return {"reduce": run.reduce_lr, "undo": run.undo_lr, "restore": run.restore_lr}[action](*arguments)
 
 
 @dataclass
@@ -115,12 +136,21 @@ def run(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.manual_seed(7)
-        model = recipe.model()
+        model = recipe.new_model()
         length = EPOCH if loop == "new optimizer each epoch" else STEPS
         for first in range(0, STEPS, length):
             _train(recipe, schedule, keeper, loop, model, range(first, first + length), plan or {}, course)
     course.warnings = sorted({f"{w.category.__name__}: {w.message}" for w in caught})
     return course
+
+
+def refusal(recipe: OptimizerRecipe) -> Exception | None:
+    """Return what torch refuses a variant with on this machine, or None where it trains."""
+    try:
+        run(recipe, Schedule("none", lambda _: lambda _: None), Unwatched())
+    except Exception as error:
+        return error
+    return None
 
 
 def _train(
@@ -137,7 +167,7 @@ def _train(
     advance = schedule.build(optimizer)
     with keeper.watch(optimizer):
         for i in steps:
-            if (asked := plan.get(i)) is not None and not (asked[0] == "undo" and steps.start):
+            if (asked := plan.get(i)) is not None:
                 keeper.command(*asked)
             if loop == "scheduler before each step":
                 advance(i)

@@ -34,11 +34,15 @@ Advance = Callable[[int], None]
 class Dense(nn.Module):
     """Two layers, one param group each; their inputs and targets are the same in every run."""
 
+    inputs: Tensor
+    targets: Tensor
+
     def __init__(self, has_bias: bool = True) -> None:
         super().__init__()
         self.first = nn.Linear(4, 6, bias=has_bias)
         self.second = nn.Linear(6, 3, bias=has_bias)
-        self.inputs, self.targets = torch.randn(STEPS, 8, 4), torch.randn(STEPS, 8, 3)
+        self.register_buffer("inputs", torch.randn(STEPS, 8, 4))
+        self.register_buffer("targets", torch.randn(STEPS, 8, 3))
 
     def groups(self) -> list[list[nn.Parameter]]:
         return [list(self.first.parameters()), list(self.second.parameters())]
@@ -50,10 +54,12 @@ class Dense(nn.Module):
 class Sparse(nn.Module):
     """Two embeddings with sparse gradients, one param group each."""
 
+    rows: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.tables = nn.ModuleList([nn.Embedding(9, 3, sparse=True) for _ in LRS])
-        self.rows = torch.randint(0, 9, (STEPS, 5))
+        self.register_buffer("rows", torch.randint(0, 9, (STEPS, 5)))
 
     def groups(self) -> list[list[nn.Parameter]]:
         return [list(table.parameters()) for table in self.tables]
@@ -68,7 +74,8 @@ class Sparse(nn.Module):
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """How to build one optimizer. ``is_single``: it takes one param group. ``has_closure``: its step needs one."""
+    """How to build one optimizer. ``is_single``: it takes one param group. ``has_closure``: its step needs one.
+    ``device``: where its model and a tensor LR lie."""
 
     name: str
     kind: type[Optimizer]
@@ -77,7 +84,11 @@ class OptimizerRecipe:
     is_single: bool = False
     has_closure: bool = False
     has_tensor_lr: bool = False
-    creates_graph: bool = False
+    device: str = "cpu"
+
+    def new_model(self) -> Any:
+        """Make the model on the CPU, so that one seed gives the same weights everywhere, and move it."""
+        return self.model().to(self.device)
 
     def build(self, model: Any) -> Optimizer:
         parts = model.groups()
@@ -87,7 +98,7 @@ class OptimizerRecipe:
         return self.kind(groups, lr=self._lr(LRS[0]), **dict(self.options))
 
     def _lr(self, lr: float) -> Any:
-        return torch.tensor(lr) if self.has_tensor_lr else lr
+        return torch.tensor(lr, device=self.device) if self.has_tensor_lr else lr
 
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -101,12 +112,20 @@ FLAGS = ("foreach", "fused", "capturable", "maximize")
 """``differentiable`` is not among them: its parameters may not be leaves, so no loop trains them like this."""
 TENSOR_LR = "tensor LR"
 
+
+def accelerator() -> str:
+    """Return the device for what torch does not run on a CPU: cuda where there is one; else cpu, where torch refuses
+    it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 REFUSED_BY_TORCH: dict[str, str] = {
     "capturable": "on supported devices",
     "capturable, tensor LR": "on supported devices",
     "foreach, tensor LR": "lr as a Tensor is not supported for capturable=False and foreach=True",
 }
-"""Variants that torch itself refuses for some of its optimizers on a CPU: the words that it refuses them with."""
+"""Variants that torch itself refuses for some of its optimizers, capturable on a CPU for all of them: the words that it
+refuses them with."""
 
 
 def torch_optimizers() -> list[OptimizerRecipe]:
@@ -123,16 +142,21 @@ def _of(kind: type[Optimizer]) -> OptimizerRecipe:
     return OptimizerRecipe(kind.__name__, kind, **SPECIAL.get(kind.__name__, {}))
 
 
-def variants(recipe: OptimizerRecipe) -> Iterator[tuple[str, OptimizerRecipe]]:
-    """Every flag that the class takes, an LR tensor, and the flags together with an LR tensor: (variant, recipe)."""
+def variants(recipe: OptimizerRecipe, device: str | None = None) -> Iterator[tuple[str, OptimizerRecipe]]:
+    """Every flag that the class takes, an LR tensor, and the flags together with an LR tensor: (variant, recipe).
+
+    ``device`` is where the capturable ones run; by default the accelerator, where there is one.
+    """
     taken = [flag for flag in FLAGS if flag in inspect.signature(recipe.kind).parameters]
     for flag in [None, *taken]:
         options = recipe.options if flag is None else (*recipe.options, (flag, True))
+        where = (device or accelerator()) if flag == "capturable" else recipe.device
         for is_tensor in (False, True):
             if flag is None and not is_tensor:
                 continue
             variant = ", ".join([*([flag] if flag else []), *([TENSOR_LR] if is_tensor else [])])
-            yield variant, replace(recipe, name=f"{recipe.name} ({variant})", options=options, has_tensor_lr=is_tensor)
+            name = f"{recipe.name} ({variant})"
+            yield variant, replace(recipe, name=name, options=options, has_tensor_lr=is_tensor, device=where)
 
 
 # ------------------------------------------------------------------------------------------- other makers' optimizers
@@ -153,6 +177,15 @@ def other_optimizers() -> list[OptimizerRecipe]:
     return [
         OptimizerRecipe(f"pytorch_optimizer {kind.__name__}", kind) for kind in map(load_optimizer, OTHER_OPTIMIZERS)
     ]
+
+
+def loop_optimizers() -> list[OptimizerRecipe]:
+    """The optimizers that are taken through every kind of loop: a number and a tensor as LR, one that corrects its
+    first steps, one with a closure, one of another maker."""
+    by_name = {recipe.name: recipe for recipe in (*torch_optimizers(), *other_optimizers())}
+    by_name |= {one.name: one for _, one in variants(by_name["Adam"])}
+    names = ("SGD", "AdamW", f"Adam ({TENSOR_LR})", "RAdam", "LBFGS", "pytorch_optimizer Ranger")
+    return [by_name[name] for name in names if name in by_name]
 
 
 # ---------------------------------------------------------------------------------------------------------- schedules
@@ -365,3 +398,8 @@ def stepping_plainly(scheduler: Any) -> Advance:
 def all_schedules() -> Sequence[Schedule]:
     """Every schedule of the matrix."""
     return [*torch_schedules(), *hand_made_schedules(), *transformers_schedules(), *warmup_schedules()]
+
+
+def share_of(schedules: Sequence[Schedule], index: int, num_shares: int) -> list[Schedule]:
+    """Return every ``num_shares``-th schedule, from the ``index``-th on: as many rows in turn go through all."""
+    return list(schedules[index % num_shares :: num_shares])

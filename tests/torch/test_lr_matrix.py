@@ -4,22 +4,56 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from monitor import Command
 from tests.requirements import need_module
 from tests.torch import lr_recipes as recipes
-from tests.torch.lr_cell import LOOPS, PLAN, ByHand, Monitored, Unwatched, run
+from tests.torch.lr_cell import LOOPS, PLAN_BY_EPOCH, ByHand, Monitored, Unwatched, plan_for, refusal, run
 
 PLAIN = recipes.torch_optimizers()
 VARIANTS = [(name, one) for recipe in PLAIN for name, one in recipes.variants(recipe)]
 OTHERS = recipes.other_optimizers()
 SCHEDULES = recipes.all_schedules()
+NUM_SHARES = 4
+"""A variant, or another maker's optimizer, is trained with a fourth of the schedules, the next one with the next
+fourth: four of a kind meet all. docs/make_lr_matrix.py trains each with all."""
 BY_NAME = {recipe.name: recipe for recipe in PLAIN}
 READS_ITS_LR_ONCE = {"Rprop"}
 """Optimizers that take their LR at the first step only, as the size of the first update: no later LR moves them."""
+
+
+class Noted(Monitored):
+    """Under the monitor, and what came of its commands, by optimizer."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory)
+        self.told: list[list[tuple[str, str]]] = []
+
+    @contextmanager
+    def watch(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        self.asked: list[tuple[str, Command]] = []
+        with super().watch(optimizer):
+            yield
+        self.told.append([(action, command.status) for action, command in self.asked])
+
+    def command(self, action: str, *arguments: Any) -> Command:
+        command = super().command(action, *arguments)
+        self.asked.append((action, command))
+        return command
+
+
+class Bare(torch.optim.Optimizer):
+    """An optimizer that looks at no value of its LR, so that it can lie on torch's meta device, which has none."""
+
+    def __init__(self, params: Any, lr: Any) -> None:
+        super().__init__(params, {"lr": lr})
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +72,10 @@ def differing(
     wrong = []
     for schedule in schedules:
         plain = run(recipe, schedule, Unwatched(), loop=loop)
-        by_hand = run(recipe, schedule, ByHand(), loop=loop, plan=PLAN)
+        by_hand = run(recipe, schedule, ByHand(), loop=loop, plan=plan_for(loop))
         if not run(recipe, schedule, Monitored(str(tmp_path)), loop=loop).is_like(plain):
             wrong.append(f"{schedule.name}: watched without a command, it is another run")
-        if not run(recipe, schedule, Monitored(str(tmp_path)), loop=loop, plan=PLAN).is_like(by_hand):
+        if not run(recipe, schedule, Monitored(str(tmp_path)), loop=loop, plan=plan_for(loop)).is_like(by_hand):
             wrong.append(f"{schedule.name}: with commands, it is not factor x schedule")
         if by_hand.lrs != plain.lrs:
             wrong.append(f"{schedule.name}: the reference itself bent the schedule")
@@ -62,35 +96,71 @@ def test_every_optimizer_with_every_schedule_is_factor_times_schedule(recipe, tm
 def test_every_variant_of_every_optimizer_is_factor_times_schedule(variant: str, recipe, tmp_path: Path) -> None:
     """foreach, fused, capturable and maximize, with a number and with a tensor as LR: where torch runs it, it is
     exact; where torch refuses it, it does so in words that we know."""
-    schedules = [s for s in SCHEDULES if s.name in ("LambdaLR", "CosineAnnealingWarmRestarts", "LinearLR", "none")]
-    try:
-        run(recipe, schedules[0], Unwatched())
-    except Exception as refusal:
-        if recipes.REFUSED_BY_TORCH.get(variant, "(runs everywhere)") not in str(refusal):
-            raise
-        return
-    assert differing(recipe, schedules, tmp_path) == []
+    if (refused := refusal(recipe)) is not None:
+        if recipes.REFUSED_BY_TORCH.get(variant, "(runs everywhere)") not in str(refused):
+            raise refused
+        pytest.skip(f"on {recipe.device} torch says: {refused}")
+    assert differing(recipe, schedules_of(variant, recipe), tmp_path) == []
 
 
-def test_the_variants_that_a_cpu_runs_are_run() -> None:
-    """fused and tensor LRs are exercised here: not every variant is among those that torch refuses."""
-    names = {name for name, _ in VARIANTS}
-    assert {"foreach", "fused", "fused, tensor LR", "tensor LR"} <= names - set(recipes.REFUSED_BY_TORCH)
+def schedules_of(variant: str, recipe: recipes.OptimizerRecipe) -> list[recipes.Schedule]:
+    """Return the schedules of a variant: by its place among those of its kind."""
+    of_its_kind = [one.name for name, one in VARIANTS if name == variant]
+    return recipes.share_of(SCHEDULES, of_its_kind.index(recipe.name), NUM_SHARES)
+
+
+def test_every_kind_of_variant_meets_every_schedule() -> None:
+    """Over the optimizers that torch runs it for, a kind of variant is trained with all schedules; capturable, which
+    torch runs on accelerators only, is all that may be missing here."""
+    met: dict[str, set[str]] = {}
+    for variant, recipe in VARIANTS:
+        if refusal(recipe) is None:
+            met.setdefault(variant, set()).update(schedule.name for schedule in schedules_of(variant, recipe))
+    everything = {schedule.name for schedule in SCHEDULES}
+    assert {variant: everything - names for variant, names in met.items() if names != everything} == {}
+    is_missing = {variant for variant, _ in VARIANTS} - set(met)
+    on_accelerators = {"capturable", f"capturable, {recipes.TENSOR_LR}"}
+    assert is_missing == (on_accelerators if recipes.accelerator() == "cpu" else set())
+
+
+def test_a_device_is_where_capturable_variants_train() -> None:
+    """Model and tensor LR lie on the device that is asked for, those of the other variants on the CPU."""
+    found = dict(recipes.variants(BY_NAME["RAdam"], device="meta"))
+    for variant in ("capturable", "capturable, tensor LR", "tensor LR", "foreach"):
+        recipe = found[variant]
+        model = recipe.new_model()
+        lr = replace(recipe, kind=Bare, options=()).build(model).param_groups[0]["lr"]
+        tensors = [*model.parameters(), *model.buffers(), *([lr] if isinstance(lr, torch.Tensor) else [])]
+        expected = "meta" if variant.startswith("capturable") else "cpu"
+        assert {tensor.device.type for tensor in tensors} == {expected}, variant
 
 
 @pytest.mark.parametrize("loop", LOOPS[1:])
-@pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_every_kind_of_loop_is_factor_times_schedule(name: str, loop: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", recipes.loop_optimizers(), ids=lambda recipe: recipe.name)
+def test_every_kind_of_loop_is_factor_times_schedule(recipe, loop: str, tmp_path: Path) -> None:
     """Stepped before the optimizer, once an epoch, over micro-batches, or with an optimizer made anew each epoch."""
-    assert differing(BY_NAME[name], list(SCHEDULES), tmp_path, loop) == []
+    assert differing(recipe, list(SCHEDULES), tmp_path, loop) == []
+
+
+def test_a_new_optimizer_each_epoch_has_changes_of_its_own_to_take_back(tmp_path: Path) -> None:
+    """The undo stack starts anew with each optimizer, and in every epoch an undo is asked for and applied."""
+    keeper = Noted(str(tmp_path))
+    schedule = next(schedule for schedule in SCHEDULES if schedule.name == "LambdaLR")
+    run(BY_NAME["SGD"], schedule, keeper, loop="new optimizer each epoch", plan=PLAN_BY_EPOCH)
+    assert keeper.told == [
+        [("reduce", "applied"), ("reduce", "applied"), ("undo", "applied")],
+        [("reduce", "applied"), ("undo", "applied")],
+        [("reduce", "applied"), ("restore", "applied"), ("undo", "applied")],
+    ]
 
 
 def test_optimizers_of_other_makers_are_factor_times_schedule(tmp_path: Path) -> None:
     """Ranger, NovoGrad and more of pytorch_optimizer, whose step is not torch's, are exact as well."""
     need_module("pytorch_optimizer")
     assert len(OTHERS) == len(recipes.OTHER_OPTIMIZERS)
-    schedules = [s for s in SCHEDULES if s.name in ("LambdaLR", "OneCycleLR", "LambdaLR with warm-up from 0")]
-    assert {recipe.name: wrong for recipe in OTHERS if (wrong := differing(recipe, schedules, tmp_path))} == {}
+    shares = [(recipe, recipes.share_of(SCHEDULES, i, NUM_SHARES)) for i, recipe in enumerate(OTHERS)]
+    assert {schedule.name for _, share in shares for schedule in share} == {schedule.name for schedule in SCHEDULES}
+    assert {recipe.name: wrong for recipe, share in shares if (wrong := differing(recipe, share, tmp_path))} == {}
 
 
 @pytest.mark.parametrize(
