@@ -50,7 +50,7 @@ programs:
 # environment without one gets ours.
 $(VENV)/.page: pyproject.toml .ci/constraints.txt
 	@.ci/programs venv
-	@echo "installing into $(VENV) (about half a minute, more where torch comes slowly) ..."
+	@echo "installing into $(VENV) (about a minute, more where torch comes slowly) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet --constraint .ci/constraints.txt torch
 	@$(PIP) install --quiet --editable '.[page]'
