@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,8 @@ def demo(steps: int, port: int | None, is_brief: bool) -> None:
     """
     if port is not None:
         os.environ["MONITOR_PORT"] = str(port)
+    # torch's word on a package that neither it nor the demo needs: a first look would take it for a fault.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     example = load_example("char_gpt")
     command = own_command()
     click.echo(f"a second terminal may say:  {command} top      {command} lr reduce 0.5")

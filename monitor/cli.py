@@ -203,7 +203,10 @@ def _add_action(action: str, help_text: str) -> None:
 
 _add_action("pause", "Hold a run at its next step until `resume`.")
 _add_action("resume", "Let a paused run go on.")
-_add_action("stop", "Ask a run to stop: `run.should_stop` becomes true at its next step.")
+_add_action(
+    "stop",
+    "Ask a run to stop: `run.should_stop` becomes true at its next step. If its loop then ends, the run has finished.",
+)
 _add_action("checkpoint", "Call the run's `on_checkpoint` at its next step.")
 
 

@@ -86,6 +86,16 @@ def test_the_demo_is_the_example(tmp_path: Path) -> None:
     assert [(known.name, known.state) for known in list_runs()] == [("char_gpt", "finished")]
 
 
+def test_the_demo_needs_no_numpy(tmp_path: Path) -> None:
+    """Without NumPy, which the monitor does not need, torch warns of nothing before the demo speaks."""
+    code = "import sys; sys.modules['numpy'] = None; from monitor.cli import main; main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, "demo", "--steps", "1", "--port", "0", "--exit"]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("monitor: live page: http://127.0.0.1:")
+
+
 class TestOwnCommand:
     """What the demo tells to type in a second terminal."""
 
