@@ -50,7 +50,7 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.name = settings.name or default_name()
-        self.id = make_run_id(self.name)
+        self.id = make_run_id(self.name, settings.directory)
         self.token = settings.token or secrets.token_urlsafe(24)
         self.optimizers = dict(optimizers)
         self._user_on_event = on_event

@@ -51,14 +51,23 @@ FORGOTTEN_SECONDS = 86_400.0
 """How long after its end a run, as far as can be told, may still wait for its last scrape."""
 
 
-def make_run_id(name: str) -> str:
+def make_run_id(
+    name: str,
+    directory: str | os.PathLike[str] | None = None,
+    draw: Callable[[], str] = lambda: secrets.token_hex(3),
+) -> str:
     """Return ``<name>-<6 hex>``, fit for a file name, a label value and a URL; other characters become ``-``.
+
+    It is one that no run under ``directory`` (as by :func:`runs_directory`) has.
 
     >>> make_run_id("my run/1")  # doctest: +SKIP
     'my-run-1-3f9a0c'
     """
     stem = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:48] or "run"
-    return f"{stem}-{secrets.token_hex(3)}"
+    root = runs_directory(directory)
+    while os.path.lexists(root / (run_id := f"{stem}-{draw()}")):
+        pass
+    return run_id
 
 
 class RunFolder:

@@ -53,6 +53,13 @@ def test_run_id_is_fit_for_a_file_name(name: str, stem: str) -> None:
     assert first != second
 
 
+def test_a_run_id_that_is_taken_is_drawn_again(tmp_path: Path) -> None:
+    """Six digits do come twice; a run is not refused for that."""
+    (tmp_path / "digits-000001").mkdir()
+    draws = iter(["000001", "000001", "000002"])
+    assert make_run_id("digits", tmp_path, draw=lambda: next(draws)) == "digits-000002"
+
+
 def test_a_new_run_is_listed(tmp_path: Path) -> None:
     """What create was told is what another reader sees."""
     create(tmp_path, script="train.py", token="secret")
