@@ -147,7 +147,7 @@ def hooks(args: argparse.Namespace, folder: Path) -> list[str]:
 def peers(args: argparse.Namespace, _: Path) -> list[str]:
     """What logging five scalars a step costs with each tracker, beside what the monitor costs in the same process."""
     python = bench_python()
-    num_blocks = 10 if args.quick else 40
+    num_blocks = 10 if args.quick else 24
     rows, missing = [], []
     for name in ("nothing", *LOGS):
         problem = install(python, LOGS[name][0] if name in LOGS else "")
