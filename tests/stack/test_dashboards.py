@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,11 +13,10 @@ import torch
 from torch import nn
 
 import monitor
-from monitor.export import Exporter
-from tests.export.full_snapshot import make_snapshot
 from tests.grafana.reading import FILES, Expression, expressions, load, panels
 from tests.requirements import need_module
 from tests.stack.real_prometheus import Prometheus, wait_until
+from tests.stack.snapshot_target import RUN_ID, snapshot_target
 
 EVERYTHING = [each for path in FILES for each in expressions(load(path))]
 # What a run on this machine cannot have: a pattern of the expression, and why.
@@ -242,37 +239,17 @@ def test_nothing_of_a_run_is_shown_for_another(stack: Stack) -> None:
 @pytest.fixture(scope="module")
 def gpu_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Let Prometheus scrape the real exporter over a snapshot in which two GPUs offer everything."""
-    exporter = Exporter(lambda: make_snapshot(groups=2))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body, content_type = exporter.render(self.headers.get("Accept"))
-            self.send_response(200)
-            self.send_header("Content-Type", content_type)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
     folder = tmp_path_factory.mktemp("gpus")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    instance = f"127.0.0.1:{server.server_port}"
-    (folder / "target.json").write_text(f'[{{"targets": ["{instance}"]}}]')
     (folder / "test.yml").write_text(ALERT)
     config = CONFIG.format(rules=folder / "test.yml", targets=folder / "target.json")
-    try:
-        with Prometheus(folder / "prometheus", config) as prometheus:
-            start = time.time()
-            wait_until(lambda: prometheus.value("count_over_time(training_run_info[1m])") > 4, "five scrapes were made")
-            end = time.time()
-            yield Stack(prometheus, make_snapshot().run.run_id, instance, start, end, end)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with (
+        snapshot_target(folder / "target.json") as instance,
+        Prometheus(folder / "prometheus", config) as prometheus,
+    ):
+        start = time.time()
+        wait_until(lambda: prometheus.value("count_over_time(training_run_info[1m])") > 4, "five scrapes were made")
+        end = time.time()
+        yield Stack(prometheus, RUN_ID, instance, start, end, end)
 
 
 @pytest.mark.parametrize("expression", [each for each in EVERYTHING if re.search(r"_(gpu|cuda)_", each.text)], ids=str)

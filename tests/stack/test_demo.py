@@ -10,22 +10,17 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import yaml
 
 from monitor.alerts import GROUPS, Alert, alerts
-from monitor.export import Exporter
-from tests.export.full_snapshot import make_snapshot
 from tests.grafana.reading import FILES, Expression, expressions, load
 from tests.stack.real_alertmanager import prometheus_config
 from tests.stack.real_prometheus import Prometheus, wait_until
+from tests.stack.snapshot_target import RUN_ID, snapshot_target
 
 EVERYTHING = [each for path in FILES for each in expressions(load(path))]
 ALERTS = list(alerts(GROUPS))
@@ -78,34 +73,6 @@ class Seen:
         return [series["metric"] for series in found]
 
 
-@contextmanager
-def snapshot_target(folder: Path) -> Iterator[None]:
-    """Serve the snapshot, and keep its target in ``folder``."""
-    exporter = Exporter(lambda: make_snapshot(groups=2))
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body, content_type = exporter.render(self.headers.get("Accept"))
-            self.send_response(200)
-            self.send_header("Content-Type", content_type)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        path = folder / f"{make_snapshot().run.run_id}.json"
-        path.write_text(f'[{{"targets": ["127.0.0.1:{server.server_port}"]}}]')
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     """Start the demo as a user does, and wait until Prometheus has seen it make steps."""
@@ -117,7 +84,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MONITOR_")}
     environment |= {"MONITOR_DIR": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "monitor", "demo", "--port", "0"]
-    with snapshot_target(folder / "others"), Prometheus(folder / "prometheus", yaml.safe_dump(config)) as prometheus:
+    with (
+        snapshot_target(folder / "others" / f"{RUN_ID}.json"),
+        Prometheus(folder / "prometheus", yaml.safe_dump(config)) as prometheus,
+    ):
         with (folder / "demo.log").open("w") as log:
             start = time.time()
             demo = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
