@@ -46,9 +46,8 @@ class LoggedValues:
 
     def _note_loss(self, probes: Sequence[StepProbe], value: Value) -> None:
         ledger = current_ledger()
-        if ledger.has_open_loss or not any(p.number for p in probes):
-            ledger.override = value
-            ledger.add_loss(value)
+        if ledger.is_open or not any(p.number for p in probes):
+            ledger.note_logged(value)
             return
         last = max(probes, key=lambda p: p.last_end)
         self._append("loss", last.key, last.number, value)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import MAX_CLIPS
-from monitor.probe._ledger import LEDGERS, open_ledger
-from monitor.probe._values import Value, take
+from monitor.probe._ledger import current
+from monitor.probe._notes import Kind
+from monitor.probe._values import Value, has_no_accelerator, take
 from monitor.probe._watched import PROBES, SOLE, report
 
 if TYPE_CHECKING:
@@ -56,34 +57,31 @@ def watch_clip_norm(original: Any) -> Any:
 
 def watch_clip_with_norm(original: Any) -> Any:
     """Note clips by the L2 norm that the function is given."""
-    clock, ledgers, ident, inside, sole = perf_counter, LEDGERS, get_ident, _INSIDE, SOLE
+    clock, ident, inside, sole, is_host_only = perf_counter, get_ident, _INSIDE, SOLE, has_no_accelerator()
 
     def _clip_grads_with_norm_(
         parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, **more: Any
     ) -> None:
-        if ident() not in inside:
+        if not inside or ident() not in inside:
             params = parameters
             if type(params) is not list:
                 params, parameters = _as_list(parameters)
             try:
                 start = clock()
-                ledger = ledgers.get(ident()) or open_ledger()
                 meter = sole[0]
                 if (
                     meter is not None
                     and type(total_norm) is Tensor
-                    and total_norm.is_cpu
+                    and (is_host_only or total_norm.is_cpu)
                     and len(params) >= meter.num_params
                     and len(meter.optimizer.param_groups) == meter.num_groups
                     and len(meter.clips) < MAX_CLIPS
                 ):
                     measure = (total_norm.item(),)
-                    meter.clips.append(("norm", float(max_norm), measure, measure, None, len(ledger.losses)))
+                    meter.clips.append(("norm", float(max_norm), measure, measure, None, start, clock()))
                 else:
                     _note_shared_clip(params, max_norm, total_norm)
-                spent = clock() - start
-                ledger.monitor += spent
-                ledger.other -= spent
+                    current().note(Kind.OURS, start, clock())
             except Exception as error:  # noqa: BLE001
                 report(error)
         if more:

@@ -39,8 +39,8 @@ class FirstEvaluation:
 
     def _measure(self) -> None:
         try:
-            self.losses = list(self._ledger.take_losses(self._key))
-            self.norms = self._meter.take()
+            self.losses = self._ledger.take_losses(self._key)
+            self.norms = self._meter.take(self._ledger.notes)
             self.clips, self._meter.clips = self._meter.clips, []
         except Exception as error:  # noqa: BLE001
             self._on_error("probe", error)

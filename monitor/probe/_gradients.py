@@ -14,7 +14,9 @@ MAX_CLIPS = 4096
 """Clips that are kept while nobody steps."""
 
 
-RawClip = tuple[Literal["norm", "value"], float, Sequence[Value], Sequence[Value], "frozenset[int] | None", int]
+RawClip = tuple[
+    Literal["norm", "value"], float, Sequence[Value], Sequence[Value], "frozenset[int] | None", float, float
+]
 """A :class:`ClipNote` as the training thread writes it: to make a named tuple costs it a microsecond."""
 
 
@@ -24,7 +26,7 @@ class ClipNote(NamedTuple):
     ``norms`` are L2 norms by device, taken before clipping (empty: not measured); ``measure`` is what the threshold
     was held
     against: the total norm of the call's own type, or the largest absolute gradient; ``param_ids`` says whose gradients
-    were clipped, None for all of the optimizer's; ``num_losses`` how many losses had been back-propagated by then.
+    were clipped, None for all of the optimizer's; ``start`` and ``end`` are when it was noted (``perf_counter``).
     """
 
     kind: Literal["norm", "value"]
@@ -32,7 +34,8 @@ class ClipNote(NamedTuple):
     norms: Sequence[Value]
     measure: Sequence[Value]
     param_ids: frozenset[int] | None = None
-    num_losses: int = 0
+    start: float = 0.0
+    end: float = 0.0
 
 
 def gradients_of(params: Iterable[Tensor]) -> list[Tensor]:

@@ -17,85 +17,79 @@ from time import perf_counter
 from typing import Any
 
 from monitor.probe._compilation import untraced
+from monitor.probe._notes import Kind, Logged, Note, losses_of
 from monitor.probe._values import Value
 
-MAX_LOSSES = 65536
-"""Losses that a step may add up. Beyond, the loss of that step counts as unknown."""
+MAX_NOTES = 65536
+"""Notes, and so losses, that a step may have. Beyond, its loss counts as unknown."""
 MAX_UNSCALED = 256
 
 
 class Ledger:
-    """The open account of one thread. Durations are seconds of host wall time since the last step."""
+    """The open account of one thread: what has happened since the last step, and which losses that one has applied."""
 
-    __slots__ = (
-        "backward",
-        "data",
-        "depth",
-        "forward",
-        "is_spent",
-        "losses",
-        "mark",
-        "marks",
-        "monitor",
-        "other",
-        "override",
-        "scaler",
-        "takers",
-        "unscaled",
-    )
+    __slots__ = ("applied", "is_inside", "is_open", "mark", "marks", "notes", "scaler", "takers", "unscaled")
 
     def __init__(self) -> None:
-        self.losses: list[Value | None] = []
-        self.is_spent = False
-        self.takers: list[int] = []
-        self.marks: dict[int, int] = {}
-        self.override: Value | None = None
-        self.data = self.forward = self.backward = self.monitor = self.other = 0.0
+        self.notes: list[Note] = []
         self.mark = perf_counter()
-        self.depth = 0
+        self.is_open = False
+        self.is_inside = False
+        self.applied: list[Note] = []
+        self.takers: tuple[int, ...] = ()
+        self.marks: dict[int, tuple[list[Note], int]] = {}
         self.scaler: Any = None
         self.unscaled: dict[int, tuple[weakref.ref[Any], Value | None]] = {}
 
-    @untraced
-    def add_loss(self, value: Value | None) -> None:
-        """Note one back-propagated scalar; None if it cannot be known."""
-        if self.is_spent:
-            self.losses = [value]
-            self.is_spent = False
-            self.takers = []
-            self.override = None
-            if self.marks:
-                self.marks.clear()
-            return
-        if len(self.losses) >= MAX_LOSSES:  # nobody steps: what is kept must not grow without end
-            self.clear_losses()
-            value = None
-        self.losses.append(value)
+    def note(self, what: Any, start: float, begin: float) -> Note:
+        """Note a thing that begins now; its end is the mark that is set later."""
+        if len(self.notes) >= MAX_NOTES:  # nobody steps: what is kept must not grow without end
+            self.notes = [(self.mark, self.mark, self.mark, None)]
+        note = (self.mark, start, begin, what)
+        self.notes.append(note)
+        self.mark = begin
+        return note
+
+    def note_loss(self, what: Any, start: float, begin: float) -> Note:
+        """Note a back-propagation."""
+        self.is_open = True
+        return self.note(what, start, begin)
+
+    def note_logged(self, value: Value) -> None:
+        """Note the loss that the user has given."""
+        self.note_loss(Logged(value), self.mark, self.mark)
+
+    def note_waiting(self, start: float, end: float) -> None:
+        """Note that the thread has waited for a batch. Waits without anything between them make one: an evaluation may
+        go through any number of batches."""
+        if self.notes and self.notes[-1][3] is Kind.WAIT:
+            before, first, _, _ = self.notes.pop()
+            start, self.mark = start - self.mark + first, before
+        self.note(Kind.WAIT, start, start)
+        self.mark = end
 
     def clear_losses(self) -> None:
         """Start a new account of losses."""
-        self.losses = []
-        self.is_spent = False
-        self.takers = []
-        self.override = None
-        if self.marks:
-            self.marks.clear()
+        self.is_open = False
+        self.applied = []
+        self.takers = ()
 
     def note_zero_grad(self, probe: int) -> None:
         """Forget what was back-propagated so far, for one optimizer."""
-        if self.losses and not self.is_spent:
-            self.marks[probe] = len(self.losses)
+        if self.is_open:
+            self.marks[probe] = self.notes, len(self.notes)
 
     def take_losses(self, probe: int) -> list[Value | None]:
         """Return the parts of the loss whose gradient this optimizer applies now: empty if unknown."""
-        if probe in self.takers:
+        if self.is_open:
+            self.is_open = False
+            self.applied = self.notes
+            self.takers = ()
+        elif probe in self.takers:
             return []
-        self.takers.append(probe)
-        self.is_spent = True
-        if self.override is not None:
-            return [self.override]
-        start = self.marks.get(probe, 0)
-        return self.losses[start:] if start else self.losses
+        self.takers += (probe,)
+        notes, first = self.marks.pop(probe, (None, 0))
+        return losses_of(self.applied, first if notes is self.applied else 0)
 
     def note_unscaled(self, scaled: Any, value: Value | None) -> None:
         """Remember a loss as it was before a GradScaler scaled it. Beside the tensor, not on it: what hangs on a tensor
@@ -108,11 +102,6 @@ class Ledger:
         """Return what was remembered of this tensor, or None."""
         reference, value = self.unscaled.get(id(scaled), (None, None))
         return value if reference is not None and reference() is scaled else None
-
-    @property
-    def has_open_loss(self) -> bool:
-        """Tell whether something was back-propagated that no step has applied yet."""
-        return bool(self.losses) and not self.is_spent
 
 
 LEDGERS: dict[int, Ledger] = {}

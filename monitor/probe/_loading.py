@@ -33,10 +33,6 @@ def note_waiting(start: float | None) -> None:
     if start is None:
         return
     try:
-        ledger = current()
-        end = perf_counter()
-        ledger.other += start - ledger.mark
-        ledger.data += end - start
-        ledger.mark = end
+        current().note_waiting(start, perf_counter())
     except Exception as error:  # noqa: BLE001
         report(error)

@@ -12,14 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from monitor.probe._compilation import untraced
-from monitor.probe._ledger import LEDGERS, Ledger, open_ledger
-from monitor.probe._values import Value, take
+from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, open_ledger
+from monitor.probe._notes import Kind
+from monitor.probe._values import Value, has_no_accelerator, take
 from monitor.probe._watched import PROBES, report
 
 
 def watch_backward(original: Any) -> Any:
-    """Write every scalar that is back-propagated without an explicit gradient into the ledger, and the time it took."""
-    clock, ledgers, ident = perf_counter, LEDGERS, get_ident
+    """Note every scalar that is back-propagated without an explicit gradient, and the time it took."""
+    clock, ledgers, ident, is_host_only = perf_counter, LEDGERS, get_ident, has_no_accelerator()
 
     def backward(
         tensors: Any,
@@ -30,30 +31,35 @@ def watch_backward(original: Any) -> Any:
         inputs: Any = None,
         **more: Any,
     ) -> None:
-        ledger, noted = None, 0
-        start = begin = 0.0
+        ledger = notes = note = None
         try:
             start = clock()
             account = ledgers.get(ident()) or open_ledger()
-            if account.depth == 0:
-                if grad_tensors is None and type(tensors) is Tensor and grad_variables is None:
-                    if tensors.is_cpu and account.scaler is None:
-                        value: Value | None
-                        try:
-                            value = tensors.item()
-                        except Exception as error:  # noqa: BLE001
-                            value = None
-                            if tensors.numel() == 1:  # else it is no loss, as torch is about to say
-                                report(error)
-                    else:
-                        value = loss_value(account, tensors) if tensors.numel() == 1 else None
-                    account.add_loss(value)
-                    noted = 1
+            if not account.is_inside:
+                notes = account.notes
+                if (
+                    grad_tensors is None
+                    and type(tensors) is Tensor
+                    and (is_host_only or tensors.is_cpu)
+                    and account.scaler is None
+                    and grad_variables is None
+                    and len(notes) < MAX_NOTES
+                ):
+                    try:
+                        what = tensors.item()
+                    except Exception:  # noqa: BLE001
+                        what = back_propagated(account, tensors, None)
+                    begin = clock()
+                    note = (account.mark, start, begin, what)
+                    notes.append(note)
+                    account.mark = begin
+                    account.is_open = True
                 else:
-                    noted = note_losses(account, tensors, grad_variables if grad_tensors is None else grad_tensors)
-            begin = clock()
-            account.depth += 1
-            ledger = account
+                    what = back_propagated(account, tensors, grad_variables if grad_tensors is None else grad_tensors)
+                    note = account.note_loss(what, start, clock())
+                    notes = account.notes
+                account.is_inside = True
+                ledger = account
         except Exception as error:  # noqa: BLE001
             report(error)
         try:
@@ -62,19 +68,16 @@ def watch_backward(original: Any) -> Any:
             else:  # as Tensor.backward calls it: without a dictionary to make and to unpack
                 original(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
         except BaseException:
-            if ledger is not None and noted:
-                del ledger.losses[-noted:]
+            if ledger is not None and notes and notes[-1] is note:
+                notes[-1] = (*note[:3], Kind.BACKWARD)
             raise
         finally:
             if ledger is not None:
-                ledger.depth -= 1
+                ledger.is_inside = False
                 try:
-                    if ledger.depth == 0:
-                        end = clock()
-                        ledger.forward += start - ledger.mark
-                        ledger.monitor += begin - start
-                        ledger.backward += end - begin
-                        ledger.mark = end
+                    if ledger.notes is not notes:  # a step was made meanwhile
+                        ledger.note(Kind.BACKWARD, ledger.mark, ledger.mark)
+                    ledger.mark = clock()
                 except Exception as error:  # noqa: BLE001
                     report(error)
 
@@ -82,20 +85,19 @@ def watch_backward(original: Any) -> Any:
 
 
 @untraced
-def note_losses(ledger: Ledger, tensors: Any, grad_tensors: Any) -> int:
-    """Write the scalars that are back-propagated without an explicit gradient into the ledger; return how many."""
+def back_propagated(ledger: Ledger, tensors: Any, grad_tensors: Any) -> Any:
+    """Return, for a note, the scalars that are back-propagated without an explicit gradient."""
     if isinstance(tensors, Tensor):
         tensors = (tensors,)
     elif not isinstance(tensors, tuple | list):
-        return 0
+        return Kind.BACKWARD
     gradients = (grad_tensors,) if isinstance(grad_tensors, Tensor) else grad_tensors or (None,) * len(tensors)
-    noted = 0
-    for tensor, gradient in zip(tensors, gradients, strict=False):
+    return tuple(
+        loss_value(ledger, tensor)
+        for tensor, gradient in zip(tensors, gradients, strict=False)
         # One of several elements without a gradient is the caller's mistake, which torch is about to name.
-        if gradient is None and isinstance(tensor, Tensor) and tensor.numel() == 1:
-            ledger.add_loss(loss_value(ledger, tensor))
-            noted += 1
-    return noted
+        if gradient is None and isinstance(tensor, Tensor) and tensor.numel() == 1
+    )
 
 
 @untraced
@@ -125,7 +127,7 @@ def watch_zero_grad(original: Any) -> Any:
         probe = probes.get(id(self))
         if probe is not None:
             ledger = ledgers.get(ident())
-            if ledger is None or not ledger.is_spent or probe.norms.clips:
+            if ledger is None or ledger.is_open or probe.norms.clips:
                 probe.on_zero_grad()
         if more:
             original(self, set_to_none, **more)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from monitor.probe._gradients import MAX_CLIPS, ClipNote, RawClip, gradients_of, total_norms
-from monitor.probe._ledger import current
+from monitor.probe._notes import Note, last_backward
 from monitor.probe._values import Value
 
 MAX_STRIDE = 1000
@@ -54,11 +54,11 @@ class NormMeter:
         measure: Sequence[Value],
         covered: frozenset[int] | None,
     ) -> None:
-        """Keep a clip of this optimizer's gradients, made after the losses that are in the ledger now. It belongs to
-        the coming step."""
+        """Keep a clip of this optimizer's gradients, made now. It belongs to the coming step."""
         if len(self.clips) >= MAX_CLIPS:  # nobody steps: what is kept must not grow without end
             self.clips = []
-        self.clips.append((kind, threshold, norms, measure, covered, len(current().losses)))
+        now = perf_counter()
+        self.clips.append((kind, threshold, norms, measure, covered, now, now))
 
     def coverage(self, params: Sequence[Tensor], is_shared: bool) -> frozenset[int] | None:
         """Return which of the optimizer's parameters are among ``params``, by id; None for all of them."""
@@ -76,14 +76,15 @@ class NormMeter:
 
     # ------------------------------------------------------------------------------------------------- norms
 
-    def take(self) -> Sequence[Value]:
-        """Return the parts of the gradient norm before clipping: what a clip measured, and the rest measured now."""
+    def take(self, notes: Sequence[Note]) -> Sequence[Value]:
+        """Return the parts of the gradient norm before clipping: what a clip measured, and the rest measured now.
+        ``notes`` tell what was back-propagated in between."""
         covered: set[int] = set()
         parts: list[Value] = []
         clips = [ClipNote._make(clip) for clip in self.clips]
-        newest = clips[-1].num_losses if clips else 0
+        since = last_backward(notes, clips[-1].start) if clips else 0.0
         for note in clips:
-            if note.num_losses < newest:
+            if note.start < since:
                 continue  # clipped before the last backward, which has added to the gradient since
             if note.param_ids is None:
                 if not parts:

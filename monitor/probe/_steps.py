@@ -18,13 +18,12 @@ from monitor.probe._compilation import untraced
 from monitor.probe._gradients import RawClip
 from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger
 from monitor.probe._norms import MAX_STRIDE, NormMeter
+from monitor.probe._notes import Kind
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
-from monitor.probe._values import Value
 
 FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
-_NO_CLIP: RawClip = ("norm", 0.0, (), (), frozenset(), 0)
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
 
@@ -85,9 +84,8 @@ class StepProbe:
         self._handles: list[Any] = []
         self.thread = 0
         self._ledger = Ledger()
-        self._is_stepping = False
         self._open: tuple[Any, ...] | None = None
-        self._evaluation: FirstEvaluation | None = None
+        """What the pre-hook of the step under way leaves for its post-hook; empty while it has not come to its end."""
         self.last_end = 0.0
         self._has_guard = False
         self._is_nested = _num_steps(type(optimizer)) > 1
@@ -120,16 +118,14 @@ class StepProbe:
     def _is_between_steps(self) -> bool:
         if get_ident() != self.thread:
             deadline = perf_counter() + LEAVE_SECONDS
-            while (self._is_stepping or self.is_at_boundary) and perf_counter() < deadline:
+            while (self._open is not None or self.is_at_boundary) and perf_counter() < deadline:
                 sleep(0.001)
-        return not self._is_stepping and not self.is_at_boundary
+        return self._open is None and not self.is_at_boundary
 
     def abandon(self) -> None:
         """Forget the step that has just failed and put the LRs back."""
         self.door.leave()
-        self._is_stepping = False
         self._open = None
-        self._evaluation = None
 
     # ------------------------------------------------------------------------------------------------ hooks
 
@@ -137,6 +133,7 @@ class StepProbe:
         """Build the hooks as closures: each name that they use costs no attribute look-up on the hot path."""
         optimizer, door, tape, append, key = self.optimizer, self.door, self._tape, self._tape.append, self.key
         clock, ident, ledgers, numbers, meter, me = perf_counter, get_ident, LEDGERS, tape.numbers, self.norms, id(self)
+        mine, step = (me,), Kind.STEP
 
         def pre_hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
@@ -144,101 +141,78 @@ class StepProbe:
                 if self.has_errand:
                     self._pass_boundary()
                     start = clock()
-                if self._is_stepping:
+                if self._open is not None:
                     if self._is_nested:
                         return None
                     self.abandon()  # the last step raised
-                self._is_stepping = True
+                self._open = ()
                 ledger = ledgers.get(ident()) or open_ledger()
                 if ledger is not self._ledger:
                     self.thread, self._ledger = get_ident(), ledger
-                scheduled, has_factor, is_plain = [], False, True
+                scheduled, is_plain = [], True
                 for group in optimizer.param_groups:
                     lr = group.get("lr")
                     scheduled.append(lr)
-                    if lr.__class__ is not float:
+                    if lr.__class__ is not float or FACTOR in group:
                         is_plain = False
-                    if FACTOR in group:
-                        has_factor = True
                 applied = factors = None
-                if has_factor:
+                if not is_plain:
                     scheduled, applied, factors = self._enter(scheduled)
-                elif not is_plain:
-                    scheduled = _lr_values(scheduled)
-                replaced = None
-                losses: Sequence[Value | None] = ()
-                norms: Sequence[Value] = ()
+                replaced = evaluation = losses = norms = details = None
                 if (len(args) > 1 or kwargs) and has_closure(args, kwargs):
-                    replaced = self._evaluate(args, kwargs)
+                    evaluation = FirstEvaluation(me, ledger, meter, self.on_error)
+                    replaced = evaluation.wrap(args, kwargs)
                 else:
-                    if ledger.takers or ledger.override is not None or ledger.marks:
+                    if ledger.is_open and not ledger.marks:  # take_losses for the usual case: they are in the notes
+                        ledger.is_open = False
+                        ledger.applied = ledger.notes
+                        ledger.takers = mine
+                    else:
                         losses = ledger.take_losses(me)
-                    else:  # the same for the usual case: nobody has taken them, none was overridden or cleared
-                        ledger.takers.append(me)
-                        ledger.is_spent = True
-                        losses = ledger.losses
                     clips = meter.clips
-                    _, _, measured, _, param_ids, _ = clips[0] if len(clips) == 1 else _NO_CLIP
-                    if param_ids is None:
-                        norms = measured
-                    elif clips or meter.is_on:
-                        norms = meter.take()
-                details = None
+                    if (len(clips) != 1 or clips[0][4] is not None) and (clips or meter.is_on):
+                        norms = meter.take(ledger.notes)
                 if self.wants_details:
                     details = self._details()
-                ledger.other += start - ledger.mark
-                ledger.mark = begin = clock()
-                self._open = (start, losses, norms, scheduled, applied, factors, details, begin)
+                begin = clock()
+                ledger.notes.append((ledger.mark, start, begin, step))
+                ledger.mark = begin
+                self._open = (scheduled, applied, factors, losses, norms, details, evaluation)
                 return replaced
             except StopTraining:
                 raise
             except Exception as error:  # noqa: BLE001
-                self._ledger.is_spent = True  # else the losses of this step would count for the next one
+                spoilt = self._ledger  # else the losses of this step would count for the next one
+                spoilt.notes, spoilt.applied, spoilt.is_open = [], [], False
                 self.on_error("probe", error)
                 return None
 
-        def post_hook(*_: Any) -> None:
+        def post_hook(_: Any, _args: Any, _kwargs: Any) -> None:
             try:
-                if door.is_entered:
-                    door.leave()
                 done = clock()
                 opened = self._open
-                if opened is None:
+                if not opened:
                     self.abandon()
                     return
                 self._open = None
-                self._is_stepping = False
-                start, losses, norms, scheduled, applied, factors, details, begin = opened
+                if opened[1] is not None:
+                    door.leave()
                 ledger = self._ledger
-                clips = meter.clips
-                if clips:
-                    meter.clips = []
-                if self._evaluation is not None:
-                    losses, norms, clips = self._leave_closure()
+                clips: Sequence[RawClip] = ()
+                if meter.clips:
+                    clips, meter.clips = meter.clips, []
+                if opened[6] is not None:
+                    opened, clips = _first_evaluation(opened)
                 amp = None
                 if ledger.scaler is not None:
                     amp = amp_values(ledger, optimizer)
                     ledger.scaler = None  # the next loss may be an unscaled one
                 self.number = meter.number = number = self.number + 1
-                end = clock()
-                phases = (
-                    ledger.data,
-                    ledger.forward,
-                    ledger.backward,
-                    done - ledger.mark,
-                    ledger.monitor + (begin - start) + (end - done),
-                    ledger.other,
-                )
-                ledger.data = ledger.forward = ledger.backward = ledger.monitor = ledger.other = 0.0
-                ledger.mark = end
-                self.last_end = end
                 tape.last_sequence = sequence = next(numbers)
-                append(
-                    (
-                        sequence, key, number, end, losses, norms, scheduled, applied, factors, clips, amp, False,
-                        phases, details,
-                    )
-                )  # fmt: skip
+                notes, mark = ledger.notes, ledger.mark
+                ledger.notes = []
+                ledger.mark = self.last_end = end = clock()
+                append((sequence, key, number, end, notes, mark, done, clips, amp, False, opened))
             except Exception as error:  # noqa: BLE001
                 self.on_error("probe", error)
 
@@ -251,10 +225,13 @@ class StepProbe:
         finally:
             self.is_at_boundary = False
 
-    def _enter(self, scheduled: list[Any]) -> tuple[list[Any], list[Any], Sequence[float]]:
+    def _enter(self, scheduled: list[Any]) -> tuple[list[Any], list[Any] | None, Sequence[float] | None]:
+        """Apply the factors, if there are any; return the LRs as scheduled and as applied, and the factors."""
+        scheduled = _lr_values(scheduled)
+        if not any(FACTOR in group for group in self.optimizer.param_groups):
+            return scheduled, None, None
         if not self._has_guard:
             self._has_guard = _patches.guard(type(self.optimizer))
-        scheduled = _lr_values(scheduled)
         factors = self.door.enter(self.optimizer)
         applied = _lr_values([g.get("lr") for g in self.optimizer.param_groups])
         return scheduled, applied, factors
@@ -273,28 +250,19 @@ class StepProbe:
         try:
             ledger = current()
             self.norms.clips = []
-            end = perf_counter()
             losses = ledger.take_losses(id(self))
             scheduled = _lr_values([g.get("lr") for g in self.optimizer.param_groups])
-            phases = (
-                ledger.data,
-                ledger.forward,
-                ledger.backward,
-                0.0,
-                ledger.monitor,
-                ledger.other + end - ledger.mark,
-            )
-            ledger.data = ledger.forward = ledger.backward = ledger.monitor = ledger.other = 0.0
-            ledger.mark = end
             amp = (None, None, taken(scaler._scale))
             ledger.scaler = None
+            end = perf_counter()
+            ledger.note(Kind.STEP, end, end)
+            notes, ledger.notes = ledger.notes, []
+            opened = (scheduled, None, None, losses, (), None, None)
             self._tape.append(
                 StepEntry(
-                    self._tape.next_sequence(), self.key, self.number, end, losses, (), scheduled, None, None, (),
-                    amp, True,
-                    phases, None,
+                    self._tape.next_sequence(), self.key, self.number, end, notes, end, end, (), amp, True, opened
                 )
-            )  # fmt: skip
+            )
         except Exception as error:  # noqa: BLE001
             self.on_error("probe", error)
 
@@ -305,20 +273,6 @@ class StepProbe:
             self.norms.clips = []
         except Exception as error:  # noqa: BLE001
             self.on_error("probe", error)
-
-    # ---------------------------------------------------------------------------------------------- closures
-
-    def _evaluate(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Have the first evaluation of a closure measured: its loss and gradient are those of the point the step
-        starts from."""
-        self._evaluation = FirstEvaluation(id(self), self._ledger, self.norms, self.on_error)
-        return self._evaluation.wrap(args, kwargs)
-
-    def _leave_closure(self) -> tuple[Sequence[Value | None], Sequence[Value], list[RawClip]]:
-        evaluation, self._evaluation = self._evaluation, None
-        assert evaluation is not None
-        evaluation.leave()
-        return evaluation.losses, evaluation.norms, evaluation.clips
 
     @property
     def last_activity(self) -> float:
@@ -345,6 +299,13 @@ def _num_steps(kind: type) -> int:
     hooks."""
     steps = [vars(c)["step"] for c in kind.__mro__ if "step" in vars(c) and c is not Optimizer]
     return len({inspect.unwrap(s) for s in steps})
+
+
+def _first_evaluation(opened: tuple[Any, ...]) -> tuple[tuple[Any, ...], Sequence[RawClip]]:
+    """Return what counts of a step with a closure: the loss, the norm and the clips of its first evaluation."""
+    evaluation: FirstEvaluation = opened[6]
+    evaluation.leave()
+    return (*opened[:3], evaluation.losses, evaluation.norms, opened[5], None), evaluation.clips
 
 
 def _lr_values(lrs: Sequence[Any]) -> list[Any]:

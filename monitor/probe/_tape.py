@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from monitor._records import Clip, ParamGroup, Sample, Step
 from monitor.probe._gradients import ClipNote, RawClip
+from monitor.probe._notes import Note, losses_of, phases_of
 from monitor.probe._values import Value
 
 CAPACITY = 16384
@@ -25,24 +26,33 @@ class Details(NamedTuple):
     momentum: list[float | None]
 
 
+class Opened(NamedTuple):
+    """What was known when a step began. ``losses`` None: those of the notes; ``norms`` None: that of the only clip."""
+
+    scheduled: Sequence[Any]
+    applied: Sequence[Any] | None
+    factors: Sequence[float] | None
+    losses: Sequence[Value | None] | None
+    norms: Sequence[Value] | None
+    details: Details | None
+    evaluation: object = None
+
+
 class StepEntry(NamedTuple):
-    """One optimizer step as the hooks saw it. Times are ``perf_counter`` seconds, phases seconds in the order of
-    ``PHASES``."""
+    """One optimizer step as the hooks saw it, its ``opened`` an :class:`Opened` as the training thread writes it. Times
+    are ``perf_counter`` seconds: the last thing noted had ended at ``mark``, the step at ``done``."""
 
     sequence: int
     optimizer: str
     number: int
     time: float
-    losses: Sequence[Value | None]
-    norms: Sequence[Value]
-    scheduled: Sequence[Any]
-    applied: Sequence[Any] | None
-    factors: Sequence[float] | None
+    notes: Sequence[Note]
+    mark: float
+    done: float
     clips: Sequence[RawClip]
     amp: tuple[Value | None, Value | None, Value | None] | None
     is_skipped: bool
-    phases: tuple[float, float, float, float, float, float]
-    details: Details | None
+    opened: tuple[Any, ...]
 
 
 RawEntry = tuple[Any, ...]
@@ -153,20 +163,25 @@ class Tape:
         return self._resolve_step(entry, reader, wall_offset)
 
     def _resolve_step(self, entry: StepEntry, reader: _Reader, wall_offset: float) -> Step | None:
-        loss = reader.total(entry.losses)
+        opened = Opened._make(entry.opened)
+        loss = reader.total(losses_of(entry.notes) if opened.losses is None else opened.losses)
         found_inf, grad_scale, amp_scale = (reader.read(v) for v in entry.amp or (None, None, None))
-        norm = reader.norm(entry.norms)
+        norms = opened.norms
+        if norms is None:
+            norms = entry.clips[0][2] if len(entry.clips) == 1 else ()
+        norm = reader.norm(norms)
         clips = tuple(reader.clip(ClipNote._make(clip)) for clip in entry.clips)
-        scheduled = [reader.read(v) for v in entry.scheduled]
-        applied = scheduled if entry.applied is None else [reader.read(v) for v in entry.applied]
+        scheduled = [reader.read(v) for v in opened.scheduled]
+        applied = scheduled if opened.applied is None else [reader.read(v) for v in opened.applied]
         if not reader.is_complete:
             return None
         if norm is not None and grad_scale:
             norm /= grad_scale
-        if entry.details is not None:
-            self._details[entry.optimizer] = entry.details
+        if opened.details is not None:
+            self._details[entry.optimizer] = opened.details
         last = self._last_time.get(entry.optimizer)
         self._last_time[entry.optimizer] = entry.time
+        phases = phases_of(entry.notes, entry.mark, entry.done, entry.time, entry.clips)
         return Step(
             optimizer=entry.optimizer,
             number=entry.number,
@@ -175,12 +190,12 @@ class Tape:
             duration=None if last is None else entry.time - last,
             loss=loss,
             gradient_norm=norm,
-            groups=_groups(scheduled, applied, entry.factors, self._details.get(entry.optimizer)),
+            groups=_groups(scheduled, applied, opened.factors, self._details.get(entry.optimizer)),
             clips=clips,
             amp_scale=amp_scale,
             is_skipped=entry.is_skipped or bool(found_inf),
-            phases=dict(zip(_PHASES, entry.phases, strict=True)),
-            hook_seconds=entry.phases[4],
+            phases=dict(zip(_PHASES, phases, strict=True)),
+            hook_seconds=phases[4],
         )
 
 

@@ -121,6 +121,12 @@ class _Clone:
 _LANES: dict[torch.dtype, PinnedLane] = {}
 
 
+def has_no_accelerator() -> bool:
+    """Tell whether every tensor is on the CPU, because this torch was built for nothing else. Asks no driver."""
+    accelerator = getattr(torch, "accelerator", None)
+    return accelerator is not None and accelerator.current_accelerator() is None
+
+
 def take(tensor: Tensor) -> Value | None:
     """Note the present value of a one-element tensor; a later change in place does not alter it.
 

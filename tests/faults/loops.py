@@ -89,6 +89,8 @@ def everything(attach: Attach) -> list[Tensor]:
             torch.autograd.backward([scaler.scale(mse_loss(model(x), y) * factor)])
             scaler.unscale_(optimizer)
             _clip(model, i)
+            if run is not None and i == 2:
+                run.log(loss=0.75)
             optimizer.fails = i == 4
             with contextlib.suppress(RuntimeError):
                 scaler.step(optimizer)

@@ -273,15 +273,15 @@ def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
 
     parameter = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([parameter], lr=0.0)
-    number = max(_ledger.MAX_LOSSES, _gradients.MAX_CLIPS) + 10
+    number = max(_ledger.MAX_NOTES, _gradients.MAX_CLIPS) + 10
     with watch(optimizer, tmp_path) as run:
         ledger = _ledger.current()
         probe = run._engine._training.probes[0]
         for i in range(number):
-            ledger.add_loss(1.0)
+            ledger.note_loss(1.0, 0.0, 0.0)
             if i % 10 == 0:
                 nn.utils.clip_grad_norm_([parameter], 1.0)
-        assert len(ledger.losses) <= _ledger.MAX_LOSSES
+        assert len(ledger.notes) <= _ledger.MAX_NOTES
         assert len(probe.norms.clips) <= _gradients.MAX_CLIPS
         (parameter * 1.0).backward()
         optimizer.step()
@@ -307,22 +307,8 @@ def test_unreadable_entry_does_not_stop_the_tape(tmp_path: Path) -> None:
 def _entry(run: Any) -> Any:
     from monitor.probe._tape import StepEntry
 
-    return StepEntry(
-        run._engine._training.tape.next_sequence(),
-        "SGD",
-        2,
-        0.0,
-        (),
-        (),
-        ["a"],
-        None,
-        None,
-        (),
-        None,
-        False,
-        (0.0,) * 6,
-        None,
-    )
+    opened = (["a"], None, None, (), (), None, None)
+    return StepEntry(run._engine._training.tape.next_sequence(), "SGD", 2, 0.0, (), 0.0, 0.0, (), None, False, opened)
 
 
 def test_two_steps_differ_in_nothing_but_the_failed_one(tmp_path: Path) -> None:

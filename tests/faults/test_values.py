@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monitor._records import Step
-from monitor.probe import Tape, take
+from monitor.probe import Tape, _clipping, _loss, take
 from monitor.probe._tape import GIVE_UP_SECONDS, StepEntry
 from monitor.probe._values import PinnedLane, _Clone
 from tests.faults.loops import watch
@@ -169,9 +169,8 @@ class _Clock:
 
 
 def entry(tape: Tape, number: int, losses: Any, norms: Any = (), time: float = 0.0) -> StepEntry:
-    return StepEntry(
-        tape.next_sequence(), "SGD", number, time, losses, norms, [0.1], None, None, (), None, False, (0.0,) * 6, None
-    )
+    opened = ([0.1], None, None, losses, norms, None, None)
+    return StepEntry(tape.next_sequence(), "SGD", number, time, (), time, time, (), None, False, opened)
 
 
 def drained(tape: Tape) -> list[tuple[int, float | None]]:
@@ -250,8 +249,12 @@ def test_reading_a_tensor_away_from_the_host_cannot_pass_unseen(read: Any) -> No
 
 
 @pytest.mark.parametrize("gradient_norm", [1, "off"])
-def test_hooks_read_nothing_from_a_tensor_away_from_the_host(gradient_norm: Any, tmp_path: Path) -> None:
+def test_hooks_read_nothing_from_a_tensor_away_from_the_host(
+    gradient_norm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every hook and patch passes over a whole training on a device without reading one value from it."""
+    for room in (_loss, _clipping):  # as a torch that was built for an accelerator
+        monkeypatch.setattr(room, "has_no_accelerator", lambda: False)
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).to("meta")
     optimizers = {
         "own": OnDevice(model.parameters(), {"lr": torch.tensor(0.1, device="meta")}),

@@ -257,7 +257,7 @@ def test_a_threads_ledger_goes_with_it() -> None:
 
     def note() -> None:
         idents.append(threading.get_ident())
-        current_ledger().add_loss(1.0)
+        current_ledger().note_loss(1.0, 0.0, 0.0)
 
     thread = threading.Thread(target=note)
     thread.start()
