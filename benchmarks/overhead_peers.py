@@ -19,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
+from torch.nn.utils import clip_grad
+
+from monitor.probe._patches import inner_cell
 
 Log = Callable[[int, dict[str, float]], None]
 BLOCK_STEPS = 100
@@ -191,6 +194,90 @@ class Blocks:
         }
 
 
+class Calls:
+    """Time what stands on the training thread's way through one step, at the calls: the functions that are put in the
+    place of torch's, less what they hand on to, and the hooks of the optimizer.
+
+    :meth:`hand_on` goes in before the functions that are measured, :meth:`measure` after them. With nothing between
+    the two, what is measured is the measuring itself.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._hooks = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+        self._spent = 0.0
+        self.steps: list[float] = []
+
+    @contextlib.contextmanager
+    def hand_on(self) -> Iterator[None]:
+        """Take the time of torch's own functions out."""
+        with self._around(-1.0):
+            yield
+
+    @contextlib.contextmanager
+    def measure(self) -> Iterator[None]:
+        """Take the time of what stands in their place, and of the hooks."""
+        kept = [dict(hooks) for hooks in self._hooks]
+        with self._around(1.0):
+            for hooks in self._hooks:
+                hooks.update({key: self._timed(hook, 1.0) for key, hook in hooks.items()})
+            yield
+            for hooks, before in zip(self._hooks, kept, strict=True):
+                hooks.update(before)
+
+    def end_step(self) -> None:
+        """Note what this step has taken."""
+        self.steps.append(self._spent)
+        self._spent = 0.0
+
+    def _timed(self, function: Any, sign: float) -> Any:
+        clock = time.perf_counter
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = clock()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._spent += sign * (clock() - started)
+
+        return timed
+
+    @contextlib.contextmanager
+    def _around(self, sign: float) -> Iterator[None]:
+        with replaced(lambda function: self._timed(function, sign)):
+            yield
+
+
+@contextlib.contextmanager
+def replaced(make: Callable[[Any], Any]) -> Iterator[None]:
+    """Put a function in the place of each one of torch's that a step goes through and the monitor replaces."""
+    backward, zero_grad = torch.autograd.backward, torch.optim.Optimizer.zero_grad
+    cells = [inner_cell(getattr(clip_grad, name)) for name in ("clip_grad_norm_", "_clip_grads_with_norm_")]
+    kept = [(cell, cell.cell_contents) for cell in cells if cell is not None]
+    torch.autograd.backward, torch.optim.Optimizer.zero_grad = make(backward), make(zero_grad)  # type: ignore[assignment]
+    for cell, function in kept:
+        cell.cell_contents = make(function)
+    try:
+        yield
+    finally:
+        torch.autograd.backward, torch.optim.Optimizer.zero_grad = backward, zero_grad  # type: ignore[method-assign]
+        for cell, function in kept:
+            cell.cell_contents = function
+
+
+@contextlib.contextmanager
+def nothing_at_all(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Put functions that only hand on in the place of torch's, and hooks that do nothing: what any look costs that is
+    written in Python."""
+    handles = [
+        optimizer.register_step_pre_hook(lambda *_: None),
+        optimizer.register_step_post_hook(lambda *_: None),
+    ]
+    with replaced(lambda function: lambda *args, **kwargs: function(*args, **kwargs)):
+        yield
+    for handle in handles:
+        handle.remove()
+
+
 def tree_cpu_seconds() -> float:
     """CPU seconds of this process and its threads, and of its children (services of a tracker; to 10 ms)."""
     total = time.process_time()
@@ -206,30 +293,53 @@ def measure(name: str, num_blocks: int, folder: Path) -> dict[str, Any]:
 
     job, count = Job(), 0
     log = LOGS[name][1](folder) if name in LOGS else None
+    calls: dict[str, list[float]] = {"peer": [], "monitor": [], "empty": [], "measuring": []}
 
     def logged() -> None:
         nonlocal count
         count += 1
         loss, norm = job.step()
         if log is not None:
+            started = time.perf_counter()
             log(count, job.scalars(count, loss, norm))
+            calls["peer"].append(time.perf_counter() - started)
+
+    def watched() -> contextlib.AbstractContextManager[Any]:
+        return monitor.attach(job.optimizer, job.scheduler, directory=str(folder), port=0, linger=0)
 
     ways = ["bare", "monitor", "peer"]
     blocks = Blocks(*ways)
     for number in range(num_blocks):
         for way in ways[number % 3 :] + ways[: number % 3]:
             if way == "monitor":
-                with monitor.attach(job.optimizer, job.scheduler, directory=str(folder), port=0, linger=0):
+                with watched():
                     blocks.run(way, job.step, BLOCK_STEPS, warm_up=ATTACH_STEPS)
             else:
                 blocks.run(way, logged if way == "peer" else job.step, BLOCK_STEPS)
+        if number % 3 == 0:
+            calls["monitor"] += at_the_calls(job, watched, ATTACH_STEPS)
+            calls["empty"] += at_the_calls(job, lambda: nothing_at_all(job.optimizer), WARM_UP_STEPS)
+            calls["measuring"] += at_the_calls(job, contextlib.nullcontext, WARM_UP_STEPS)
     distribution = LOGS[name][0] if name in LOGS else ""
+    medians = {way: statistics.median(times) if times else 0.0 for way, times in calls.items()}
+    measuring = medians.pop("measuring")
     return {
         "name": name,
         "version": version(distribution) if distribution else "",
         "monitor": blocks.result("monitor", "bare"),
         "peer": blocks.result("peer", "bare"),
+        "calls": {way: median if way == "peer" else median - measuring for way, median in medians.items()},
     }
+
+
+def at_the_calls(job: Job, watched: Callable[[], contextlib.AbstractContextManager[Any]], warm_up: int) -> list[float]:
+    """Return what stands in the way of each of a block of steps takes, in seconds."""
+    calls = Calls(job.optimizer)
+    with calls.hand_on(), watched(), calls.measure():
+        for _ in range(warm_up + BLOCK_STEPS):
+            job.step()
+            calls.end_step()
+    return calls.steps[warm_up:]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from monitor.probe._compilation import untraced
 from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, open_ledger
 from monitor.probe._notes import Kind
 from monitor.probe._values import Value, has_no_accelerator, take
-from monitor.probe._watched import PROBES, report
+from monitor.probe._watched import PROBES, SOLE, report
 
 
 def watch_backward(original: Any) -> Any:
@@ -121,13 +121,13 @@ def _unscaled(ledger: Ledger, tensor: Tensor) -> Value | None:
 
 def watch_zero_grad(original: Any) -> Any:
     """Forget losses and clips whose gradients an optimizer clears; those that a step has applied are spent anyway."""
-    ledgers, probes, ident = LEDGERS, PROBES, get_ident
+    ledgers, probes, ident, sole = LEDGERS, PROBES, get_ident, SOLE
 
     def zero_grad(self: Any, set_to_none: Any = True, **more: Any) -> None:
-        probe = probes.get(id(self))
-        if probe is not None:
-            ledger = ledgers.get(ident())
-            if ledger is None or ledger.is_open or probe.norms.clips:
+        meter, ledger = sole[0], ledgers.get(ident())
+        if meter is None or meter.clips or ledger is None or ledger.is_open:  # else there is nothing to forget
+            probe = probes.get(id(self))
+            if probe is not None:
                 probe.on_zero_grad()
         if more:
             original(self, set_to_none, **more)

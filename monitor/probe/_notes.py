@@ -82,5 +82,5 @@ def phases_of(notes: Sequence[Note], mark: float, done: float, end: float, clips
 
 def last_backward(notes: Sequence[Note], before: float) -> float:
     """Return when the last back-propagation before a moment began; 0 if there was none."""
-    is_none = (Kind.STEP, Kind.WAIT, Kind.OURS)
-    return max((start for _, start, _, what in notes if start < before and what not in is_none), default=0.0)
+    starts = (start for _, start, _, what in notes if what is Kind.BACKWARD or not isinstance(what, Kind))
+    return max((start for start in starts if start < before), default=0.0)
