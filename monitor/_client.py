@@ -165,12 +165,15 @@ class ChoiceError(ClientError):
 
 
 def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool) -> KnownRun:
-    """Return the run that ``wanted`` means: an id, a name or a unique prefix; None: the only one that goes on.
+    """Return the run that ``wanted`` means: an id, a name or a unique prefix; None: the only one that goes on, and where
+    none does and an ended one will do, the last to end.
 
     A run that goes on beats an ended one. Raises ChoiceError, whose message lists the candidates.
     """
     live = [run for run in runs if run.is_live]
     if wanted is None:
+        if not live and runs and not live_only:
+            return max(runs, key=lambda run: run.end_time or run.start_time)
         if not live:
             raise ClientError("no run is going on; `monitor runs` lists those that ended")
         return _only(live, "several runs are going on; say which")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import sys
 import time
 import warnings
 from importlib.util import module_from_spec, spec_from_file_location
@@ -14,6 +12,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from monitor._command import own_command
 
 if TYPE_CHECKING:
     from monitor._run import Run
@@ -46,31 +46,6 @@ def demo(steps: int, port: int | None, is_brief: bool) -> None:
     run: Run = example.train(example.parse(["--steps", str(steps)]))
     if not is_brief:
         keep_up(run)
-
-
-def own_command(executable: str = sys.executable, path: str | None = None) -> str:
-    """Return what a terminal has to type for this very `monitor`: the bare name only where the shell would find it.
-
-    ``executable`` is the interpreter that the command lies beside, ``path`` the directories that a shell looks in;
-    default: ``$PATH``. Outside an activated environment the answer is a path, from the working directory if that is
-    shorter.
-
-    >>> own_command()  # doctest: +SKIP
-    '.venv/bin/monitor'
-    """
-    found = shutil.which("monitor", path=path)
-    beside = shutil.which("monitor", path=os.path.dirname(executable))
-    if found and (beside is None or Path(found).samefile(beside)):
-        return "monitor"
-    return _shortest(beside) if beside else f"{_shortest(executable)} -m monitor"
-
-
-def _shortest(path: str) -> str:
-    try:
-        path = min(path, os.path.relpath(path), key=len)
-    except ValueError:  # on Windows: another drive
-        pass
-    return f'"{path}"' if " " in path else path
 
 
 def load_example(name: str) -> ModuleType:

@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from monitor._access import Access, Linger
+from monitor._command import own_command
 from monitor._folder import RunFolder
 from monitor._identity import script_path
 from monitor._keeper import Keeper
@@ -115,7 +116,7 @@ class Outlets:
         """Log how the run ended, and how to look back at it."""
         engine, directory = self._engine, self._settings.directory
         where = "" if directory is None else f" --dir {shlex.quote(str(directory))}"
-        look = "" if self._folder is None else f"; look back at it: monitor status {engine.id}{where}"
+        look = "" if self._folder is None else f"; look back at it: {own_command()} status {engine.id}{where}"
         _LOG.info("run %s %s at step %d%s", engine.name, state, engine.step, look)
 
     def wait(self) -> None:

@@ -258,8 +258,8 @@ class TestStatus:
         """After the end the last state comes from the run folder."""
         document = call_json("status")
         folder.finish("finished", end_time=time.time(), final={**document, "state": "finished"})
-        assert call("status", "fake").stdout.startswith("fake-0a1b2c  finished\n")
-        assert call("status").exit_code == 1
+        for words in (("status", "fake"), ("status",)):
+            assert call(*words).stdout.startswith("fake-0a1b2c  finished\n")
 
     def test_a_run_that_left_nothing_is_said_to_be_so(self, folder: RunFolder) -> None:
         """A run that ended without a last state is status 1 with that reason."""
@@ -322,6 +322,15 @@ class TestChoice:
         """A name means the run that goes on."""
         make_folder("fake-000000", server.url).finish("finished", end_time=1.0)
         assert call_json("status", "fake")["run"]["run_id"] == "fake-0a1b2c"
+
+    def test_the_last_that_ended_is_shown_where_none_goes_on(self, folder: RunFolder, server: HttpServer) -> None:
+        """After the end `status` alone looks back at the last run; while one goes on it means that one."""
+        early = make_folder("early-000000", server.url)
+        early.finish("finished", end_time=4.0, final={"run": {"run_id": "early-000000"}})
+        assert call_json("status")["run"]["run_id"] == "fake-0a1b2c"
+        folder.finish("failed", end_time=9.0, final={"run": {"run_id": "fake-0a1b2c"}})
+        assert call_json("status") == {"run": {"run_id": "fake-0a1b2c"}}
+        assert "no run is going on" in call("lr").stderr
 
     def test_refusals_say_why(self, folder: RunFolder) -> None:
         """An unknown run is usage; no running run, an ended one and one without HTTP are failures."""

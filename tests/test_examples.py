@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from monitor._demo import own_command
+from monitor._command import own_command
 from monitor._known import list_runs
 from tests.requirements import need_module
 

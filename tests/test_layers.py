@@ -17,7 +17,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "monitor"
 LEAVES = {"_records", "_settings", "_errors"}
-TOLD = {"_folder", "_known", "_version"}  # leaf-like: they import leaves at most
+TOLD = {"_command", "_folder", "_known", "_version"}  # leaf-like: they import leaves at most
 EDGES = {"probe", "control", "system", "export", "server"}
 CORE = {"recorder", "detect"}
 
@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_records": set(),
     "_errors": set(),
     "_version": set(),
+    "_command": set(),
     "_settings": {"_errors", "_records"},
     "_known": set(),
     "_folder": {"_known"},
@@ -61,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_report": set(),
     "_reach": {"_client", "_known"},
     "_screen": {"_report"},
-    "_demo": {"_run", "_access", "server"},
+    "_demo": {"_command", "_run", "_access", "server"},
     "_curves": {"_records"},
     "_replay": {"_curves", "_records", "detect"},
     "_replay_plot": {"_curves", "_records"},

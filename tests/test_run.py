@@ -16,6 +16,7 @@ from torch import nn
 
 import monitor
 from monitor._access import Linger
+from monitor._command import own_command
 
 
 def make(lr: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -334,10 +335,8 @@ def test_the_last_line_says_how_it_ended_and_how_to_look_back(
         run = quick(opt, name="mine", directory=str(tmp_path / "the runs"))
         train(net, opt, 4)
         run.close(state)
-    assert said_by(caplog)[-1] == (
-        "INFO",
-        f"run mine {state} at step 4; look back at it: monitor status {run.id} --dir '{tmp_path}/the runs'",
-    )
+    line = f"run mine {state} at step 4; look back at it: {own_command()} status {run.id} --dir '{tmp_path}/the runs'"
+    assert said_by(caplog)[-1] == ("INFO", line)
 
 
 @pytest.mark.parametrize(
