@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -282,8 +283,10 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self.main, keys)
 
-    def leave(self) -> int:
+    def leave(self, seconds: float = 60.0) -> int:
+        deadline = time.monotonic() + seconds
         while self.process.poll() is None:  # a terminal that nobody reads would hold it up
+            assert time.monotonic() < deadline, f"it does not leave:\n{self.text}"
             if select.select([self.main], [], [], 0.05)[0]:
                 self.text += os.read(self.main, 65536).decode(errors="replace")
         while select.select([self.main], [], [], 0.1)[0]:
@@ -302,9 +305,10 @@ class Terminal:
 
 
 def own_terminal() -> None:
-    """Make stdin the controlling terminal, so that Ctrl-C is one."""
+    """Make stdin the controlling terminal, so that Ctrl-C is one: also where SIGINT is ignored here."""
     import fcntl
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
