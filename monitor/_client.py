@@ -165,8 +165,8 @@ class ChoiceError(ClientError):
 
 
 def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool) -> KnownRun:
-    """Return the run that ``wanted`` means: an id, a name or a unique prefix; None: the only one that goes on, and where
-    none does and an ended one will do, the last to end.
+    """Return the run that ``wanted`` means: an id, a name or a unique prefix; None: the only one that goes on;
+    where none does and an ended one will do, the last to end.
 
     A run that goes on beats an ended one. Raises ChoiceError, whose message lists the candidates.
     """

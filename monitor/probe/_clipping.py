@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from monitor.probe._compilation import untraced
-from monitor.probe._gradients import MAX_CLIPS
 from monitor.probe._ledger import current
 from monitor.probe._notes import Kind
 from monitor.probe._values import Value, has_no_accelerator, take
@@ -75,7 +74,7 @@ def watch_clip_with_norm(original: Any) -> Any:
                     and (is_host_only or total_norm.is_cpu)
                     and len(params) >= meter.num_params
                     and len(meter.optimizer.param_groups) == meter.num_groups
-                    and len(meter.clips) < MAX_CLIPS
+                    and not meter.clips
                 ):
                     measure = (total_norm.item(),)
                     meter.clips.append(("norm", float(max_norm), measure, measure, None, start, clock()))

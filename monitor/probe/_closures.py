@@ -40,7 +40,7 @@ class FirstEvaluation:
     def _measure(self) -> None:
         try:
             self.losses = self._ledger.take_losses(self._key)
-            self.norms = self._meter.take(self._ledger.notes)
+            self.norms = self._meter.take()
             self.clips, self._meter.clips = self._meter.clips, []
         except Exception as error:  # noqa: BLE001
             self._on_error("probe", error)

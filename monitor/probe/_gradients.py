@@ -15,7 +15,7 @@ MAX_CLIPS = 4096
 
 
 RawClip = tuple[
-    Literal["norm", "value"], float, Sequence[Value], Sequence[Value], "frozenset[int] | None", float, float
+    Literal["norm", "value"], float, Sequence[Value] | None, Sequence[Value], "frozenset[int] | None", float, float
 ]
 """A :class:`ClipNote` as the training thread writes it: to make a named tuple costs it a microsecond."""
 
@@ -23,7 +23,8 @@ RawClip = tuple[
 class ClipNote(NamedTuple):
     """One call of a clipping function, as seen on the training thread.
 
-    ``norms`` are L2 norms by device, taken before clipping (empty: not measured); ``measure`` is what the threshold
+    ``norms`` are L2 norms by device, taken before clipping (empty: not measured; None: of a gradient to which a later
+    backward has added); ``measure`` is what the threshold
     was held
     against: the total norm of the call's own type, or the largest absolute gradient; ``param_ids`` says whose gradients
     were clipped, None for all of the optimizer's; ``start`` and ``end`` are when it was noted (``perf_counter``).
@@ -31,7 +32,7 @@ class ClipNote(NamedTuple):
 
     kind: Literal["norm", "value"]
     threshold: float
-    norms: Sequence[Value]
+    norms: Sequence[Value] | None
     measure: Sequence[Value]
     param_ids: frozenset[int] | None = None
     start: float = 0.0

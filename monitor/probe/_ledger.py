@@ -26,13 +26,29 @@ MAX_UNSCALED = 256
 
 
 class Ledger:
-    """The open account of one thread: what has happened since the last step, and which losses that one has applied."""
+    """The open account of one thread: what has happened since the last step, and which losses that one has applied.
 
-    __slots__ = ("applied", "is_inside", "is_open", "mark", "marks", "notes", "scaler", "takers", "unscaled")
+    ``notes`` are handed on when a step begins, and never written to from then on. ``last_backward`` is when the last
+    back-propagation began.
+    """
+
+    __slots__ = (
+        "applied",
+        "is_inside",
+        "is_open",
+        "last_backward",
+        "mark",
+        "marks",
+        "notes",
+        "scaler",
+        "takers",
+        "unscaled",
+    )
 
     def __init__(self) -> None:
         self.notes: list[Note] = []
         self.mark = perf_counter()
+        self.last_backward = 0.0
         self.is_open = False
         self.is_inside = False
         self.applied: list[Note] = []
@@ -53,11 +69,13 @@ class Ledger:
     def note_loss(self, what: Any, start: float, begin: float) -> Note:
         """Note a back-propagation."""
         self.is_open = True
+        self.last_backward = start
         return self.note(what, start, begin)
 
     def note_logged(self, value: Value) -> None:
         """Note the loss that the user has given."""
-        self.note_loss(Logged(value), self.mark, self.mark)
+        self.is_open = True
+        self.note(Logged(value), self.mark, self.mark)
 
     def note_waiting(self, start: float, end: float) -> None:
         """Note that the thread has waited for a batch. Waits without anything between them make one: an evaluation may
@@ -67,6 +85,13 @@ class Ledger:
             start, self.mark = start - self.mark + first, before
         self.note(Kind.WAIT, start, start)
         self.mark = end
+
+    def take_back(self, notes: list[Note]) -> None:
+        """Put notes that were handed on before those made since: the step that they were for has failed."""
+        self.notes[:0] = notes
+        for key, (of, first) in self.marks.items():
+            if of is self.notes:
+                self.marks[key] = of, first + len(notes)
 
     def clear_losses(self) -> None:
         """Start a new account of losses."""
@@ -83,8 +108,12 @@ class Ledger:
         """Return the parts of the loss whose gradient this optimizer applies now: empty if unknown."""
         if self.is_open:
             self.is_open = False
-            self.applied = self.notes
+            self.applied = list(self.notes)
             self.takers = ()
+            self.marks = {key: (self.applied, first) for key, (of, first) in self.marks.items() if of is self.notes}
+            self.notes.append(
+                (self.mark, self.mark, self.mark, Kind.STEP)
+            )  # more may be noted before they are handed on
         elif probe in self.takers:
             return []
         self.takers += (probe,)

@@ -53,6 +53,7 @@ def watch_backward(original: Any) -> Any:
                     note = (account.mark, start, begin, what)
                     notes.append(note)
                     account.mark = begin
+                    account.last_backward = start
                     account.is_open = True
                 else:
                     what = back_propagated(account, tensors, grad_variables if grad_tensors is None else grad_tensors)
@@ -68,8 +69,8 @@ def watch_backward(original: Any) -> Any:
             else:  # as Tensor.backward calls it: without a dictionary to make and to unpack
                 original(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
         except BaseException:
-            if ledger is not None and notes and notes[-1] is note:
-                notes[-1] = (*note[:3], Kind.BACKWARD)
+            if notes and note and note in notes:
+                notes[notes.index(note)] = (*note[:3], Kind.BACKWARD)
             raise
         finally:
             if ledger is not None:

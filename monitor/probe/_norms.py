@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from monitor.probe._gradients import MAX_CLIPS, ClipNote, RawClip, gradients_of, total_norms
-from monitor.probe._notes import Note, last_backward
+from monitor.probe._ledger import current
 from monitor.probe._values import Value
 
 MAX_STRIDE = 1000
@@ -57,6 +57,12 @@ class NormMeter:
         """Keep a clip of this optimizer's gradients, made now. It belongs to the coming step."""
         if len(self.clips) >= MAX_CLIPS:  # nobody steps: what is kept must not grow without end
             self.clips = []
+        since = current().last_backward
+        for i in reversed(range(len(self.clips))):
+            clip = self.clips[i]
+            if clip[5] >= since or clip[2] is None:
+                break
+            self.clips[i] = (*clip[:2], None, *clip[3:])  # the backward in between has added to the gradient
         now = perf_counter()
         self.clips.append((kind, threshold, norms, measure, covered, now, now))
 
@@ -76,16 +82,14 @@ class NormMeter:
 
     # ------------------------------------------------------------------------------------------------- norms
 
-    def take(self, notes: Sequence[Note]) -> Sequence[Value]:
-        """Return the parts of the gradient norm before clipping: what a clip measured, and the rest measured now.
-        ``notes`` tell what was back-propagated in between."""
+    def take(self) -> Sequence[Value]:
+        """Return the parts of the gradient norm before clipping: what a clip measured, and the rest measured now."""
         covered: set[int] = set()
         parts: list[Value] = []
         clips = [ClipNote._make(clip) for clip in self.clips]
-        since = last_backward(notes, clips[-1].start) if clips else 0.0
         for note in clips:
-            if note.start < since:
-                continue  # clipped before the last backward, which has added to the gradient since
+            if note.norms is None:
+                continue
             if note.param_ids is None:
                 if not parts:
                     return note.norms

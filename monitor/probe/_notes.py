@@ -44,12 +44,12 @@ class Logged:
 
 
 def losses_of(notes: Sequence[Note], first: int = 0) -> list[Value | None]:
-    """Return the losses back-propagated since the step before the last one noted (since the last one, if more was
-    noted after it), from the note at ``first`` on. One that the user has logged stands for all."""
+    """Return the losses back-propagated since the last step that is noted (one that failed), from the note at ``first``
+    on. One that the user has logged stands for all."""
     found: list[Value | None] = []
     for i in reversed(range(len(notes))):
         what = notes[i][3]
-        if what is Kind.STEP and i < len(notes) - 1:
+        if what is Kind.STEP:
             break
         if isinstance(what, Logged):
             return [what.value]
@@ -72,15 +72,9 @@ def phases_of(notes: Sequence[Note], mark: float, done: float, end: float, clips
             other += start - before
             optimizer += after - begin
         elif what is Kind.OURS:
-            other += start - before + after - begin
+            other += (start - before) + (after - begin)
         else:
             forward += start - before
             backward += after - begin
     spent = sum(clip[6] - clip[5] for clip in clips)
-    return data, forward, backward, optimizer + done - mark, monitor + spent + end - done, other - spent
-
-
-def last_backward(notes: Sequence[Note], before: float) -> float:
-    """Return when the last back-propagation before a moment began; 0 if there was none."""
-    starts = (start for _, start, _, what in notes if what is Kind.BACKWARD or not isinstance(what, Kind))
-    return max((start for start in starts if start < before), default=0.0)
+    return data, forward, backward, optimizer + (done - mark), monitor + spent + (end - done), other - spent

@@ -18,9 +18,10 @@ from monitor.probe._compilation import untraced
 from monitor.probe._gradients import RawClip
 from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger
 from monitor.probe._norms import MAX_STRIDE, NormMeter
-from monitor.probe._notes import Kind
+from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
+from monitor.probe._values import Value
 
 FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
@@ -125,7 +126,9 @@ class StepProbe:
     def abandon(self) -> None:
         """Forget the step that has just failed and put the LRs back."""
         self.door.leave()
-        self._open = None
+        opened, self._open = self._open, None
+        if opened:  # its time counts, and its losses do not
+            self._ledger.take_back([*opened[0], opened[1]])
 
     # ------------------------------------------------------------------------------------------------ hooks
 
@@ -158,7 +161,8 @@ class StepProbe:
                 applied = factors = None
                 if not is_plain:
                     scheduled, applied, factors = self._enter(scheduled)
-                replaced = evaluation = losses = norms = details = None
+                replaced = evaluation = losses = details = None
+                norms: Sequence[Value] = ()
                 if (len(args) > 1 or kwargs) and has_closure(args, kwargs):
                     evaluation = FirstEvaluation(me, ledger, meter, self.on_error)
                     replaced = evaluation.wrap(args, kwargs)
@@ -170,20 +174,28 @@ class StepProbe:
                     else:
                         losses = ledger.take_losses(me)
                     clips = meter.clips
-                    if (len(clips) != 1 or clips[0][4] is not None) and (clips or meter.is_on):
-                        norms = meter.take(ledger.notes)
+                    if len(clips) == 1 and clips[0][4] is None:
+                        norms = clips[0][2] or ()
+                    elif clips or meter.is_on:
+                        norms = meter.take()
                 if self.wants_details:
                     details = self._details()
                 begin = clock()
-                ledger.notes.append((ledger.mark, start, begin, step))
+                stepped = (ledger.mark, start, begin, step)
+                self._open = (
+                    ledger.notes, stepped, scheduled, applied, factors, losses, norms, details, evaluation,
+                )  # fmt: skip
+                ledger.notes = []
                 ledger.mark = begin
-                self._open = (scheduled, applied, factors, losses, norms, details, evaluation)
                 return replaced
             except StopTraining:
                 raise
             except Exception as error:  # noqa: BLE001
-                spoilt = self._ledger  # else the losses of this step would count for the next one
-                spoilt.notes, spoilt.applied, spoilt.is_open = [], [], False
+                spoilt = self._ledger
+                notes = spoilt.notes
+                spoilt.notes = [*notes, (spoilt.mark, spoilt.mark, spoilt.mark, step)]
+                if spoilt.is_open:  # else the losses of this step would count for the next one
+                    spoilt.applied, spoilt.takers, spoilt.is_open = notes, (), False
                 self.on_error("probe", error)
                 return None
 
@@ -194,14 +206,14 @@ class StepProbe:
                 if not opened:
                     self.abandon()
                     return
-                self._open = None
-                if opened[1] is not None:
+                if opened[3] is not None:
                     door.leave()
+                self._open = None  # only now: a close on another thread waits for it, to leave the door as well
                 ledger = self._ledger
                 clips: Sequence[RawClip] = ()
                 if meter.clips:
                     clips, meter.clips = meter.clips, []
-                if opened[6] is not None:
+                if opened[8] is not None:
                     opened, clips = _first_evaluation(opened)
                 amp = None
                 if ledger.scaler is not None:
@@ -209,8 +221,10 @@ class StepProbe:
                     ledger.scaler = None  # the next loss may be an unscaled one
                 self.number = meter.number = number = self.number + 1
                 tape.last_sequence = sequence = next(numbers)
-                notes, mark = ledger.notes, ledger.mark
-                ledger.notes = []
+                mark = ledger.mark
+                notes: Sequence[Note] = ()
+                if ledger.notes:
+                    notes, ledger.notes = ledger.notes, []
                 ledger.mark = self.last_end = end = clock()
                 append((sequence, key, number, end, notes, mark, done, clips, amp, False, opened))
             except Exception as error:  # noqa: BLE001
@@ -248,6 +262,8 @@ class StepProbe:
     def on_skipped(self, scaler: Any) -> None:
         """Record a step that the GradScaler did not make because of an overflow."""
         try:
+            if self._open is not None:
+                self.abandon()  # the last step raised
             ledger = current()
             self.norms.clips = []
             losses = ledger.take_losses(id(self))
@@ -257,7 +273,7 @@ class StepProbe:
             end = perf_counter()
             ledger.note(Kind.STEP, end, end)
             notes, ledger.notes = ledger.notes, []
-            opened = (scheduled, None, None, losses, (), None, None)
+            opened = ((), None, scheduled, None, None, losses, (), None, None)
             self._tape.append(
                 StepEntry(
                     self._tape.next_sequence(), self.key, self.number, end, notes, end, end, (), amp, True, opened
@@ -303,9 +319,9 @@ def _num_steps(kind: type) -> int:
 
 def _first_evaluation(opened: tuple[Any, ...]) -> tuple[tuple[Any, ...], Sequence[RawClip]]:
     """Return what counts of a step with a closure: the loss, the norm and the clips of its first evaluation."""
-    evaluation: FirstEvaluation = opened[6]
+    evaluation: FirstEvaluation = opened[8]
     evaluation.leave()
-    return (*opened[:3], evaluation.losses, evaluation.norms, opened[5], None), evaluation.clips
+    return (*opened[:5], evaluation.losses, evaluation.norms, opened[7], None), evaluation.clips
 
 
 def _lr_values(lrs: Sequence[Any]) -> list[Any]:

@@ -27,20 +27,24 @@ class Details(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What was known when a step began. ``losses`` None: those of the notes; ``norms`` None: that of the only clip."""
+    """What was known when a step began: what had been noted until then (``losses`` None: those among it), the note of
+    the beginning itself (None for a step that was skipped), and the param groups."""
 
+    notes: Sequence[Note]
+    stepped: Note | None
     scheduled: Sequence[Any]
     applied: Sequence[Any] | None
     factors: Sequence[float] | None
     losses: Sequence[Value | None] | None
-    norms: Sequence[Value] | None
+    norms: Sequence[Value]
     details: Details | None
     evaluation: object = None
 
 
 class StepEntry(NamedTuple):
     """One optimizer step as the hooks saw it, its ``opened`` an :class:`Opened` as the training thread writes it. Times
-    are ``perf_counter`` seconds: the last thing noted had ended at ``mark``, the step at ``done``."""
+    are ``perf_counter`` seconds: the last thing noted had ended at ``mark``, the step at ``done``. ``notes`` are those
+    made during the step."""
 
     sequence: int
     optimizer: str
@@ -164,12 +168,9 @@ class Tape:
 
     def _resolve_step(self, entry: StepEntry, reader: _Reader, wall_offset: float) -> Step | None:
         opened = Opened._make(entry.opened)
-        loss = reader.total(losses_of(entry.notes) if opened.losses is None else opened.losses)
+        loss = reader.total(losses_of(opened.notes) if opened.losses is None else opened.losses)
         found_inf, grad_scale, amp_scale = (reader.read(v) for v in entry.amp or (None, None, None))
-        norms = opened.norms
-        if norms is None:
-            norms = entry.clips[0][2] if len(entry.clips) == 1 else ()
-        norm = reader.norm(norms)
+        norm = reader.norm(opened.norms)
         clips = tuple(reader.clip(ClipNote._make(clip)) for clip in entry.clips)
         scheduled = [reader.read(v) for v in opened.scheduled]
         applied = scheduled if opened.applied is None else [reader.read(v) for v in opened.applied]
@@ -181,7 +182,8 @@ class Tape:
             self._details[entry.optimizer] = opened.details
         last = self._last_time.get(entry.optimizer)
         self._last_time[entry.optimizer] = entry.time
-        phases = phases_of(entry.notes, entry.mark, entry.done, entry.time, entry.clips)
+        began = () if opened.stepped is None else (opened.stepped,)
+        phases = phases_of((*opened.notes, *began, *entry.notes), entry.mark, entry.done, entry.time, entry.clips)
         return Step(
             optimizer=entry.optimizer,
             number=entry.number,

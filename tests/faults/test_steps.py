@@ -307,7 +307,7 @@ def test_unreadable_entry_does_not_stop_the_tape(tmp_path: Path) -> None:
 def _entry(run: Any) -> Any:
     from monitor.probe._tape import StepEntry
 
-    opened = (["a"], None, None, (), (), None, None)
+    opened = ((), None, ["a"], None, None, (), (), None, None)
     return StepEntry(run._engine._training.tape.next_sequence(), "SGD", 2, 0.0, (), 0.0, 0.0, (), None, False, opened)
 
 

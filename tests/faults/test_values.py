@@ -169,7 +169,7 @@ class _Clock:
 
 
 def entry(tape: Tape, number: int, losses: Any, norms: Any = (), time: float = 0.0) -> StepEntry:
-    opened = ([0.1], None, None, losses, norms, None, None)
+    opened = ((), None, [0.1], None, None, losses, norms, None, None)
     return StepEntry(tape.next_sequence(), "SGD", number, time, (), time, time, (), None, False, opened)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from monitor.probe import current_ledger
 from monitor.probe._ledger import Ledger
-from monitor.probe._notes import Kind, Logged, last_backward, losses_of, phases_of
+from monitor.probe._notes import Kind, Logged, losses_of, phases_of
 
 X = torch.tensor([[1.0, -2.0, 0.5]])
 
@@ -21,26 +21,15 @@ def note(what: object, mark: float = 0.0, start: float = 0.0, begin: float = 0.0
     ("whats", "losses"),
     [
         ([], []),
-        ([0.5, Kind.STEP], [0.5]),
-        ([0.5, Kind.WAIT, 0.25, Kind.OURS, Kind.STEP], [0.5, 0.25]),
-        ([(0.5, 0.25), 1.0, Kind.STEP], [0.5, 0.25, 1.0]),
-        ([0.5, None, Kind.STEP], [0.5, None]),
-        ([Kind.BACKWARD, Kind.STEP], []),
-        ([0.5, Kind.STEP, 0.25, Kind.STEP], [0.25]),
-        ([0.5, Logged(7.0), 0.25, Kind.STEP], [7.0]),
-        ([Kind.STEP, 0.5, 0.25], [0.5, 0.25]),
+        ([0.5], [0.5]),
+        ([0.5, Kind.WAIT, 0.25, Kind.OURS], [0.5, 0.25]),
+        ([(0.5, 0.25), 1.0], [0.5, 0.25, 1.0]),
+        ([0.5, None], [0.5, None]),
+        ([Kind.BACKWARD], []),
+        ([0.5, Kind.STEP, 0.25], [0.25]),
+        ([0.5, Logged(7.0), 0.25], [7.0]),
     ],
-    ids=[
-        "none",
-        "one",
-        "others between",
-        "several at once",
-        "one unknown",
-        "no loss",
-        "a failed step",
-        "logged",
-        "open",
-    ],
+    ids=["none", "one", "others between", "several at once", "one unknown", "no loss", "a failed step", "logged"],
 )
 def test_losses_of_the_last_step(whats: list[object], losses: list[float | None]) -> None:
     """What was back-propagated since the step before, in order; a step that failed keeps what was its own."""
@@ -49,8 +38,8 @@ def test_losses_of_the_last_step(whats: list[object], losses: list[float | None]
 
 def test_losses_from_a_note_on() -> None:
     """What an optimizer's zero_grad has thrown away does not count, what the user has logged does."""
-    assert losses_of([note(1.0), note(2.0), note(4.0), note(Kind.STEP)], 1) == [2.0, 4.0]
-    assert losses_of([note(Logged(8.0)), note(2.0), note(Kind.STEP)], 1) == [8.0]
+    assert losses_of([note(1.0), note(2.0), note(4.0)], 1) == [2.0, 4.0]
+    assert losses_of([note(Logged(8.0)), note(2.0)], 1) == [8.0]
 
 
 def test_phases_are_the_spans_between_the_notes() -> None:
@@ -67,12 +56,6 @@ def test_phases_are_the_spans_between_the_notes() -> None:
     assert phases == (2.0, 4.0, 8.0, 16.0, 0.5 + 0.25 + 0.5 + 0.5 + 0.25, 1.0 + 1.25 + 2.0 - 0.5)
     assert sum(phases) == 135.75 - 100.0
     assert phases_of([], 1.0, 3.0, 3.5, ()) == (0.0, 0.0, 0.0, 2.0, 0.5, 0.0)
-
-
-def test_last_backward_before_a_moment() -> None:
-    """Only what was back-propagated counts, and only before that moment."""
-    notes = [note(1.0, start=1.0), note(Kind.BACKWARD, start=2.0), note(Kind.WAIT, start=3.0), note(2.0, start=5.0)]
-    assert [last_backward(notes, before) for before in (0.5, 1.5, 4.0, 9.0)] == [0.0, 1.0, 2.0, 5.0]
 
 
 def test_waits_without_anything_between_them_make_one_note() -> None:
@@ -149,3 +132,154 @@ def test_a_loss_without_a_value_is_unknown(watch) -> None:
     assert current_ledger().is_open
     opt.step()
     assert watched.last().loss is None
+
+
+def steps_by_name(watched) -> dict[str, list[tuple[float | None, float | None]]]:
+    found: dict[str, list[tuple[float | None, float | None]]] = {}
+    for step in watched.drain():
+        found.setdefault(step.optimizer, []).append((step.loss, step.gradient_norm))
+    return found
+
+
+class Clipping(torch.optim.SGD):
+    """Clips inside its step."""
+
+    def step(self, closure=None):
+        nn.utils.clip_grad_norm_(self.param_groups[0]["params"], 0.5)
+        return super().step(closure)
+
+
+class Failing(torch.optim.SGD):
+    """Fails when it is told to, after its closure if it has one."""
+
+    fails = True
+
+    def step(self, closure=None):
+        if self.fails:
+            if closure is not None:
+                with torch.enable_grad():
+                    closure()
+            raise ArithmeticError
+        return super().step(closure)
+
+
+class Wrapping(torch.optim.SGD):
+    """Has another optimizer make its step."""
+
+    base: torch.optim.Optimizer
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+
+def scalars(num: int) -> list[nn.Parameter]:
+    return [nn.Parameter(torch.tensor(1.0)) for _ in range(num)]
+
+
+def test_each_of_two_optimizers_has_the_norm_of_its_last_clip(watch) -> None:
+    """Clips before a further backward are out of date for the optimizer that steps second, too."""
+    a, b = scalars(2)
+    first, second = torch.optim.SGD([a], lr=0.0), torch.optim.SGD([b], lr=0.0)
+    watched = watch(first, second)
+    for k in (1.0, 2.0, 3.0):
+        (k * a + k * b).backward()
+        nn.utils.clip_grad_norm_([a], 100.0)
+        nn.utils.clip_grad_norm_([b], 100.0)
+    first.step()
+    second.step()
+    assert steps_by_name(watched) == {"0": [(12.0, 6.0)], "1": [(12.0, 6.0)]}
+
+
+def test_what_is_noted_within_a_step_leaves_its_loss_and_norm(watch) -> None:
+    """A step that clips, or that another optimizer makes for it, has the loss and norm it began with; so has whoever
+    shares them."""
+    a, b = scalars(2)
+    one, other = Clipping([a], lr=0.0), torch.optim.SGD([b], lr=0.0)
+    watched = watch(one, other, gradient_norm=1)
+    (3 * a + 4 * b).backward()
+    nn.utils.clip_grad_norm_([a], 2.0)
+    one.step()
+    other.step()
+    assert steps_by_name(watched) == {"0": [(7.0, 3.0)], "1": [(7.0, 4.0)]}
+
+
+def test_a_wrapping_optimizer_shares_the_loss_of_its_base(watch) -> None:
+    """Where both are watched, both have it."""
+    (a,) = scalars(1)
+    outer, base = Wrapping([a], lr=0.0), torch.optim.SGD([a], lr=0.0)
+    outer.base = base
+    watched = watch(outer, base)
+    (3 * a).backward()
+    outer.step()
+    assert {name: steps[0][0] for name, steps in steps_by_name(watched).items()} == {"0": 3.0, "1": 3.0}
+
+
+def test_a_logged_loss_makes_no_clip_out_of_date(watch) -> None:
+    """What the user logs between a clip and another is no backward."""
+    a, b = scalars(2)
+    optimizer = torch.optim.SGD([a, b], lr=0.0)
+    watched = watch(optimizer, gradient_norm=1)
+    (3 * a + 4 * b).backward()
+    nn.utils.clip_grad_norm_([a, b], 1.0)
+    current_ledger().note_logged(7.0)
+    nn.utils.clip_grad_value_([a, b], 0.5)
+    optimizer.step()
+    assert steps_by_name(watched)["SGD"] == [(7.0, 5.0)]
+
+
+def test_a_failed_step_keeps_its_loss_and_leaves_it_to_those_who_share_it(watch) -> None:
+    """The next step has its own loss alone."""
+    a, b, c = scalars(3)
+    failing, *others = Failing([a], lr=0.0), torch.optim.SGD([b], lr=0.0), torch.optim.SGD([c], lr=0.0)
+    watched = watch(failing, *others)
+    (3 * a + 0 * b + 0 * c).backward()
+    with pytest.raises(ArithmeticError):
+        failing.step()
+    for other in others:
+        other.step()
+    failing.fails = False
+    (5 * a).backward()
+    failing.step()
+    losses = {name: [loss for loss, _ in steps] for name, steps in steps_by_name(watched).items()}
+    assert losses == {"0": [5.0], "1": [3.0], "2": [3.0]}
+
+
+def test_a_failed_step_with_a_closure_keeps_its_loss(watch) -> None:
+    """What a closure has back-propagated before its step failed is none of the next step's."""
+    (a,) = scalars(1)
+    optimizer = Failing([a], lr=0.0)
+    watched = watch(optimizer)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = 5 * a
+        loss.backward()
+        return loss
+
+    with pytest.raises(ArithmeticError):
+        optimizer.step(closure)
+    optimizer.zero_grad()
+    optimizer.fails = False
+    for _ in range(2):
+        (1 * a).backward()
+        optimizer.step()
+    steps = watched.drain()
+    assert [step.loss for step in steps] == [1.0, 1.0]
+    assert sum(steps[-1].phases.values()) == pytest.approx(steps[-1].duration, rel=1e-6)
+
+
+def test_an_error_of_ours_before_a_step_leaves_the_others_their_loss(watch) -> None:
+    """A factor that cannot be is reported; the optimizer that shares the loss has it, and no time is lost."""
+    a, b = scalars(2)
+    bad, good = torch.optim.SGD([a], lr=0.0), torch.optim.SGD([b], lr=0.0)
+    watched = watch(bad, good)
+    good.step()
+    (3 * a + 4 * b).backward()
+    bad.param_groups[0]["monitor_lr_factor"] = "bad"
+    bad.step()
+    assert watched.errors
+    watched.errors.clear()
+    good.step()
+    _, step = (step for step in watched.drain() if step.optimizer == "1")
+    assert step.loss == 7.0
+    assert sum(step.phases.values()) == pytest.approx(step.duration, rel=1e-6)
