@@ -18,8 +18,8 @@ BAD = 300
 def train(policies: Any, steps: int = STEPS, raised: float = 2.6) -> tuple[float, list[monitor.Event], Any]:
     """Fit a line with clipped gradients, at a learning rate above 2 from step BAD on, where it swings for ever.
 
-    Returns the mean loss of the last 50 steps. The recorder is waited for at every step, as a step of this size takes a
-    thousandth of a real one.
+    Returns the mean loss of the last 50 steps. The recorder is waited for, as a step of this size takes a thousandth of
+    a real one: at every step once it goes wrong.
     """
     torch.manual_seed(0)
     x, truth = torch.linalg.qr(torch.randn(512, 8)).Q * 512**0.5, torch.randn(8, 1)
@@ -36,7 +36,7 @@ def train(policies: Any, steps: int = STEPS, raised: float = 2.6) -> tuple[float
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-            if step >= BAD:
+            if step >= BAD or step % 5 == 0:
                 assert run.flush(60)
         assert run.flush(60)
         snapshot, events = run.snapshot(), list(run.events())
@@ -60,13 +60,15 @@ def test_a_diverging_run_is_rescued(policy: Any) -> None:
     assert lost > 0.5
     assert final < 0.25
     assert snapshot.errors == {}
-    audit = next(e for e in events if e.kind == "control" and e.details["action"] == "reduce")
+    # A search that goes on when the run goes wrong sets the factor; one that has come to its end reduces it.
+    audits = [e for e in events if e.kind == "control"]
+    audit = next(e for e in audits if e.details["after"][0][2] < e.details["before"][0][2])
     assert audit.details["source"] == "policy"
     assert audit.details["actor"] == type(policy).__name__
     assert any(word in audit.details["reason"] for word in ("divergence", "plateau", "loss"))
     assert audit.details["after"][0][2] < audit.details["before"][0][2] == 1.0
     assert untouched.commands_total == {}
-    assert snapshot.commands_total["reduce", "policy", "applied"] >= 1
+    assert snapshot.commands_total[audit.details["action"], "policy", "applied"] >= 1
 
 
 def descend(lr: float, policies: Any) -> tuple[float, Any]:
