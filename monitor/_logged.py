@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from monitor.probe import SampleEntry, StepProbe, Tape, Value, current_ledger, take
+from monitor.probe import SampleEntry, StepProbe, Tape, Value, take
 
 
 class LoggedValues:
@@ -45,9 +45,10 @@ class LoggedValues:
                     self._contained(name, value, partial(self._append, kind, str(name), number))
 
     def _note_loss(self, probes: Sequence[StepProbe], value: Value) -> None:
-        ledger = current_ledger()
-        if ledger.is_open or not any(p.number for p in probes):
-            ledger.note_logged(value)
+        pending = [p for p in probes if p.attribution.is_pending]
+        if pending or not any(p.number for p in probes):
+            for probe in pending or probes:
+                probe.attribution.log(value)
             return
         last = max(probes, key=lambda p: p.last_end)
         self._append("loss", last.key, last.number, value)

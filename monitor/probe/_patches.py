@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from monitor.probe import _clipping, _loading, _loss, _scaler
 from monitor.probe._compilation import skipped, untraced
-from monitor.probe._watched import PROBES, SOLE, report
+from monitor.probe._ledger import LEDGERS
+from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, probe_of, report
 
 if TYPE_CHECKING:
     from monitor.probe._steps import StepProbe
@@ -33,6 +34,7 @@ def add(probe: StepProbe) -> None:
     with _LOCK:
         is_first = not PROBES
         PROBES[id(probe.optimizer)] = probe
+        ATTRIBUTIONS.append(probe.attribution)
         SOLE[0] = probe.norms if is_first else None
         if is_first:
             _install()
@@ -41,8 +43,9 @@ def add(probe: StepProbe) -> None:
 def remove(probe: StepProbe) -> None:
     """Take a probe out; put the originals back with the last one."""
     with _LOCK:
-        if PROBES.get(id(probe.optimizer)) is probe:
-            del PROBES[id(probe.optimizer)]
+        for key in [key for key, one in PROBES.items() if one is probe]:
+            del PROBES[key]
+            ATTRIBUTIONS.remove(probe.attribution)
         SOLE[0] = next(iter(PROBES.values())).norms if len(PROBES) == 1 else None
         if not PROBES:
             _uninstall()
@@ -55,6 +58,7 @@ def _install() -> None:
     for name, make in (
         ("torch.autograd.backward", _loss.watch_backward),
         ("torch.optim.Optimizer.zero_grad", _loss.watch_zero_grad),
+        ("torch.nn.Module.zero_grad", _loss.watch_zero_grad),
         ("torch.amp.GradScaler.scale", _scaler.watch_scale),
         ("torch.amp.GradScaler.step", _scaler.watch_scaler_step),
         ("torch.utils.data.dataloader._BaseDataLoaderIter.__next__", _loading.watch_next),
@@ -79,6 +83,8 @@ def _uninstall() -> None:
     while _UNDO:
         _UNDO.pop()()
     _GUARDED.clear()
+    for ledger in list(LEDGERS.values()):
+        ledger.release()
 
 
 def guard(kind: type) -> bool:
@@ -107,7 +113,7 @@ def guard(kind: type) -> bool:
 
 @untraced
 def _abandon(optimizer: Any) -> None:
-    probe = PROBES.get(id(optimizer))
+    probe = probe_of(optimizer)
     if probe is not None:
         try:
             probe.abandon()

@@ -9,7 +9,7 @@ from torch import Tensor
 from monitor.probe._compilation import untraced
 from monitor.probe._ledger import Ledger, current
 from monitor.probe._values import Value, take
-from monitor.probe._watched import PROBES, report
+from monitor.probe._watched import probe_of, report
 
 Amp = tuple[Value | None, Value | None, Value | None]
 """Found an overflow, scale of the gradients, scale."""
@@ -31,14 +31,15 @@ def watch_scaler_step(original: Any) -> Any:
     """Notice the steps that the scaler does not make."""
 
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        probe = PROBES.get(id(getattr(optimizer, "optimizer", optimizer)))
+        inner = getattr(optimizer, "optimizer", optimizer)
+        probe = probe_of(inner)
         if probe is None or not self._enabled:
             return original(self, optimizer, *args, **kwargs)
         number = probe.number
         note_scaler(self)
         result = original(self, optimizer, *args, **kwargs)
         if probe.number == number:
-            probe.on_skipped(self)
+            probe.on_skipped(self, inner)
         return result
 
     return step

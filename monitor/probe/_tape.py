@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from monitor._records import Clip, ParamGroup, Sample, Step
 from monitor.probe._gradients import ClipNote, RawClip
-from monitor.probe._notes import Note, losses_of, phases_of
+from monitor.probe._attribution import Pass
+from monitor.probe._notes import Note, phases_of
 from monitor.probe._values import Value
 
 CAPACITY = 16384
@@ -27,15 +28,15 @@ class Details(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What was known when a step began: what had been noted until then (``losses`` None: those among it), the note of
-    the beginning itself (None for a step that was skipped), and the param groups."""
+    """What was known when a step began: what had been noted until then, the note of the beginning itself (None for a
+    step that was skipped), the backward passes that it applies, and the param groups."""
 
     notes: Sequence[Note]
     stepped: Note | None
     scheduled: Sequence[Any]
     applied: Sequence[Any] | None
     factors: Sequence[float] | None
-    losses: Sequence[Value | None] | None
+    losses: Sequence[Pass]
     norms: Sequence[Value]
     details: Details | None
     evaluation: object = None
@@ -168,7 +169,7 @@ class Tape:
 
     def _resolve_step(self, entry: StepEntry, reader: _Reader, wall_offset: float) -> Step | None:
         opened = Opened._make(entry.opened)
-        loss = reader.total(losses_of(opened.notes) if opened.losses is None else opened.losses)
+        loss = reader.total(opened.losses)
         found_inf, grad_scale, amp_scale = (reader.read(v) for v in entry.amp or (None, None, None))
         norm = reader.norm(opened.norms)
         clips = tuple(reader.clip(ClipNote._make(clip)) for clip in entry.clips)
@@ -247,11 +248,11 @@ class _Reader:
             self.is_complete = False
         return number
 
-    def total(self, values: Sequence[Value | None]) -> float | None:
-        if not values:
-            return None
+    def total(self, passes: Sequence[Pass]) -> float | None:
+        """Return the sum of the losses of some backward passes; None if there is none, or one is not known."""
+        values = [v for _, loss in passes for v in (loss if isinstance(loss, tuple) else (loss,))]
         numbers = [self.read(v) for v in values]
-        return None if None in numbers else sum(n for n in numbers if n is not None)
+        return None if not numbers or None in numbers else sum(n for n in numbers if n is not None)
 
     def norm(self, values: Sequence[Value]) -> float | None:
         numbers = [n for n in (self.read(v) for v in values) if n is not None]
