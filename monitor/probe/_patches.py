@@ -113,12 +113,12 @@ def guard(kind: type) -> bool:
 
 @untraced
 def _abandon(optimizer: Any) -> None:
-    probe = probe_of(optimizer)
-    if probe is not None:
-        try:
+    try:
+        probe = probe_of(optimizer)
+        if probe is not None:
             probe.abandon()
-        except Exception as error:  # noqa: BLE001
-            probe.on_error("probe", error)
+    except Exception as error:  # noqa: BLE001
+        report(error)
 
 
 def _set(owner: Any, name: str, make: Callable[[Any], Any]) -> None:

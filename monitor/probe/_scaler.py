@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -10,6 +10,9 @@ from monitor.probe._compilation import untraced
 from monitor.probe._ledger import Ledger, current
 from monitor.probe._values import Value, take
 from monitor.probe._watched import probe_of, report
+
+if TYPE_CHECKING:
+    from monitor.probe._steps import StepProbe
 
 Amp = tuple[Value | None, Value | None, Value | None]
 """Found an overflow, scale of the gradients, scale."""
@@ -32,7 +35,7 @@ def watch_scaler_step(original: Any) -> Any:
 
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         inner = getattr(optimizer, "optimizer", optimizer)
-        probe = probe_of(inner)
+        probe = watcher_of(inner)
         if probe is None or not self._enabled:
             return original(self, optimizer, *args, **kwargs)
         number = probe.number
@@ -43,6 +46,16 @@ def watch_scaler_step(original: Any) -> Any:
         return result
 
     return step
+
+
+@untraced
+def watcher_of(optimizer: Any) -> StepProbe | None:
+    """Return the probe that watches an optimizer, if one does."""
+    try:
+        return probe_of(optimizer)
+    except Exception as error:  # noqa: BLE001
+        report(error)
+        return None
 
 
 @untraced
