@@ -76,7 +76,8 @@ class LossAttribution:
 
     def __init__(self, parameters: Callable[[], Iterable[Tensor]], on_cleared: Callable[[], None]) -> None:
         self.sole: Witness | None = None
-        """The only witness, once it is chosen and if it is a plain tensor: one look on the hot path."""
+        """The only witness, once it is chosen, if it is a plain tensor that every pass has reached: for the hot path,
+        which looks at it only where there is something to find."""
         self.num_discarded = 0
         """Times in a row that gradients were cleared without a step."""
         self._parameters = parameters
@@ -161,7 +162,7 @@ class LossAttribution:
             for witness in self._witnesses:
                 witness.passes.append(one)
         else:
-            self._knows_others = True
+            self._knows_others, self.sole = True, None
 
     def _is_reached_from(self, roots: Any) -> bool:
         return reaches(roots, {id(parameter) for parameter in self._parameters()})
@@ -184,7 +185,7 @@ class LossAttribution:
         ranked = sorted(smallest.values(), key=lambda w: -w.touched.bit_count())
         self._witnesses = [w for w in ranked if w.touched][:MAX_WITNESSES]
         only = self._witnesses[0] if len(self._witnesses) == 1 else None
-        self.sole = only if only is not None and only.is_plain else None
+        self.sole = only if only is not None and only.is_plain and not self._knows_others else None
 
     # --------------------------------------------------------------------------------------------------- step
 
@@ -227,7 +228,8 @@ class LossAttribution:
             self._learn()
         for witness in self._witnesses:
             gradient = witness.gradient()
-            if gradient is not None and (witness.passes or id(gradient) != witness.grad_id):
+            is_other = self.sole is None and id(gradient) != witness.grad_id
+            if gradient is not None and (witness.passes or is_other):
                 return True
         return False
 

@@ -58,17 +58,11 @@ def watch_backward(original: Any) -> Any:
                 one = number(), value
                 if len(attributions) == 1 and len(ledgers) == 1 and len(notes) < MAX_NOTES:
                     sole = attributions[0].sole
-                if sole is not None:
-                    gradient = sole.ref().grad  # type: ignore[union-attr]
-                    if (
-                        sole.passes
-                        if gradient is None
-                        else id(gradient) != sole.grad_id or gradient._version != sole.version
-                    ):
-                        attributions[0].begin()
-                else:
+                if sole is None:
                     begin_pass(account, roots)
                     notes = account.notes
+                elif sole.passes:  # a micro-batch, unless what is in the gradients has been thrown away
+                    attributions[0].begin()
                 begin = clock()
                 notes.append((account.mark, start, begin, kind))
                 account.mark = begin
@@ -92,16 +86,16 @@ def watch_backward(original: Any) -> Any:
                     if ledger.notes is not notes:  # a step was made meanwhile
                         ledger.note(kind, ledger.mark, ledger.mark)
                     ledger.mark = clock()
-                    gradient = None if sole is None else sole.ref().grad  # type: ignore[union-attr]
-                    if (
-                        gradient is None
-                        or roots is None
-                        or (id(gradient) == sole.grad_id and gradient._version == sole.version)  # type: ignore[union-attr]
-                    ):
+                    gradient = None if sole is None or roots is None else sole.ref().grad  # type: ignore[union-attr]
+                    if gradient is None:
                         end_pass(ledger, one, roots)  # type: ignore[arg-type]
                     else:
-                        sole.passes.append(one)  # type: ignore[union-attr]
-                        sole.grad_id, sole.version = id(gradient), gradient._version  # type: ignore[union-attr]
+                        grad_id, version = id(gradient), gradient._version
+                        if grad_id != sole.grad_id or version != sole.version:  # type: ignore[union-attr]
+                            sole.passes.append(one)  # type: ignore[union-attr, arg-type]
+                            sole.grad_id, sole.version = grad_id, version  # type: ignore[union-attr]
+                        else:
+                            end_pass(ledger, one, roots)  # type: ignore[arg-type]
                 except Exception as error:  # noqa: BLE001
                     report(error)
 
@@ -200,10 +194,12 @@ def watch_zero_grad(original: Any) -> Any:
     """Notice gradients that an optimizer or a module zeroes in place. One that is set to None is seen to be None."""
 
     def zero_grad(self: Any, set_to_none: Any = True, **more: Any) -> None:
-        look = None if set_to_none else before_zeroing()
+        if set_to_none and not more:
+            original(self, set_to_none)
+            return
+        look = before_zeroing()
         original(self, set_to_none, **more)
-        if look is not None:
-            look()
+        look()
 
     return zero_grad
 

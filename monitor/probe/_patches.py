@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from monitor.probe import _clipping, _loading, _loss, _scaler
 from monitor.probe._compilation import skipped, untraced
 from monitor.probe._ledger import LEDGERS
+from monitor.probe._values import has_no_accelerator
 from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, probe_of, report
 
 if TYPE_CHECKING:
@@ -55,10 +56,13 @@ def _install() -> None:
     """Put every patch in. One that this torch has no place for is reported, and the others go in all the same."""
     from torch.nn.utils import clip_grad
 
-    for name, make in (
-        ("torch.autograd.backward", _loss.watch_backward),
+    zeroing = (
         ("torch.optim.Optimizer.zero_grad", _loss.watch_zero_grad),
         ("torch.nn.Module.zero_grad", _loss.watch_zero_grad),
+    )
+    for name, make in (
+        ("torch.autograd.backward", _loss.watch_backward),
+        *(() if has_no_accelerator() else zeroing),  # on the CPU a gradient that was zeroed can be read
         ("torch.amp.GradScaler.scale", _scaler.watch_scale),
         ("torch.amp.GradScaler.step", _scaler.watch_scaler_step),
         ("torch.utils.data.dataloader._BaseDataLoaderIter.__next__", _loading.watch_next),

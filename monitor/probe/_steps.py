@@ -197,7 +197,7 @@ class StepProbe:
                         and sole.passes  # type: ignore[union-attr]
                         and not attribution.logged
                     ):
-                        losses, sole.passes = sole.passes, []  # type: ignore[union-attr]
+                        losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
                         attribution.num_discarded = 0
                     else:
                         losses = attribution.take(underway())
