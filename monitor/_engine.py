@@ -20,6 +20,7 @@ from monitor._identity import default_name, identify
 from monitor._journal import Journal
 from monitor._log import Failures, warn_of
 from monitor._open_runs import leave
+from monitor._optimizers import WeakOptimizers
 from monitor._outlets import Outlets
 from monitor._records import Event, Sample, State, Step
 from monitor._reports import Reports
@@ -52,7 +53,7 @@ class Engine:
         self.name = settings.name or default_name()
         self.id = make_run_id(self.name, settings.directory)
         self.token = settings.token or secrets.token_urlsafe(24)
-        self.optimizers = dict(optimizers)
+        self.optimizers = WeakOptimizers(optimizers)
         self._user_on_event = on_event
         self._pid = os.getpid()
         self._has_started = False

@@ -66,7 +66,7 @@ class LearningRates:
         min_lr: float = 0.0,
         allow_increase: bool = False,
     ) -> None:
-        self._optimizers = dict(optimizers)
+        self._optimizers = optimizers
         self._doors = dict(doors)
         self._min_lr = min_lr
         self._allow_increase = allow_increase

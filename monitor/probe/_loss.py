@@ -110,16 +110,25 @@ def begin_pass(ledger: Ledger, roots: Any) -> None:
         for attribution in ATTRIBUTIONS:
             attribution.forget()
     for attribution in _concerned(ledger, roots):
-        attribution.begin()
+        sole = attribution.sole
+        if sole is None or sole.passes:
+            attribution.begin()
 
 
 @untraced
 def end_pass(ledger: Ledger, one: Pass, roots: Any) -> None:
     """Look at the gradients of every optimizer after a backward pass; ``roots`` is None if it has failed."""
     start = ledger.mark
-    failed = (one[0], None)
+    if roots is None:
+        one = one[0], None
     for attribution in _concerned(ledger, roots):
-        attribution.end(failed if roots is None else one, roots)
+        sole = attribution.sole
+        gradient = None if sole is None else sole.ref().grad  # type: ignore[union-attr]
+        if gradient is None or (id(gradient) == sole.grad_id and gradient._version == sole.version):  # type: ignore[union-attr]
+            attribution.end(one, roots)
+        else:
+            sole.passes.append(one)  # type: ignore[union-attr]
+            sole.grad_id, sole.version = id(gradient), gradient._version  # type: ignore[union-attr]
     ledger.note(Kind.OURS, start, perf_counter())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from threading import get_ident
 from time import perf_counter, sleep
@@ -29,6 +30,7 @@ FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
+_HOOK_ATTRIBUTES = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _INITIAL: tuple[Any, ...] = ("initial",)
 """Stands for a step that only makes the optimizer's state: see :meth:`StepProbe._is_initial`."""
 
@@ -88,6 +90,7 @@ class StepProbe:
         self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride)
         self.attribution = LossAttribution(self._parameters, self._drop_clips)
         self._handles: list[Any] = []
+        self._restore: Callable[[Optimizer | None], None] = _nothing
         self.thread = 0
         self._ledger = Ledger()
         self._open: tuple[Any, ...] | None = None
@@ -120,6 +123,7 @@ class StepProbe:
         if optimizer is None:
             return
         _patches.add(self)
+        self._restore = _make_hookable(optimizer)
         pre, post = self._make_hooks()
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
         if self._is_nested:  # the guard tells a step that has failed from one inside another
@@ -133,6 +137,7 @@ class StepProbe:
             is_safe = not handles or self._is_between_steps()
             for handle in handles:
                 _remove_hook(handle, is_safe)
+            self._restore(self._reference())
             self.door.leave()
         finally:
             _patches.remove(self)
@@ -363,6 +368,28 @@ class StepProbe:
         return self._ledger.mark
 
 
+def _make_hookable(optimizer: Optimizer) -> Callable[[Optimizer | None], None]:
+    """Give an optimizer that has not called ``Optimizer.__init__`` what its hooks need; return the way back."""
+    kind = type(optimizer)
+    own, original = vars(optimizer), vars(kind).get("step")
+    missing = [name for name in (*_HOOK_ATTRIBUTES, "_zero_grad_profile_name") if name not in own]
+    for name in missing:
+        setattr(optimizer, name, OrderedDict())
+    optimizer._patch_step_function()  # does nothing where the class's step runs hooks already
+    wrapped = vars(kind).get("step")
+
+    def restore(optimizer: Optimizer | None) -> None:
+        for name in missing if optimizer is not None else ():
+            delattr(optimizer, name)
+        if wrapped is not original and vars(kind).get("step") is wrapped:
+            if original is None:
+                del kind.step  # type: ignore[attr-defined]
+            else:
+                kind.step = original  # type: ignore[method-assign]
+
+    return restore
+
+
 def _remove_hook(handle: Any, is_safe: bool) -> None:
     """Take a hook out. While torch goes through the hooks, one that others follow cannot be taken out without an error
     in the training loop: there it is replaced by one that does nothing."""
@@ -395,7 +422,7 @@ def _is_initial(optimizer: Any) -> bool:
     """Tell whether a step without a loss is only to make the optimizer's state, as torch.distributed.checkpoint makes
     one: before there is any state, with learning rates of 0 and a gradient for every parameter."""
     rates = [group.get("lr") for group in optimizer.param_groups]
-    if optimizer.state or any(isinstance(lr, Tensor) and not lr.is_cpu for lr in rates) or any(rates):
+    if getattr(optimizer, "state", None) or any(isinstance(lr, Tensor) and not lr.is_cpu for lr in rates) or any(rates):
         return False
     trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     return all(p.grad is not None for p in trained)
