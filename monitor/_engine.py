@@ -58,6 +58,7 @@ class Engine:
         self._pid = os.getpid()
         self._has_started = False
         self._is_closed = False
+        self._has_let_go = False
         self._lock = threading.Lock()
         self._journal = Journal(lambda: self.step)
         self._failures = Failures(self._journal.note_failure)
@@ -155,6 +156,7 @@ class Engine:
             last.callback(contain, "folder", outlets.withdraw)  # last of all: what is gone is not scraped once more
             last.callback(contain, "server", outlets.stop)
             last.callback(contain, "server", outlets.wait)
+            last.callback(contain, "control", self._let_go)
             if self._has_started:
                 last.callback(contain, "log", lambda: outlets.say_goodbye(state))
             last.callback(contain, "folder", lambda: outlets.finish(state, end))
@@ -165,6 +167,13 @@ class Engine:
                 last.callback(contain, "probe", probe.close)
             self._training.release()
             contain("control", self._warn_of_factors)
+
+    def _let_go(self) -> None:
+        """Keep nothing that keeps the training in memory: what the user has given, and what commands have changed."""
+        self._has_let_go = True
+        self._user_on_event = None
+        self._policies.clear()
+        self._training.let_go()
 
     def _publish_end(self, state: State, end: float) -> None:
         self._recorder.set_state(state, end)
@@ -250,8 +259,15 @@ class Engine:
         return self._is_closed
 
     def lr_table(self) -> list[tuple[str, int, str | None, float, float, float]]:
-        """Return (optimizer, param group, name, scheduled, factor, applied) of every param group."""
-        return self._training.rates.table()
+        """Return (optimizer, param group, name, scheduled, factor, applied) of every param group; of a run that has
+        ended, as its last step used them."""
+        if not self._has_let_go:
+            return self._training.rates.table()
+        return [
+            (one.key, group.index, group.name, group.scheduled, group.factor, group.applied)
+            for one in self.reports.snapshot().optimizers
+            for group in one.groups
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on, as plain values."""

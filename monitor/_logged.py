@@ -30,7 +30,7 @@ class LoggedValues:
         metrics: Mapping[str, Any],
     ) -> None:
         """Note everything that is not None."""
-        number = max(p.number for p in probes)
+        latest = max(probes, key=lambda p: p.number)
         if loss is not None:
             self._contained("loss", loss, lambda v: self._note_loss(probes, v))
         named = val_loss if isinstance(val_loss, Mapping) else {"validation": val_loss}
@@ -42,7 +42,7 @@ class LoggedValues:
         ):
             for name, value in values.items():
                 if value is not None:
-                    self._contained(name, value, partial(self._append, kind, str(name), number))
+                    self._contained(name, value, partial(self._append, kind, str(name), latest))
 
     def _note_loss(self, probes: Sequence[StepProbe], value: Value) -> None:
         pending = [p for p in probes if p.attribution.is_pending]
@@ -51,10 +51,11 @@ class LoggedValues:
                 probe.attribution.log(value)
             return
         last = max(probes, key=lambda p: p.last_end)
-        self._append("loss", last.key, last.number, value)
+        self._append("loss", last.key, last, value)
 
-    def _append(self, kind: str, name: str, number: int, value: Value) -> None:
-        self._tape.append(SampleEntry(self._tape.next_sequence(), kind, name, value, number, perf_counter()))
+    def _append(self, kind: str, name: str, probe: StepProbe, value: Value) -> None:
+        sequence, now = self._tape.next_sequence(), perf_counter()
+        self._tape.append(SampleEntry(sequence, kind, name, value, probe.number, now, probe.key))
 
     def _contained(self, name: str, value: Any, note: Callable[[Value], None]) -> None:
         try:

@@ -82,6 +82,11 @@ class LearningRates:
             table.append((row.optimizer, row.param_group, _name_of(row.group), scheduled, factor, applied))
         return table
 
+    def let_go(self) -> None:
+        """Keep no param group: there is nothing left to undo, and no optimizer to change."""
+        self._undo = []
+        self._optimizers = {}
+
     def reduced(self) -> list[tuple[str, int, float]]:
         """Return the groups whose factor is not 1."""
         return [(r.optimizer, r.param_group, f) for r in self._rows() if (f := factor_of(r.group)) != 1.0]

@@ -65,7 +65,7 @@ RawEntry = tuple[Any, ...]
 
 
 class SampleEntry(NamedTuple):
-    """One value that the user logged."""
+    """One value that the user logged, after step ``number`` of an optimizer."""
 
     sequence: int
     kind: str
@@ -73,6 +73,7 @@ class SampleEntry(NamedTuple):
     value: Value
     number: int
     time: float
+    optimizer: str = ""
 
 
 class _Broken:
@@ -104,6 +105,7 @@ class Tape:
         self._on_error = on_error
         self._details: dict[str, Details] = {}
         self._last_time: dict[str, float] = {}
+        self._skipped: dict[str, int] = {}
         self.append = self._ring.append
         self.last_sequence = 0
         self.num_dropped = 0
@@ -113,6 +115,11 @@ class Tape:
         """Number the next entry."""
         self.last_sequence = n = next(self.numbers)
         return n
+
+    def num_skipped(self, optimizer: str) -> int:
+        """Return how many steps of an optimizer were counted on the training thread and have turned out to be skipped:
+        a fused optimizer makes the step and finds the overflow on its device."""
+        return self._skipped.get(optimizer, 0)
 
     def drain(self, wall_offset: float) -> Iterator[Step | Sample]:
         """Take the entries that are there now and whose values have arrived, oldest first, one at a time.
@@ -162,7 +169,7 @@ class Tape:
                 entry.kind,  # type: ignore[arg-type]
                 entry.name,
                 math.nan if value is None else value,
-                entry.number + self.base_step,
+                entry.number - self.num_skipped(entry.optimizer) + self.base_step,
                 entry.time + wall_offset,
             )
         return self._resolve_step(entry, reader, wall_offset)
@@ -181,14 +188,17 @@ class Tape:
             norm /= grad_scale
         if opened.details is not None:
             self._details[entry.optimizer] = opened.details
+        if found_inf:
+            self._skipped[entry.optimizer] = self.num_skipped(entry.optimizer) + 1
+        number = entry.number - self.num_skipped(entry.optimizer)
         last = self._last_time.get(entry.optimizer)
         self._last_time[entry.optimizer] = entry.time
         began = () if opened.stepped is None else (opened.stepped,)
         phases = phases_of((*opened.notes, *began, *entry.notes), entry.mark, entry.done, entry.time, entry.clips)
         return Step(
             optimizer=entry.optimizer,
-            number=entry.number,
-            global_step=entry.number + self.base_step,
+            number=number,
+            global_step=number + self.base_step,
             time=entry.time + wall_offset,
             duration=None if last is None else entry.time - last,
             loss=loss,
