@@ -75,22 +75,28 @@ class Outlets:
         except ValueError as error:
             self._mistake = error
         except OSError as error:
-            cure = "" if isinstance(error, NoHomeError) else "; set MONITOR_DIR to a directory that can be written"
+            is_homeless = isinstance(error, NoHomeError)
+            where = "" if is_homeless else f" in {self._where}"
+            cure = "" if is_homeless else "; set MONITOR_DIR to a directory that can be written"
             line = (
-                "training goes on without a run folder: `monitor runs` and `monitor status` do not find this run "
-                f"({error}{cure})"
+                f"training goes on without a run folder{where}, and `monitor runs` and `monitor status` do not find "
+                f"this run: {error}{cure}"
             )
             self._failures.note("folder", error, line=line)
+
+    @property
+    def _where(self) -> str:
+        return str(self._settings.directory or "your data folder")
 
     def _wait_for_disk(self) -> None:
         if not self._disk.flush(max(0.0, self._wait_deadline - time.monotonic())):
             self._note_disk(TimeoutError(f"the disk has not answered for {PATIENCE_SECONDS:g} s"))
 
     def _note_disk(self, error: Exception) -> None:
-        where = self._settings.directory or "your data folder"
         line = (
-            f"the run folder in {where} cannot be written ({error}); training is not affected, but `monitor status` "
-            "and `monitor runs` show an old state of this run or none; free that disk, or set MONITOR_DIR to another"
+            f"the run folder in {self._where} cannot be written ({error}); training is not affected, but "
+            "`monitor runs` and `monitor status` show an old state of this run or none; free that disk, or set "
+            "MONITOR_DIR to another"
         )
         self._failures.note("folder", error, line=line if isinstance(error, OSError) else "")
 
