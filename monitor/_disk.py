@@ -63,7 +63,7 @@ class DiskThread:
         if not is_raising:
             self.wait_for_end()
         elif not self._has_ended_within(MOMENT_SECONDS):
-            _LATE.append(self)
+            _LATE[:] = [*(one for one in _LATE if one._thread.is_alive()), self]
 
     def wait_for_end(self) -> None:
         """Wait for what is left of the time since :meth:`stop`."""

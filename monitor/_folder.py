@@ -226,9 +226,11 @@ def _is_mistake(root: Path, error: Exception) -> bool:
 
 
 def _remove_run(path: Path) -> None:
+    """Remove the files of a run, those too that a kill left half written, and the folder if it is empty then."""
     with suppress(OSError):
         for name in (TOKEN, READ_TOKEN, LAST, FINAL, RUN):
-            (path / name).unlink(missing_ok=True)
+            for file in (*path.glob(f".{name}.*"), path / name):
+                file.unlink(missing_ok=True)
         path.rmdir()
 
 

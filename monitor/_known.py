@@ -109,12 +109,19 @@ def list_runs(
     root = runs_directory(directory)
     try:
         with os.scandir(root) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            names = sorted(entry.name for entry in entries if _is_folder(entry))
     except OSError:
         return []
     folders = takewhile(lambda _: not is_due(), (root / name for name in names))
     found = [run for folder in folders if (run := read_run(folder)) is not None]
     return sorted(found, key=lambda run: (run.start_time, run.run_id))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:  # one that cannot be looked at hides no other
+        return False
 
 
 def read_run(folder: Path) -> KnownRun | None:

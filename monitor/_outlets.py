@@ -94,8 +94,8 @@ class Outlets:
 
     def _note_disk(self, error: Exception) -> None:
         line = (
-            f"the run folder in {self._where} cannot be written ({error}); training is not affected, but "
-            "`monitor runs` and `monitor status` show an old state of this run or none; free that disk, or set "
+            f"the run folders in {self._where} cannot be used ({error}); training is not affected, but "
+            "`monitor runs` and `monitor status` may show an old state of this run or none; free that disk, or set "
             "MONITOR_DIR to another"
         )
         self._failures.note("folder", error, line=line if isinstance(error, OSError) else "")

@@ -201,6 +201,15 @@ def test_pruning_leaves_what_is_not_ours(tmp_path: Path) -> None:
     assert [path.name for path in folder.path.iterdir()] == ["model.pt"]
 
 
+def test_what_a_kill_left_half_written_is_pruned(tmp_path: Path) -> None:
+    """A file that was being written when its process was killed goes with its run."""
+    folder = create(tmp_path, token="secret")
+    folder.finish("finished", end_time=9.0)
+    (folder.path / ".final.json.k3j2h1g0").write_text("{")
+    prune(tmp_path, keep=0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_vanished_run_is_no_target_for_long(tmp_path: Path) -> None:
     """Pruning removes the target of a run that died, and only that."""
     dead, live = create(tmp_path, "dead-1"), create(tmp_path, "live-1")

@@ -114,9 +114,7 @@ def test_disk_that_fills_up_in_mid_run(
     assert_same(weights_of(model), expected_weights())
     assert run.snapshot().errors == {"folder": 2}
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(
-        f"the run folder in {tmp_path / 'runs'} cannot be written ([Errno 28] No space left on device"
-    )
+    assert line.startswith(f"the run folders in {tmp_path / 'runs'} cannot be used ([Errno 28] No space left on device")
 
 
 def no_entry(_: object) -> Any:
@@ -194,9 +192,7 @@ def test_disk_that_hangs_from_the_start(
     assert disk.threads == {"monitor-disk"}
     assert_same(weights_of(model), expected_weights())
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(
-        f"the run folder in {tmp_path / 'runs'} cannot be written (the disk has not answered for 1.5"
-    )
+    assert line.startswith(f"the run folders in {tmp_path / 'runs'} cannot be used (the disk has not answered for 1.5")
     _wait_until_known(tmp_path / "runs", "finished")
 
 
