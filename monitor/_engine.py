@@ -51,7 +51,7 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.name = settings.name or default_name()
-        self.id = make_run_id(self.name, settings.directory)
+        self.id = make_run_id(self.name)
         self.token = settings.token or secrets.token_urlsafe(24)
         self.optimizers = WeakOptimizers(optimizers)
         self._user_on_event = on_event
@@ -111,7 +111,7 @@ class Engine:
         it.
 
         Raises:
-            ValueError: for a ``directory`` that cannot be written or a certificate that cannot be used; nothing stays
+            ValueError: for a ``directory`` that can never be one or a certificate that cannot be used; nothing stays
                 behind then.
         """
         try:
@@ -120,6 +120,7 @@ class Engine:
             self._failures.contain("system", self._sampler.start)
             if self.settings.serve:
                 self._outlets.open_server()
+            self._outlets.tidy()
             self._training.open()
         except BaseException:
             self.close("failed")
