@@ -62,7 +62,7 @@ def watch_backward(original: Any) -> Any:
                     begin_pass(account, roots)
                     notes = account.notes
                 elif sole.passes:  # a micro-batch, unless what is in the gradients has been thrown away
-                    attributions[0].begin()
+                    attributions[0].begin(roots)
                 begin = clock()
                 notes.append((account.mark, start, begin, kind))
                 account.mark = begin
@@ -112,7 +112,7 @@ def begin_pass(ledger: Ledger, roots: Any) -> None:
     for attribution in _concerned(ledger, roots):
         sole = attribution.sole
         if sole is None or sole.passes:
-            attribution.begin()
+            attribution.begin(roots)
 
 
 @untraced

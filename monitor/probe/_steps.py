@@ -205,7 +205,7 @@ class StepProbe:
                         losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
                         attribution.num_discarded = 0
                     else:
-                        losses = attribution.take(underway())
+                        losses = attribution.take(underway(), is_unscaled=ledger.scaler is not None)
                         if not losses and _is_initial(optimizer):
                             self._open = _INITIAL
                             return None
@@ -346,7 +346,7 @@ class StepProbe:
                 self.abandon()  # the last step raised
             ledger = current()
             self.norms.clips = []
-            losses = self.attribution.take()
+            losses = self.attribution.take(is_unscaled=True)
             scheduled = _lr_values([g.get("lr") for g in optimizer.param_groups])
             amp = (None, None, taken(scaler._scale))
             ledger.scaler = None
