@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from monitor.probe._gradients import RawClip
+from monitor.probe._gradients import Norms, RawClip
 from monitor.probe._ledger import Ledger
 from monitor.probe._norms import NormMeter
 from monitor.probe._values import Value
@@ -16,7 +16,7 @@ class FirstEvaluation:
 
     def __init__(self, key: int, ledger: Ledger, norms: NormMeter, on_error: Callable[[str, Exception], None]) -> None:
         self.losses: Sequence[Value | None] = ()
-        self.norms: Sequence[Value] = ()
+        self.norms: Norms = ()
         self.clips: list[RawClip] = []
         self._key, self._ledger, self._meter, self._on_error = key, ledger, norms, on_error
         self._is_pending = True

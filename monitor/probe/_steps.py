@@ -15,13 +15,12 @@ from monitor._errors import StopTraining
 from monitor.probe import _patches
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
-from monitor.probe._gradients import RawClip
+from monitor.probe._gradients import Norms, RawClip
 from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger
 from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
-from monitor.probe._values import Value
 
 FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
@@ -81,7 +80,7 @@ class StepProbe:
         self.wants_details = True
         self._tape = tape
         self._on_boundary = on_boundary
-        self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride)
+        self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride, on_error)
         self._handles: list[Any] = []
         self.thread = 0
         self._ledger = Ledger()
@@ -162,7 +161,7 @@ class StepProbe:
                 if not is_plain:
                     scheduled, applied, factors = self._enter(scheduled)
                 replaced = evaluation = losses = details = None
-                norms: Sequence[Value] = ()
+                norms: Norms = ()
                 if (len(args) > 1 or kwargs) and has_closure(args, kwargs):
                     evaluation = FirstEvaluation(me, ledger, meter, self.on_error)
                     replaced = evaluation.wrap(args, kwargs)

@@ -13,6 +13,7 @@ device and fetched by the recorder thread.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections import deque
 from typing import Protocol
 
@@ -116,6 +117,29 @@ class _Clone:
 
     def poll(self) -> float | None:
         return float(self._tensor)
+
+
+class _Quotient:
+    """A value on its way, divided by another."""
+
+    __slots__ = ("_by", "_value")
+
+    def __init__(self, value: Value, by: Value) -> None:
+        self._value = value
+        self._by = by
+
+    def poll(self) -> float | None:
+        value, by = (v if isinstance(v, float) else v.poll() for v in (self._value, self._by))
+        return None if value is None or by is None else _ratio(value, by)
+
+
+def divided(value: Value, by: Value) -> Value:
+    """Return the quotient of two values, wherever they are."""
+    return _ratio(value, by) if isinstance(value, float) and isinstance(by, float) else _Quotient(value, by)
+
+
+def _ratio(value: float, by: float) -> float:
+    return value / by if by else math.nan
 
 
 _LANES: dict[torch.dtype, PinnedLane] = {}
