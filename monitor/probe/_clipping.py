@@ -177,7 +177,7 @@ def _note_shared_clip(params: list[Tensor], max_norm: Any, total: Any) -> None:
     owners = _owners(params)
     measure = _measured(total)
     for meter, covered in owners:
-        if len(owners) == 1 and (covered is None or _is_torchs_own()):
+        if len(owners) == 1 and ((covered is None and len(PROBES) == 1) or _is_torchs_own()):
             own = meter.absence or meter.unscaled(measure)
         else:
             own = meter.of_clipped(covered, params, 2.0)[0]
