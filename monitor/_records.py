@@ -48,17 +48,18 @@ class ParamGroup:
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One evaluation of gradient clipping. ``factor`` is what the gradients were multiplied by (None for value
-    clipping)."""
+    clipping); ``is_clipped`` and ``factor`` are None where the gradients could not be measured."""
 
     kind: Literal["norm", "value"]
     threshold: float
-    is_clipped: bool
+    is_clipped: bool | None
     factor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1."""
+    """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1;
+    ``gradient_norm_reason`` says why the norm of its gradients cannot be known."""
 
     optimizer: str
     number: int
@@ -73,6 +74,7 @@ class Step:
     is_skipped: bool = False
     phases: Mapping[str, float] = field(default_factory=dict)
     hook_seconds: float = 0.0
+    gradient_norm_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +231,7 @@ class RunInfo:
 @dataclass(frozen=True, slots=True)
 class OptimizerSnapshot:
     """Everything known about one optimizer. Loss fields may be NaN in ``loss`` alone; the windows hold finite
-    losses."""
+    losses. ``gradient_norm_reason`` says why there is no ``gradient_norm``."""
 
     key: str
     class_name: str
@@ -250,6 +252,7 @@ class OptimizerSnapshot:
     loss_negative_count: int = 0
     gradient_norm: float | None = None
     gradient_norm_step: int | None = None
+    gradient_norm_reason: str | None = None
     gradient_norm_window_max: float | None = None
     gradient_norm_window_median: float | None = None
     gradient_norm_histogram: Histogram | None = None

@@ -73,7 +73,7 @@ class TrainingSide:
                 on_boundary=self._on_boundary,
                 on_error=failures.note,
                 gradient_norm=settings.gradient_norm,
-                budget=settings.overhead_budget,
+                budget=settings.overhead_budget / len(optimizers),
                 max_stride=settings.window,
             )
             for key, optimizer in optimizers.items()

@@ -26,15 +26,14 @@ def root_factor(roots: Any) -> float | None:
     (1024.0, 4.0, None, None)
     """
     node = roots.grad_fn if isinstance(roots, Tensor) else None
-    name = "" if node is None else node.name()
-    if name not in ("MulBackward0", "DivBackward0") or len(node.next_functions) != 2:
+    if node is None or node.name() not in ("MulBackward0", "DivBackward0") or len(node.next_functions) != 2:
         return None
     first, second = (following for following, _ in node.next_functions)
     constant = getattr(node, "_saved_other" if second is None else "_saved_self", None)
     if (first is None) is (second is None) or constant is None or constant.numel() != 1 or not constant.is_cpu:
         return None
     value = float(constant)
-    if name == "DivBackward0":
+    if node.name() == "DivBackward0":
         value = 1.0 / value if value and second is None else 1.0
     return value if value > 1.0 else None
 

@@ -27,6 +27,8 @@ Pass = tuple[int, Any]
 NUM_LEARNING = 8
 """Backward passes that reach an optimizer before its witnesses are chosen."""
 MAX_WITNESSES = 4
+MAX_PASSES = 65_536
+"""Backward passes that a step may have. Beyond, its loss counts as unknown."""
 MAX_NODES = 50_000
 """Nodes of an autograd graph that are walked at most."""
 MAX_SAMPLED = 65_536
@@ -105,6 +107,9 @@ class LossAttribution:
             self._learn()
         else:
             self._settle(None)
+        for witness in self._witnesses:
+            if len(witness.passes) >= MAX_PASSES:  # nobody steps: what is kept must not grow without end
+                witness.passes = [(0, None)]
         if self._is_altered:
             self._factor = root_factor(roots)
 
@@ -231,11 +236,6 @@ class LossAttribution:
         for witness in self._witnesses:
             if witness.passes:
                 witness.passes = []
-
-    def forget(self) -> None:
-        """Count every loss in the gradients as unknown: there were too many to keep."""
-        for witness in self._witnesses:
-            witness.passes = [(0, None)] if witness.passes else []
 
     def _union(self) -> list[Pass]:
         witnesses = self._witnesses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,21 +16,21 @@ from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
 from monitor.probe import _patches
-from monitor.probe._attribution import LossAttribution, Pass
+from monitor.probe._attribution import LossAttribution, Pass, is_zeroed
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
-from monitor.probe._gradients import RawClip
+from monitor.probe._gradients import Norms, RawClip
 from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger, underway
 from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
-from monitor.probe._values import Value
 
 FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
+_MAX_FRAMES = 16
 _HOOK_ATTRIBUTES = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _INITIAL: tuple[Any, ...] = ("initial",)
 """Stands for a step that only makes the optimizer's state: see :meth:`StepProbe._is_initial`."""
@@ -87,7 +88,7 @@ class StepProbe:
         self.wants_details = True
         self._tape = tape
         self._on_boundary = on_boundary
-        self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride)
+        self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride, on_error)
         self.attribution = LossAttribution(self._parameters, self._drop_clips)
         self._handles: list[Any] = []
         self._restore: Callable[[Optimizer | None], None] = _nothing
@@ -188,7 +189,7 @@ class StepProbe:
                     self.thread, self._ledger = get_ident(), ledger
                 replaced = evaluation = details = None
                 losses: Sequence[Pass] = ()
-                norms: Sequence[Value] = ()
+                norms: Norms = ()
                 if (len(args) > 1 or kwargs) and has_closure(args, kwargs):
                     evaluation = FirstEvaluation(attribution, meter, self.on_error)
                     replaced = evaluation.wrap(args, kwargs)
@@ -383,7 +384,7 @@ def _make_hookable(optimizer: Optimizer) -> Callable[[Optimizer | None], None]:
             delattr(optimizer, name)
         if wrapped is not original and vars(kind).get("step") is wrapped:
             if original is None:
-                del kind.step  # type: ignore[attr-defined]
+                del kind.step
             else:
                 kind.step = original  # type: ignore[method-assign]
 
@@ -420,12 +421,22 @@ def _first_evaluation(opened: tuple[Any, ...]) -> tuple[tuple[Any, ...], Sequenc
 
 def _is_initial(optimizer: Any) -> bool:
     """Tell whether a step without a loss is only to make the optimizer's state, as torch.distributed.checkpoint makes
-    one: before there is any state, with learning rates of 0 and a gradient for every parameter."""
+    one: before there is any state, with learning rates of 0 and gradients of 0 for all parameters."""
     rates = [group.get("lr") for group in optimizer.param_groups]
     if getattr(optimizer, "state", None) or any(isinstance(lr, Tensor) and not lr.is_cpu for lr in rates) or any(rates):
         return False
-    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    return all(p.grad is not None for p in trained)
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    return _is_made_by_checkpoint() or all(g is not None and is_zeroed(getattr(g, "_local_tensor", g)) for g in gradients)
+
+
+def _is_made_by_checkpoint() -> bool:
+    """Tell whether torch.distributed.checkpoint is making the step: gradients on a device are not looked at."""
+    frame = sys._getframe(1)
+    for _ in range(_MAX_FRAMES):
+        if frame is None or frame.f_code.co_name == "_init_optim_state":
+            return frame is not None
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
 
 
 def _lr_values(lrs: Sequence[Any]) -> list[Any]:
