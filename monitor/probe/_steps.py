@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from time import perf_counter, sleep
 from typing import Any, Protocol
@@ -21,16 +21,22 @@ from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
-from monitor.probe._values import Value
+from monitor.probe._values import Value, product
 
 FACTOR = "monitor_lr_factor"
-"""Key of a param group under which a factor other than 1 is kept."""
+"""Key of a param group under which a loaded state has left a factor other than 1."""
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
 
 
 class Door(Protocol):
     """What stands between the schedule and the update. The real one is ``control``'s; it is handed in."""
+
+    def held(self, optimizer: Any) -> Mapping[int, Any]:
+        """Return what is in force, empty while every factor is 1: the same object for as long as the run."""
+
+    def scales(self, optimizer: Any) -> Sequence[Any] | None:
+        """Return what the optimizer itself multiplies the LR of each group by in its next update; None: by nothing."""
 
     def enter(self, optimizer: Any) -> Sequence[float]:
         """Multiply every group's LR by its factor; return the factors."""
@@ -137,6 +143,7 @@ class StepProbe:
         optimizer, door, tape, append, key = self.optimizer, self.door, self._tape, self._tape.append, self.key
         clock, ident, ledgers, numbers, meter, me = perf_counter, get_ident, LEDGERS, tape.numbers, self.norms, id(self)
         mine, step = (me,), Kind.STEP
+        held, is_scaled = door.held(optimizer), door.scales(optimizer) is not None
 
         def pre_hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
@@ -152,7 +159,7 @@ class StepProbe:
                 ledger = ledgers.get(ident()) or open_ledger()
                 if ledger is not self._ledger:
                     self.thread, self._ledger = get_ident(), ledger
-                scheduled, is_plain = [], True
+                scheduled, is_plain = [], not (held or is_scaled)
                 for group in optimizer.param_groups:
                     lr = group.get("lr")
                     scheduled.append(lr)
@@ -241,13 +248,14 @@ class StepProbe:
 
     def _enter(self, scheduled: list[Any]) -> tuple[list[Any], list[Any] | None, Sequence[float] | None]:
         """Apply the factors, if there are any; return the LRs as scheduled and as applied, and the factors."""
-        scheduled = _lr_values(scheduled)
-        if not any(FACTOR in group for group in self.optimizer.param_groups):
+        groups, scales = self.optimizer.param_groups, self.door.scales(self.optimizer)
+        scheduled = _lr_values(scheduled, scales)
+        if not self.door.held(self.optimizer) and not any(FACTOR in group for group in groups):
             return scheduled, None, None
         if not self._has_guard:
             self._has_guard = _patches.guard(type(self.optimizer))
         factors = self.door.enter(self.optimizer)
-        applied = _lr_values([g.get("lr") for g in self.optimizer.param_groups])
+        applied = _lr_values([g.get("lr") for g in groups], scales)
         return scheduled, applied, factors
 
     def _details(self) -> Details:
@@ -267,7 +275,8 @@ class StepProbe:
             ledger = current()
             self.norms.clips = []
             losses = ledger.take_losses(id(self))
-            scheduled = _lr_values([g.get("lr") for g in self.optimizer.param_groups])
+            groups = self.optimizer.param_groups
+            scheduled = _lr_values([g.get("lr") for g in groups], self.door.scales(self.optimizer))
             amp = (None, None, taken(scaler._scale))
             ledger.scaler = None
             end = perf_counter()
@@ -324,8 +333,12 @@ def _first_evaluation(opened: tuple[Any, ...]) -> tuple[tuple[Any, ...], Sequenc
     return (*opened[:5], evaluation.losses, evaluation.norms, opened[7], None), evaluation.clips
 
 
-def _lr_values(lrs: Sequence[Any]) -> list[Any]:
-    return [taken(lr) if isinstance(lr, Tensor) else lr for lr in lrs]
+def _lr_values(lrs: Sequence[Any], scales: Sequence[Any] | None) -> list[Any]:
+    values = [taken(lr) if isinstance(lr, Tensor) else lr for lr in lrs]
+    if scales is None:
+        return values
+    own = [taken(scale) if isinstance(scale, Tensor) else scale for scale in scales]
+    return [product(lr, scale) for lr, scale in zip(values, own, strict=True)]
 
 
 def _plain(value: Any) -> float | None:

@@ -118,6 +118,28 @@ class _Clone:
         return float(self._tensor)
 
 
+class _Product:
+    """Two values multiplied, once both have arrived."""
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: Value, second: Value) -> None:
+        self._first, self._second = first, second
+
+    def poll(self) -> float | None:
+        first, second = (v if isinstance(v, int | float) else v.poll() for v in (self._first, self._second))
+        return None if first is None or second is None else first * second
+
+
+def product(first: Value | None, second: Value | None) -> Value | None:
+    """Multiply two values, of which either may still be on its way; None if one is not known."""
+    if first is None or second is None:
+        return None
+    if isinstance(first, int | float) and isinstance(second, int | float):
+        return first * second
+    return _Product(first, second)
+
+
 _LANES: dict[torch.dtype, PinnedLane] = {}
 
 
