@@ -279,7 +279,7 @@ class Engine:
             raise ValueError(f"the saved state of the detectors cannot be read: {error!r}") from error
         try:
             self._training.rates.load_state_dict(state.get("lr_factors", {}))
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"the saved LR factors cannot be read: {error!r}") from error
         self._training.step = int(state["step"])
         self._recorder.load_smoothing(state["smoothing"])

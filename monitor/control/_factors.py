@@ -27,6 +27,7 @@ MIN_FACTOR, MAX_FACTOR = 1e-100, 1e100
 
 Group = dict[str, Any]
 Ramp = list[float]
+Rows = Sequence[tuple[float, Ramp | None]]
 OnError = Callable[[str, Exception], None]
 
 _ATTRIBUTE = "_monitor_lr_factors"
@@ -63,7 +64,7 @@ class Factors:
 
     def __init__(self) -> None:
         self.held: dict[int, Held] = {}
-        self.restored: list[Held] = []
+        self.restored: Rows = []
         self._handles: list[Any] = []
         self._has_warned = False
 
@@ -95,6 +96,7 @@ class Factors:
 
     def put(self, group: Group, factor: float, ramp: Ramp | None = None) -> None:
         """Put a factor in force."""
+        self.restored = []
         if factor == 1.0 and ramp is None:
             self.held.pop(id(group), None)
         else:
@@ -134,11 +136,11 @@ class Factors:
                 self.put(one.group, *_climbed(*one.ramp))
         return [self.get(group)[0] for group in groups]
 
-    def restore(self, groups: Sequence[Group], rows: Sequence[tuple[float, Ramp | None]]) -> None:
+    def restore(self, groups: Sequence[Group], rows: Rows) -> None:
         """Put saved factors in force, one for each group."""
-        self.restored = [Held(group, *row) for group, row in zip(groups, rows, strict=False)]
-        for one in self.restored:
-            self.put(one.group, one.factor, one.ramp)
+        for group, row in zip(groups, rows, strict=False):
+            self.put(group, *row)
+        self.restored = rows
 
     # --------------------------------------------------------------------------------------- save and resume
 
@@ -188,14 +190,14 @@ class Factors:
         factors = [(i, self.get(group)[0]) for i, group in enumerate(optimizer.param_groups)]
         _LOG.warning(
             "the LR factors in force (%s) are left out of an optimizer state whose keys must all be in the "
-            "checkpoint, as torch.distributed.checkpoint demands; to keep them, save and load run.state_dict() beside it",
+            "checkpoint, as torch.distributed.checkpoint demands; to keep them, save run.state_dict() beside it",
             ", ".join([f"{name} group {i}: {factor:g}" for i, factor in factors if factor != 1.0][:8]),
         )
 
     def _take_over(self, groups: Sequence[Group]) -> None:
         self.adopt(groups)
-        if self.restored and not self.held:
-            self.restore(groups, [(one.factor, one.ramp) for one in self.restored])
+        if not self.held:
+            self.restore(groups, self.restored)
 
 
 def checked(factor: Any) -> float:
