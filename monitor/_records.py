@@ -34,12 +34,13 @@ OUTCOMES = ("applied", "rejected", "expired")
 
 @dataclass(frozen=True, slots=True)
 class ParamGroup:
-    """One param group as the last update used it: ``applied == factor * scheduled``."""
+    """One param group as the last update used it: ``applied == factor * scheduled``. Both include what the optimizer
+    itself multiplies its LR by (docs/control.md); None if the LR that it used is not known."""
 
     index: int
     name: str | None
-    scheduled: float
-    applied: float
+    scheduled: float | None
+    applied: float | None
     factor: float = 1.0
     weight_decay: float | None = None
     momentum: float | None = None
@@ -115,15 +116,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class GroupChange:
-    """What a command did to one param group. LRs are the applied ones."""
+    """What a command did to one param group. LRs are the applied ones; None for one that could not be read without
+    waiting for a device."""
 
     optimizer: str
     param_group: int
     name: str | None
     factor_before: float
     factor_after: float
-    lr_before: float
-    lr_after: float
+    lr_before: float | None
+    lr_after: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import inspect
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import get_ident
 from time import perf_counter, sleep
 from typing import Any, Protocol
@@ -25,9 +25,10 @@ from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
+from monitor.probe._values import product
 
 FACTOR = "monitor_lr_factor"
-"""Key of a param group under which a factor other than 1 is kept."""
+"""Key of a param group under which a loaded state has left a factor other than 1."""
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
 _MAX_FRAMES = 16
@@ -38,6 +39,12 @@ _INITIAL: tuple[Any, ...] = ("initial",)
 
 class Door(Protocol):
     """What stands between the schedule and the update. The real one is ``control``'s; it is handed in."""
+
+    def held(self, optimizer: Any) -> Mapping[int, Any]:
+        """Return what is in force, empty while every factor is 1: the same object for as long as the run."""
+
+    def scales(self, optimizer: Any) -> Sequence[Any] | None:
+        """Return what the optimizer itself multiplies the LR of each group by in its next update; None: by nothing."""
 
     def enter(self, optimizer: Any) -> Sequence[float]:
         """Multiply every group's LR by its factor; return the factors."""
@@ -125,7 +132,7 @@ class StepProbe:
             return
         _patches.add(self)
         self._restore = _make_hookable(optimizer)
-        pre, post = self._make_hooks()
+        pre, post = self._make_hooks(optimizer)
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
         if self._is_nested:  # the guard tells a step that has failed from one inside another
             self._has_guard = _patches.guard(type(optimizer))
@@ -164,12 +171,13 @@ class StepProbe:
 
     # ------------------------------------------------------------------------------------------------ hooks
 
-    def _make_hooks(self) -> tuple[Any, Any]:
+    def _make_hooks(self, optimizer: Optimizer) -> tuple[Any, Any]:
         """Build the hooks as closures: each name that they use costs no attribute look-up on the hot path. None of
         these is the optimizer: its hooks would keep it alive."""
         door, tape, append, key = self.door, self._tape, self._tape.append, self.key
         clock, ident, ledgers, numbers, meter = perf_counter, get_ident, LEDGERS, tape.numbers, self.norms
         attribution, vacancy, step = self.attribution, self._vacancy, Kind.STEP
+        held, is_scaled = door.held(optimizer), door.scales(optimizer) is not None
 
         def pre_hook(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
@@ -215,7 +223,7 @@ class StepProbe:
                         norms = clips[0][2] or ()
                     elif clips or meter.is_on:
                         norms = meter.take()
-                scheduled, is_plain = [], True
+                scheduled, is_plain = [], not (held or is_scaled)
                 for group in optimizer.param_groups:
                     lr = group.get("lr")
                     scheduled.append(lr)
@@ -322,13 +330,14 @@ class StepProbe:
         if self._beside:
             self.door.leave()  # what a step on another thread still uses is put back before it is multiplied again
             scheduled = [g.get("lr") for g in optimizer.param_groups]
-        scheduled = _lr_values(scheduled)
-        if not any(FACTOR in group for group in optimizer.param_groups):
+        groups, scales = optimizer.param_groups, self.door.scales(optimizer)
+        scheduled = _lr_values(scheduled, scales)
+        if not self.door.held(optimizer) and not any(FACTOR in group for group in groups):
             return scheduled, None, None
         if not self._has_guard:
             self._has_guard = _patches.guard(type(optimizer))
         factors = self.door.enter(optimizer)
-        applied = _lr_values([g.get("lr") for g in optimizer.param_groups])
+        applied = _lr_values([g.get("lr") for g in groups], scales)
         return scheduled, applied, factors
 
     def _details(self, optimizer: Any) -> Details:
@@ -348,7 +357,7 @@ class StepProbe:
             ledger = current()
             self.norms.clips = []
             losses = self.attribution.take(is_unscaled=True)
-            scheduled = _lr_values([g.get("lr") for g in optimizer.param_groups])
+            scheduled = _lr_values([g.get("lr") for g in optimizer.param_groups], self.door.scales(optimizer))
             amp = (None, None, taken(scaler._scale))
             ledger.scaler = None
             end = perf_counter()
@@ -426,7 +435,9 @@ def _is_initial(optimizer: Any) -> bool:
     if getattr(optimizer, "state", None) or any(isinstance(lr, Tensor) and not lr.is_cpu for lr in rates) or any(rates):
         return False
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    return _is_made_by_checkpoint() or all(g is not None and is_zeroed(getattr(g, "_local_tensor", g)) for g in gradients)
+    return _is_made_by_checkpoint() or all(
+        g is not None and is_zeroed(getattr(g, "_local_tensor", g)) for g in gradients
+    )
 
 
 def _is_made_by_checkpoint() -> bool:
@@ -439,8 +450,12 @@ def _is_made_by_checkpoint() -> bool:
     return False
 
 
-def _lr_values(lrs: Sequence[Any]) -> list[Any]:
-    return [taken(lr) if isinstance(lr, Tensor) else lr for lr in lrs]
+def _lr_values(lrs: Sequence[Any], scales: Sequence[Any] | None) -> list[Any]:
+    values = [taken(lr) if isinstance(lr, Tensor) else lr for lr in lrs]
+    if scales is None:
+        return values
+    own = [taken(scale) if isinstance(scale, Tensor) else scale for scale in scales]
+    return [product(lr, scale) for lr, scale in zip(values, own, strict=True)]
 
 
 def _plain(value: Any) -> float | None:

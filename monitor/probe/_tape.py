@@ -227,8 +227,8 @@ def _groups(
             ParamGroup(
                 i,
                 details.names[i] if has_details and details else None,
-                math.nan if lr is None else lr,
-                math.nan if (used := applied[i]) is None else used,
+                lr,
+                applied[i],
                 1.0 if factors is None else factors[i],
                 details.weight_decay[i] if has_details and details else None,
                 details.momentum[i] if has_details and details else None,
