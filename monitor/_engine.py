@@ -220,7 +220,7 @@ class Engine:
 
     def _on_tick(self, now: float) -> None:
         self._training.want_details()
-        self._training.commands.expire(now)
+        self._training.commands.expire()
         for event in self._detection.tick(now, is_excused=self._training.is_excused()):
             self._recorder.post(event)
 

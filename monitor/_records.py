@@ -26,7 +26,11 @@ DETECTOR_KINDS = (
     "stall",
     "slowdown",
     "outlier",
+    "nonfinite_metric",
 )
+EVENT_KINDS = (*DETECTOR_KINDS, "capture")
+"""The kinds of trouble that are counted and shown while they last: what the detectors find, and ``capture``, which says
+that the monitor itself cannot see something."""
 ACTIONS = ("reduce", "set", "restore", "undo", "pause", "resume", "stop", "checkpoint")
 SOURCES = ("api", "alertmanager", "policy", "code")
 OUTCOMES = ("applied", "rejected", "expired")
@@ -59,8 +63,9 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1;
-    ``gradient_norm_reason`` says why the norm of its gradients cannot be known."""
+    """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1. ``time`` is
+    that of the run's own clock: Unix time when the run began, monotonic from then on. ``gradient_norm_reason`` says why
+    the norm of its gradients cannot be known."""
 
     optimizer: str
     number: int
@@ -81,7 +86,7 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One value that the user logged: ``kind`` loss, val_loss, samples, tokens or metric; ``name`` the dataset or
-    metric."""
+    metric; ``time`` is as in :class:`Step`."""
 
     kind: Literal["loss", "val_loss", "samples", "tokens", "metric"]
     name: str
@@ -95,8 +100,7 @@ class Event:
     """Something that happened. An event that ends is published again under the same ``id`` with ``end_step`` and a
     new ``seq``.
 
-    ``kind`` is one of DETECTOR_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended),
-    ``internal``
+    ``kind`` is one of EVENT_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended), ``internal``
     (a failure of our own, contained). ``start_step`` is the onset, ``step`` where it was raised.
     """
 
@@ -205,12 +209,14 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class SystemReading:
-    """One round of the system sampler. ``collections`` says for ``gpu`` and ``host`` how the round went."""
+    """One round of the system sampler, made at ``time``; ``counter`` is the same moment on a monotonic clock.
+    ``collections`` says for ``gpu`` and ``host`` how the round went."""
 
     time: float
     host: HostReading | None = None
     gpus: tuple[GpuReading, ...] = ()
     collections: Mapping[str, Collection] = field(default_factory=dict)
+    counter: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +276,13 @@ class OptimizerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole state of a run at one moment. Published by one writer; readers share it freely."""
+    """The whole state of a run at one moment. Published by one writer; readers share it freely. ``elapsed_seconds`` is
+    the time since the run began, up to its end."""
 
     run: RunInfo
     state: State
     time: float
+    elapsed_seconds: float = 0.0
     end_time: float | None = None
     stall_timeout: float = 600.0
     target_steps: int | None = None

@@ -231,9 +231,17 @@ def progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
         parts.append(f"last {duration(now - run['last_step_time'])} ago")
     yield "step", ", ".join(parts)
     if run["end_time"] is None:
-        yield "time", f"{duration(now - run['run']['start_time'])} since the start"
+        yield "time", f"{duration(elapsed_seconds(run))} since the start"
     else:
-        yield "time", f"took {duration(run['end_time'] - run['run']['start_time'])}"
+        yield "time", f"took {duration(elapsed_seconds(run))}"
+
+
+def elapsed_seconds(run: Document) -> float:
+    """Return how long a run has gone on, by its own monotonic clock; what an earlier version has left on disk holds only
+    times of the wall clock."""
+    end = run["time"] if run["end_time"] is None else run["end_time"]
+    elapsed: float = run.get("elapsed_seconds", end - run["run"]["start_time"])
+    return elapsed
 
 
 def optimizer_rows(run: Document, optimizer: Document) -> Iterator[tuple[str, str]]:
@@ -241,6 +249,8 @@ def optimizer_rows(run: Document, optimizer: Document) -> Iterator[tuple[str, st
     if len(run["optimizers"]) > 1:
         yield "optimizer", f"{optimizer['key']} ({optimizer['class_name']}), step {count(optimizer['global_step'])}"
     loss = [number(optimizer["loss"]) + _of_rank(run["run"])]
+    if optimizer["loss"] is None and optimizer["steps"]:
+        loss[0] += " (not known for the last step)"
     if optimizer["loss_ema"] is not None:
         loss.append(f"smoothed {number(optimizer['loss_ema'])}")
     if optimizer["loss_best"] is not None:

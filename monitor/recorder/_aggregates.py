@@ -77,6 +77,7 @@ class OptimizerAggregate:
             self._skipped += 1
             return
         self.steps += 1
+        self.loss = step.loss
         if step.loss is not None:
             self._add_loss(step.loss, step.global_step)
         if step.gradient_norm is not None:
@@ -99,7 +100,6 @@ class OptimizerAggregate:
         self.best, self.best_step = state["best"], state["best_step"]
 
     def _add_loss(self, loss: float, step: int) -> None:
-        self.loss = loss
         if not math.isfinite(loss):
             self._nonfinite["loss"] += 1
             return
@@ -180,6 +180,7 @@ class PaceAggregate:
         self._hooks: deque[float] = deque(maxlen=window)
         self._histogram = Counts(STEP_SECONDS_BOUNDS)
         self._phases = dict.fromkeys(PHASES, 0.0)
+        self._hooks_since = 0.0  # of all optimizers, since the last step of the first one
         self.hook_seconds = 0.0
         self.last_time: float | None = None
 
@@ -189,10 +190,14 @@ class PaceAggregate:
         self.hook_seconds += step.hook_seconds
         for phase, seconds in step.phases.items():
             self._phases[phase] += max(0.0, seconds)
-        if is_first_optimizer and step.duration is not None and step.duration > 0:
+        self._hooks_since += step.hook_seconds
+        if not is_first_optimizer:
+            return
+        if step.duration is not None and step.duration > 0:
             self._durations.append(step.duration)
             self._histogram.observe(step.duration)
-        self._hooks.append(step.hook_seconds)
+            self._hooks.append(self._hooks_since)
+        self._hooks_since = 0.0
 
     @property
     def steps_per_second(self) -> float | None:

@@ -89,7 +89,7 @@ export class Strip {
       setAttribute(byId("progress-bar"), "value", share);
       parts.push(`${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`);
     }
-    const elapsed = (run.end_time ?? run.time) - run.run.start_time;
+    const elapsed = run.elapsed_seconds;
     if (isEnded(run)) parts.push(`took ${format.duration(elapsed)}`, `ended ${format.clock(run.end_time)}`);
     else {
       if (target && run.eta_seconds !== null) parts.push(`${format.duration(run.eta_seconds)} left`);
@@ -102,7 +102,10 @@ export class Strip {
     const { loss = null, loss_ema: smooth = null, loss_best: best = null, loss_best_step: bestStep = null, nonfinite = {} } = optimizer ?? {};
     const bad = (nonfinite.loss ?? 0) + (nonfinite.gradient ?? 0);
     const history = bad ? `${format.integer(bad)} non-finite so far` : "";
-    this.tiles.loss.show(loss, format.number(loss), [info.world_size > 1 ? `on rank ${info.rank} of ${info.world_size}` : "", `smoothed ${format.number(smooth)}`, history].filter(Boolean).join(", "), notFinite(loss) ? "critical" : null);
+    const unknown = loss === null && optimizer?.steps ? "not known for the last step" : "";
+    const share = info.world_size > 1 ? `on rank ${info.rank} of ${info.world_size}` : "";
+    const words = [unknown, share, `smoothed ${format.number(smooth)}`, history].filter(Boolean).join(", ");
+    this.tiles.loss.show(loss, format.number(loss), words, notFinite(loss) ? "critical" : null);
     this.tiles.best.show(best, format.number(best), bestStep === null ? "" : `smoothed, at step ${format.integer(bestStep)}`);
   }
 
