@@ -28,7 +28,7 @@ def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 def read(run: monitor.Run, path: str) -> str:
     request = urllib.request.Request(f"{run.url}{path}", headers={"Authorization": f"Bearer {run.token}"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return str(answer.read().decode())
 
 
@@ -161,7 +161,7 @@ def test_scrapes_during_training_change_no_weight(tmp_path: Path) -> None:
             time.sleep(0.01)
         stop.set()
         for scraper in scrapers:
-            scraper.join(10)
+            scraper.join(60)
         for client in slow:
             client.close()
     assert errors == []
@@ -228,7 +228,7 @@ def test_failing_sampler_is_marked_and_the_run_goes_on(tmp_path: Path, monkeypat
     model = make_model()
     optimizer = optimizer_of(model)
     with watch(optimizer, tmp_path, serve=True, port=0) as run:
-        assert done.wait(10)
+        assert done.wait(60)
         train_plainly(model, optimizer, make_batches())
         run.flush()
         while "host" not in run.snapshot().collections:
