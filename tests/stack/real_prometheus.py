@@ -113,7 +113,7 @@ class Prometheus:
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody has, nor is given who asks the system for any: those are above 32,767."""
+    """Return a port of 127.0.0.1 that nobody has, below those that the system gives to whoever asks for any."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)  # not of `random`, which has the same seed in each worker
         with socket.socket() as probe, contextlib.suppress(OSError):
