@@ -35,7 +35,8 @@ def attach(
     monitor.
 
     Args:
-        optimizer: a ``torch.optim.Optimizer``, or a mapping of names to several.
+        optimizer: a ``torch.optim.Optimizer``, a list of several, or a mapping of names to several. Where one holds
+            another that makes its steps (SAM, Lookahead, accelerate), that one is watched. The run keeps none alive.
         scheduler: its scheduler, several, a mapping, or None. Only checked against the optimizer: the LR is always
             read from the param groups at the moment of the update.
         detectors: what to look for; default: everything in docs/detection.md; ``()``: nothing;
@@ -104,28 +105,52 @@ def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 def _named(optimizer: Any) -> dict[str, Optimizer]:
     """Return name -> optimizer, wrappers taken off."""
     if isinstance(optimizer, Mapping):
-        if not optimizer:
-            raise ValueError("attach needs at least one optimizer, got an empty mapping")
         named = {str(key): _unwrapped(one) for key, one in optimizer.items()}
-        if len({id(o) for o in named.values()}) < len(named):
-            raise ValueError(f"the same optimizer stands under two names in {list(named)}; name it once")
-        return named
-    one = _unwrapped(optimizer)
-    return {type(one).__name__: one}
+    elif isinstance(optimizer, list | tuple):
+        several = [_unwrapped(one) for one in optimizer]
+        classes = [type(one).__name__ for one in several]
+        is_telling = len(set(classes)) == len(classes)
+        named = {classes[i] if is_telling else str(i): one for i, one in enumerate(several)}
+    else:
+        one = _unwrapped(optimizer)
+        named = {type(one).__name__: one}
+    if not named:
+        raise ValueError(f"attach needs at least one optimizer, got an empty {type(optimizer).__name__}")
+    if len({id(one) for one in named.values()}) < len(named):
+        raise ValueError(f"the same optimizer stands under two names in {list(named)}; name it once")
+    return named
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:
+    """Return the optimizer whose ``step`` makes the updates."""
     inner = optimizer
-    for _ in range(4):  # accelerate and others wrap the optimizer that makes the steps
-        below = getattr(inner, "optimizer", None)
-        if not isinstance(below, Optimizer):
+    for _ in range(4):  # accelerate wraps an optimizer; Lookahead and SAM have one of their own make the step
+        below = _below(inner)
+        if below is None:
             break
         inner = below
     if not isinstance(inner, Optimizer):
         raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer or a mapping of names to them, got {type(optimizer).__name__}"
+            "optimizer must be a torch.optim.Optimizer, a list of them or a mapping of names to them, "
+            f"got {type(optimizer).__name__}"
         )
     return inner
+
+
+def _below(outer: Any) -> Optimizer | None:
+    """Return the one optimizer that an object holds, if it is for all of the parameters that the object itself has."""
+    below = getattr(outer, "optimizer", None)
+    if isinstance(below, Optimizer):
+        return below
+    held = {id(one): one for one in getattr(outer, "__dict__", {}).values() if isinstance(one, Optimizer)}
+    if len(held) != 1 or id(outer) in held:
+        return None
+    (below,) = held.values()
+    return below if not isinstance(outer, Optimizer) or _ids_of(outer) <= _ids_of(below) else None
+
+
+def _ids_of(optimizer: Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _check_schedulers(scheduler: Any, optimizers: Mapping[str, Optimizer]) -> None:

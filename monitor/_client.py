@@ -13,6 +13,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 from monitor._known import KnownRun
 
 PREFIX = "/api/v1"
+_ANSWER_BYTES = 2**26
 ROUTES = {
     "set": ("PUT", "/lr"),
     "reduce": ("POST", "/lr/reduce"),
@@ -97,24 +99,22 @@ class Client:
         sent = {"Accept": "application/json", **(headers or {})}
         if self.token:
             sent["Authorization"] = f"Bearer {self.token}"
-        connection = self._connect()
         try:
-            connection.request(method, PREFIX + path, body=body, headers=sent)
-            response = connection.getresponse()
-            status, content = response.status, response.read()
+            with closing(self._connect()) as connection:
+                connection.request(method, PREFIX + path, body=body, headers=sent)
+                response = connection.getresponse()
+                status, content = response.status, response.read(_ANSWER_BYTES)
         except ssl.SSLCertVerificationError as error:
             raise ClientError(
                 f"{self.url} shows a certificate that is not trusted ({error.verify_message}); name its CA: --cafile"
             ) from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
             raise NoAnswerError(f"{self.url} does not answer ({_reason(error)})") from error
-        finally:
-            connection.close()
         return self._read(status, content)
 
     def _connect(self) -> http.client.HTTPConnection:
-        parts = urlsplit(self.url if "//" in self.url else f"//{self.url}", scheme="http")
         try:
+            parts = urlsplit(self.url if "//" in self.url else f"//{self.url}", scheme="http")
             host, port = parts.hostname, parts.port
         except ValueError as error:
             raise ClientError(f"{self.url!r} is no URL ({error}); give one such as http://127.0.0.1:9477") from error
@@ -133,7 +133,7 @@ class Client:
     def _read(self, status: int, content: bytes) -> dict[str, Any]:
         try:
             answer = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if status in (200, 202) and isinstance(answer, dict):
             return answer

@@ -28,6 +28,6 @@ def own_command(executable: str = sys.executable, path: str | None = None) -> st
 def _shortest(path: str) -> str:
     try:
         path = min(path, os.path.relpath(path), key=len)
-    except ValueError:  # on Windows: another drive
+    except (OSError, ValueError):  # the working directory is gone; on Windows: another drive
         pass
     return f'"{path}"' if " " in path else path

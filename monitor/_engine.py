@@ -20,6 +20,7 @@ from monitor._identity import default_name, identify
 from monitor._journal import Journal
 from monitor._log import Failures, warn_of
 from monitor._open_runs import leave
+from monitor._optimizers import WeakOptimizers
 from monitor._outlets import Outlets
 from monitor._records import Event, Sample, State, Step
 from monitor._reports import Reports
@@ -50,13 +51,14 @@ class Engine:
     ) -> None:
         self.settings = settings
         self.name = settings.name or default_name()
-        self.id = make_run_id(self.name, settings.directory)
+        self.id = make_run_id(self.name)
         self.token = settings.token or secrets.token_urlsafe(24)
-        self.optimizers = dict(optimizers)
+        self.optimizers = WeakOptimizers(optimizers)
         self._user_on_event = on_event
         self._pid = os.getpid()
         self._has_started = False
         self._is_closed = False
+        self._has_let_go = False
         self._lock = threading.Lock()
         self._journal = Journal(lambda: self.step)
         self._failures = Failures(self._journal.note_failure)
@@ -109,7 +111,7 @@ class Engine:
         it.
 
         Raises:
-            ValueError: for a ``directory`` that cannot be written or a certificate that cannot be used; nothing stays
+            ValueError: for a ``directory`` that can never be one or a certificate that cannot be used; nothing stays
                 behind then.
         """
         try:
@@ -118,6 +120,7 @@ class Engine:
             self._failures.contain("system", self._sampler.start)
             if self.settings.serve:
                 self._outlets.open_server()
+            self._outlets.tidy()
             self._training.open()
         except BaseException:
             self.close("failed")
@@ -154,6 +157,7 @@ class Engine:
             last.callback(contain, "folder", outlets.withdraw)  # last of all: what is gone is not scraped once more
             last.callback(contain, "server", outlets.stop)
             last.callback(contain, "server", outlets.wait)
+            last.callback(contain, "control", self._let_go)
             if self._has_started:
                 last.callback(contain, "log", lambda: outlets.say_goodbye(state))
             last.callback(contain, "folder", lambda: outlets.finish(state, end))
@@ -164,6 +168,13 @@ class Engine:
                 last.callback(contain, "probe", probe.close)
             self._training.release()
             contain("control", self._warn_of_factors)
+
+    def _let_go(self) -> None:
+        """Keep nothing that keeps the training in memory: what the user has given, and what commands have changed."""
+        self._has_let_go = True
+        self._user_on_event = None
+        self._policies.clear()
+        self._training.let_go()
 
     def _publish_end(self, state: State, end: float) -> None:
         self._recorder.set_state(state, end)
@@ -249,8 +260,15 @@ class Engine:
         return self._is_closed
 
     def lr_table(self) -> list[tuple[str, int, str | None, float, float, float]]:
-        """Return (optimizer, param group, name, scheduled, factor, applied) of every param group."""
-        return self._training.rates.table()
+        """Return (optimizer, param group, name, scheduled, factor, applied) of every param group; of a run that has
+        ended, as its last step used them."""
+        if not self._has_let_go:
+            return self._training.rates.table()
+        return [
+            (one.key, group.index, group.name, group.scheduled, group.factor, group.applied)
+            for one in self.reports.snapshot().optimizers
+            for group in one.groups
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on, as plain values."""

@@ -10,11 +10,13 @@
       <run_id>/last.json        its state a moment ago, kept while it goes on
       <run_id>/final.json       last state of the run, written when it ends
 
-Everything here may fail as disks do: with an OSError, which the caller contains.
+Everything here may fail as disks do, with an OSError, or hang: :mod:`monitor._outlets` calls it on a thread of its own
+and contains what it raises.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,9 +24,10 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,8 +43,8 @@ from monitor._known import (
     is_gone,
     list_runs,
     process_start,
+    read_json,
     read_run,
-    read_text,
     runs_directory,
 )
 
@@ -49,25 +52,19 @@ KEEP_RUNS = 200
 _TARGETS = "targets"
 FORGOTTEN_SECONDS = 86_400.0
 """How long after its end a run, as far as can be told, may still wait for its last scrape."""
+PRUNE_SECONDS = 1.0
 
 
-def make_run_id(
-    name: str,
-    directory: str | os.PathLike[str] | None = None,
-    draw: Callable[[], str] = lambda: secrets.token_hex(3),
-) -> str:
+def make_run_id(name: str) -> str:
     """Return ``<name>-<6 hex>``, fit for a file name, a label value and a URL; other characters become ``-``.
 
-    It is one that no run under ``directory`` (as by :func:`runs_directory`) has.
+    No folder is looked at: of 200 runs of one name, one in 80,000 draws has the digits of another. It gets no folder.
 
     >>> make_run_id("my run/1")  # doctest: +SKIP
     'my-run-1-3f9a0c'
     """
     stem = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:48] or "run"
-    root = runs_directory(directory)
-    while os.path.lexists(root / (run_id := f"{stem}-{draw()}")):
-        pass
-    return run_id
+    return f"{stem}-{secrets.token_hex(3)}"
 
 
 class RunFolder:
@@ -95,17 +92,17 @@ class RunFolder:
         script: str = "",
         token: str | None = None,
         read_token: str | None = None,
-        keep: int = KEEP_RUNS,
     ) -> RunFolder:
-        """Make the folder of a run that starts now in this process, and remove what old runs left behind.
+        """Make the folder of a run that starts now in this process: whole, or not at all.
 
-        ``directory`` is resolved as by :func:`runs_directory`; ``keep`` is how many run folders stay at most.
-        Raises OSError where it cannot be written, and FileExistsError where ``run_id`` is taken.
+        ``directory`` is resolved as by :func:`runs_directory`.
+
+        Raises:
+            ValueError: for a ``directory`` that can never be one, such as a regular file.
+            OSError: if the folder cannot be written. FileExistsError: if ``run_id`` is taken.
         """
-        root = runs_directory(directory)
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root = runs_directory(directory).absolute()  # the script may change its working directory
         path = root / run_id
-        path.mkdir(mode=0o700)
         pid = os.getpid()
         run = KnownRun(
             run_id=run_id,
@@ -118,12 +115,16 @@ class RunFolder:
             process_start=process_start(pid),
             path=path,
         )
-        for file_name, secret in ((TOKEN, token), (READ_TOKEN, read_token)):
-            if secret is not None:
-                _write_atomically(path / file_name, secret + "\n")
-        _write_atomically(path / RUN, _to_json(run))
-        with suppress(OSError):
-            prune(root, keep)
+        with ExitStack() as undo:
+            undo.callback(_remove_empty, [one for one in (root, *root.parents) if not os.path.lexists(one)])
+            _make_root(root, directory)
+            path.mkdir(mode=0o700)
+            undo.callback(_remove_run, path)
+            for file_name, secret in ((TOKEN, token), (READ_TOKEN, read_token)):
+                if secret is not None:
+                    _write_atomically(path / file_name, secret + "\n")
+            _write_atomically(path / RUN, _to_json(run))
+            undo.pop_all()
         return cls(run)
 
     @property
@@ -169,26 +170,74 @@ class RunFolder:
         return self.path.parent / _TARGETS / f"{self._run.run_id}.json"
 
 
-def prune(root: Path, keep: int = KEEP_RUNS, clock: Callable[[], float] = time.time) -> None:
+def prune(
+    root: Path,
+    keep: int = KEEP_RUNS,
+    clock: Callable[[], float] = time.time,
+    timer: Callable[[], float] = time.monotonic,
+) -> None:
     """Remove the oldest ended runs until ``keep`` folders are left, and the targets of runs that are gone.
 
     Only files of ours are removed: a folder with anything else in it stays, as does a run that may be alive. A run that
     has ended stays a target while its process is there: it may wait for its last scrape, and withdraws by itself.
+    Half of PRUNE_SECONDS goes into reading, the rest into removing; the next run to start does what is left. A run with
+    ``keep`` newer ones among those that were read is one too many, however many were not.
     """
-    folder = root / _TARGETS
-    for target in [] if folder.is_symlink() else list(folder.glob("*.json")):
+    start = timer()
+
+    def is_late(share: float) -> bool:
+        return timer() - start > share * PRUNE_SECONDS
+
+    for target in takewhile(lambda _: not is_late(0.5), _targets(root)):
         run = read_run(root / target.stem)
         if (run is None or not _may_be_served(run, clock())) and _is_target(target):
-            target.unlink(missing_ok=True)
-    if sum(1 for _ in root.iterdir()) <= keep:
+            with suppress(OSError):
+                target.unlink()
+    if len(os.listdir(root)) <= keep:
         return
-    runs = list_runs(root)
+    runs = list_runs(root, lambda: is_late(0.5))
     ended = [run for run in runs if not run.is_live]
-    for run in ended[: max(0, len(runs) - keep)]:
+    for run in takewhile(lambda _: not is_late(1.0), ended[: max(0, len(runs) - keep)]):
+        _remove_run(run.path)
+
+
+def _targets(root: Path) -> list[Path]:
+    folder = root / _TARGETS
+    return [] if folder.is_symlink() else list(folder.glob("*.json"))
+
+
+def _make_root(root: Path, directory: str | os.PathLike[str] | None) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, ValueError) as error:
+        if directory is None or not _is_mistake(root, error):
+            raise
+        raise ValueError(
+            f"directory={str(directory)!r} cannot be a directory ({error}); choose another one or leave it out "
+            "(MONITOR_DIR sets it too)"
+        ) from error
+
+
+def _is_mistake(root: Path, error: Exception) -> bool:
+    """Whether no state of the disk could make a directory of this path. A dangling link may come to lead somewhere."""
+    if isinstance(error, FileExistsError):
+        return root.exists()
+    return isinstance(error, ValueError | NotADirectoryError) or getattr(error, "errno", 0) == errno.ENAMETOOLONG
+
+
+def _remove_run(path: Path) -> None:
+    """Remove the files of a run, those too that a kill left half written, and the folder if it is empty then."""
+    with suppress(OSError):
         for name in (TOKEN, READ_TOKEN, LAST, FINAL, RUN):
-            (run.path / name).unlink(missing_ok=True)
-        with suppress(OSError):
-            run.path.rmdir()
+            for file in (*path.glob(f".{name}.*"), path / name):
+                file.unlink(missing_ok=True)
+        path.rmdir()
+
+
+def _remove_empty(directories: Iterable[Path]) -> None:
+    with suppress(OSError, ValueError):
+        for directory in directories:
+            directory.rmdir()
 
 
 def _may_be_served(run: KnownRun, now: float) -> bool:
@@ -213,10 +262,7 @@ def _is_target(path: Path) -> bool:
     """Whether a file is one that a run has written: of the form of :func:`_to_target`."""
     if path.is_symlink():
         return False
-    try:
-        found = json.loads(read_text(path) or "")
-    except ValueError:
-        return False
+    found = read_json(path)
     one = found[0] if isinstance(found, list) and len(found) == 1 else None
     labels = one.get("labels") if isinstance(one, dict) else None
     return isinstance(labels, dict) and {"run_name", "__metrics_path__"} <= set(labels)

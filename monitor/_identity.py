@@ -12,8 +12,14 @@ from pathlib import Path
 import torch
 from torch.optim import Optimizer
 
+from monitor._disk import answer_within
+from monitor._known import read_text
 from monitor._records import RunInfo
 from monitor._version import __version__
+
+_COMMIT_SECONDS = 0.3
+"""How long the search for the commit may take; folders above the script may be mounted over a network."""
+_PACKED_BYTES = 2**24
 
 
 def identify(run_id: str, name: str, start_time: float, optimizers: Iterable[Optimizer]) -> RunInfo:
@@ -29,7 +35,7 @@ def identify(run_id: str, name: str, start_time: float, optimizers: Iterable[Opt
         hostname=socket.gethostname(),
         world_size=world_size,
         rank=rank,
-        git_commit=git_commit(Path(script_path() or os.getcwd())),
+        git_commit=answer_within(_COMMIT_SECONDS, lambda: git_commit(Path(script_path() or os.getcwd())), ""),
         pid=os.getpid(),
     )
 
@@ -38,7 +44,10 @@ def script_path() -> str:
     """Return the path of the script that runs, or an empty string in a notebook or shell."""
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
-    return str(Path(path).absolute()) if path else ""
+    try:
+        return str(Path(path).absolute()) if path else ""
+    except OSError:  # the working directory is gone
+        return str(path)
 
 
 def default_name() -> str:
@@ -58,25 +67,15 @@ def world() -> tuple[int, int]:
 def git_commit(start: Path) -> str:
     """Return the commit of the work tree that holds ``start``, read from its files; empty if there is none."""
     for folder in (start, *start.parents):
-        head = folder / ".git" / "HEAD"
-        try:
-            text = head.read_text().strip()
-        except OSError:
-            continue
-        ref = text.removeprefix("ref: ")
-        return text if ref == text else _resolve(head.parent, ref)
+        git = folder / ".git"
+        if text := read_text(git / "HEAD"):
+            ref = text.removeprefix("ref: ")
+            return text if ref == text else read_text(git / ref) or _packed(git, ref)
     return ""
 
 
-def _resolve(git: Path, ref: str) -> str:
-    try:
-        return (git / ref).read_text().strip()
-    except OSError:
-        pass
-    try:
-        packed = (git / "packed-refs").read_text()
-    except OSError:
-        return ""
+def _packed(git: Path, ref: str) -> str:
+    packed = read_text(git / "packed-refs", _PACKED_BYTES) or ""
     found = re.search(rf"^([0-9a-f]{{40,64}}) {re.escape(ref)}$", packed, re.MULTILINE)
     return found.group(1) if found else ""
 

@@ -42,8 +42,8 @@ class Failures:
         """Failures so far, by room."""
         return dict(self._counts)
 
-    def note(self, room: str, error: BaseException, *, quiet: bool = False) -> None:
-        """Count a failure; the first of its kind is logged with its traceback. Never raises."""
+    def note(self, room: str, error: BaseException, *, line: str = "") -> None:
+        """Count a failure; the first of its kind is logged: as ``line``, else with its traceback. Never raises."""
         try:
             self._counts[room] = self._counts.get(room, 0) + 1
             kind = (room, type(error).__name__)
@@ -51,7 +51,9 @@ class Failures:
                 return
             self._seen.add(kind)
             message = f"{room}: {type(error).__name__}: {error}"
-            if not quiet:
+            if line:
+                _LOG.warning("%s", line)
+            else:
                 _LOG.warning("contained a failure in %s; training goes on", message, exc_info=error)
             self._on_new(room, message)
         except Exception:  # noqa: BLE001 - the last line of defence

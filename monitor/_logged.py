@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from monitor.probe import SampleEntry, StepProbe, Tape, Value, current_ledger, take
+from monitor.probe import SampleEntry, StepProbe, Tape, Value, take
 
 
 class LoggedValues:
@@ -30,7 +30,7 @@ class LoggedValues:
         metrics: Mapping[str, Any],
     ) -> None:
         """Note everything that is not None."""
-        number = max(p.number for p in probes)
+        latest = max(probes, key=lambda p: p.number)
         if loss is not None:
             self._contained("loss", loss, lambda v: self._note_loss(probes, v))
         named = val_loss if isinstance(val_loss, Mapping) else {"validation": val_loss}
@@ -42,18 +42,20 @@ class LoggedValues:
         ):
             for name, value in values.items():
                 if value is not None:
-                    self._contained(name, value, partial(self._append, kind, str(name), number))
+                    self._contained(name, value, partial(self._append, kind, str(name), latest))
 
     def _note_loss(self, probes: Sequence[StepProbe], value: Value) -> None:
-        ledger = current_ledger()
-        if ledger.is_open or not any(p.number for p in probes):
-            ledger.note_logged(value)
+        pending = [p for p in probes if p.attribution.is_pending]
+        if pending or not any(p.number for p in probes):
+            for probe in pending or probes:
+                probe.attribution.log(value)
             return
         last = max(probes, key=lambda p: p.last_end)
-        self._append("loss", last.key, last.number, value)
+        self._append("loss", last.key, last, value)
 
-    def _append(self, kind: str, name: str, number: int, value: Value) -> None:
-        self._tape.append(SampleEntry(self._tape.next_sequence(), kind, name, value, number, perf_counter()))
+    def _append(self, kind: str, name: str, probe: StepProbe, value: Value) -> None:
+        sequence, now = self._tape.next_sequence(), perf_counter()
+        self._tape.append(SampleEntry(sequence, kind, name, value, probe.number, now, probe.key))
 
     def _contained(self, name: str, value: Any, note: Callable[[Value], None]) -> None:
         try:

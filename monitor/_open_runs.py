@@ -7,6 +7,7 @@ import atexit
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from monitor._errors import AlreadyAttachedError
@@ -15,7 +16,7 @@ from monitor._errors import AlreadyAttachedError
 class OpenRun(Protocol):
     """What is asked of a run here."""
 
-    optimizers: dict[str, Any]
+    optimizers: Mapping[str, Any]
 
     def is_trained_by(self, thread: int | None) -> bool:
         """Tell whether this thread makes the run's steps."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import shlex
+import sys
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from monitor._access import Access, Linger
 from monitor._command import own_command
-from monitor._folder import RunFolder
+from monitor._disk import PATIENCE_SECONDS, DiskThread
+from monitor._folder import RunFolder, prune
 from monitor._identity import script_path
-from monitor._keeper import Keeper
+from monitor._known import NoHomeError
 from monitor._log import Failures
 from monitor._records import State
 from monitor.server import HttpServer, Security, create_app, run_document
@@ -22,14 +26,19 @@ _LOG = logging.getLogger("monitor")
 
 
 class Outlets:
-    """Open and close the folder and the server of a run, in the order that :class:`monitor._engine.Engine` gives."""
+    """Open and close the folder and the server of a run, in the order that :class:`monitor._engine.Engine` gives.
+
+    The folder is touched on a thread of its own alone; its jobs follow each other in the order of the calls here.
+    """
 
     def __init__(self, engine: Engine, failures: Failures) -> None:
         self._engine = engine
         self._settings = engine.settings
         self._failures = failures
         self._folder: RunFolder | None = None
-        self._keeper = Keeper(self._keep, failures.note)
+        self._mistake: ValueError | None = None
+        self._disk = DiskThread(self._save, self._note_disk)
+        self._wait_deadline = 0.0
         self._server: HttpServer | None = None
         self.linger = Linger()
 
@@ -39,11 +48,19 @@ class Outlets:
         return None if self._server is None else self._server.url
 
     def open_folder(self) -> None:
-        """Make the run's folder.
+        """Have the run's folder made, and wait for it as long as a healthy disk may take.
 
         Raises:
-            ValueError: for a ``directory`` that was asked for and cannot be written.
+            ValueError: for a ``directory`` that can never be one.
         """
+        self._failures.contain("folder", self._disk.start)
+        self._disk.post(self._make_folder)
+        self._wait_deadline = time.monotonic() + PATIENCE_SECONDS
+        self._wait_for_disk()
+        if self._mistake is not None:
+            raise self._mistake
+
+    def _make_folder(self) -> None:
         s, engine = self._settings, self._engine
         try:
             self._folder = RunFolder.create(
@@ -55,18 +72,45 @@ class Outlets:
                 token=engine.token,
                 read_token=s.read_token,
             )
+        except ValueError as error:
+            self._mistake = error
         except OSError as error:
-            if s.directory is not None:
-                raise ValueError(
-                    f"directory={str(s.directory)!r} cannot be written ({error}); give one that can, or leave it out"
-                ) from error
-            self._failures.note("folder", error)
-            return
-        self._failures.contain("folder", self._keeper.start)
+            is_homeless = isinstance(error, NoHomeError)
+            where = "" if is_homeless else f" in {self._where}"
+            cure = "" if is_homeless else "; set MONITOR_DIR to a directory that can be written"
+            line = (
+                f"training goes on without a run folder{where}, and `monitor runs` and `monitor status` do not find "
+                f"this run: {error}{cure}"
+            )
+            self._failures.note("folder", error, line=line)
 
-    def _keep(self) -> None:
+    @property
+    def _where(self) -> str:
+        return str(self._settings.directory or "your data folder")
+
+    def _wait_for_disk(self) -> None:
+        if not self._disk.flush(max(0.0, self._wait_deadline - time.monotonic())):
+            self._note_disk(TimeoutError(f"the disk has not answered for {PATIENCE_SECONDS:g} s"))
+
+    def _note_disk(self, error: Exception) -> None:
+        line = (
+            f"the run folders in {self._where} cannot be used ({error}); training is not affected, but "
+            "`monitor runs` and `monitor status` may show an old state of this run or none; free that disk, or set "
+            "MONITOR_DIR to another"
+        )
+        self._failures.note("folder", error, line=line if isinstance(error, OSError) else "")
+
+    def _post(self, act: Callable[[RunFolder], object]) -> None:
+        """Have something done to the folder, if there is one when its turn comes."""
+        self._disk.post(lambda: None if self._folder is None else act(self._folder))
+
+    def _save(self) -> None:
         if self._folder is not None:
             self._folder.keep(run_document(self._engine.reports.snapshot()))
+
+    def tidy(self) -> None:
+        """Have removed what old runs left behind."""
+        self._post(lambda folder: prune(folder.path.parent))
 
     def open_server(self) -> None:
         """Serve the run, write the address into its folder and into the log.
@@ -79,9 +123,9 @@ class Outlets:
             return
         self._server = server
         self._failures.contain("server", server.start)
-        folder = self._folder
-        if folder is not None:
-            self._failures.contain("folder", lambda: folder.update(state="running", url=server.url))
+        self._post(lambda folder: folder.update(state="running", url=server.url))
+        if self._folder is not None:
+            self._wait_for_disk()
         _LOG.info("live page: %s/?token=%s", server.url, self._engine.token)
 
     def _bind(self) -> HttpServer | None:
@@ -102,15 +146,13 @@ class Outlets:
                 on_error=lambda e: self._failures.note("server", e),
             )
         except OSError as error:
-            self._failures.note("server", error, quiet=True)
-            _LOG.warning("%s; the run goes on without a page and metrics", error)
+            self._failures.note("server", error, line=f"{error}; the run goes on without a page and metrics")
             return None
 
     def finish(self, state: State, end: float) -> None:
-        """Write the last state into the folder."""
-        self._keeper.stop()
-        if self._folder is not None:
-            self._folder.finish(state, end_time=end, final=run_document(self._engine.reports.snapshot()))
+        """Have the last state written into the folder."""
+        final = run_document(self._engine.reports.snapshot())
+        self._post(lambda folder: folder.finish(state, end_time=end, final=final))
 
     def say_goodbye(self, state: State) -> None:
         """Log how the run ended, and how to look back at it."""
@@ -130,6 +172,6 @@ class Outlets:
             self._server.stop()
 
     def withdraw(self) -> None:
-        """Take the run off the list of scrape targets."""
-        if self._folder is not None:
-            self._folder.withdraw()
+        """Have the run taken off the list of scrape targets, and wait for the disk, but not before a traceback."""
+        self._post(lambda folder: folder.withdraw())
+        self._disk.stop(is_raising=sys.exc_info()[0] is not None)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
 from monitor._client import ChoiceError, Client, ClientError, choose, token_of
-from monitor._known import KnownRun, list_runs
+from monitor._known import KnownRun, NoHomeError, list_runs
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -40,15 +41,20 @@ class Access:
 
     def find(self, wanted: str | None, *, live_only: bool = True) -> tuple[KnownRun | None, Client | None]:
         """Return the run's folder, if it is a known one, and the client to it, if it is served."""
-        runs = list_runs(self.directory)
         if self.url:
             if wanted:
                 raise click.UsageError(f"give RUN or --url, not both; got {wanted!r} and {self.url!r}")
-            address = self.url.rstrip("/")
-            run = next((run for run in runs if run.is_live and (run.url or "").rstrip("/") == address), None)
+            run = self._run_at(self.url.rstrip("/"))
             return run, self.client(self.url, run)
-        run = choose(runs, wanted, live_only=live_only)
+        run = choose(list_runs(self.directory), wanted, live_only=live_only)
         return run, self.client(run.url, run) if run.is_live and run.url else None
+
+    def _run_at(self, address: str) -> KnownRun | None:
+        with suppress(NoHomeError):  # an address needs no folder
+            for run in list_runs(self.directory):
+                if run.is_live and (run.url or "").rstrip("/") == address:
+                    return run
+        return None
 
     def live(self, wanted: str | None) -> tuple[Client, str]:
         """Return the client to a run that goes on, and what to call the run."""

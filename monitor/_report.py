@@ -19,7 +19,7 @@ def number(value: Any, digits: int = 4) -> str:
     if value is None:
         return UNKNOWN
     if isinstance(value, str):
-        return value
+        return value[:16]  # "NaN", "Infinity"; from a file, anything
     if math.isfinite(value) and 10**digits <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
@@ -131,6 +131,21 @@ def status(run: Document, url: str | None, now: float) -> list[str]:
     lines += [f"  {line}" for line in table(rows)]
     lines += [f"  {line}" for line in lr_table(groups_of(run))]
     return lines
+
+
+def is_whole(run: Document) -> bool:
+    """Tell whether a document, which may come from anywhere, has all that is shown of a run.
+
+    >>> is_whole({"state": "finished"})
+    False
+    """
+    known = dict.fromkeys(("run_id", "name", "pid", "hostname", "url", "start_time", "end_time"), UNKNOWN)
+    try:
+        runs_table([summary(run, {**known, "state": run["state"]})], 0.0)
+        status(run, None, 0.0)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return False
+    return True
 
 
 def groups_of(run: Document) -> list[dict[str, Any]]:

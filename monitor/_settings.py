@@ -205,7 +205,7 @@ def _flag(name: str, value: Any) -> None:
 def _text(name: str, value: Any) -> None:
     if value is None:
         return
-    if not isinstance(value, str | os.PathLike):
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise TypeError(f"{name} must be a string, got {value!r}")
     if not str(value).strip():
         raise ValueError(f"{name} must not be empty; leave it out for the default")

@@ -90,14 +90,24 @@ class TrainingSide:
         self._failures.contain("control", self.boundary.wake)
         self._failures.contain("control", self.commands.close)
 
+    def let_go(self) -> None:
+        """Keep no param group and no function of the user's."""
+        self.rates.let_go()
+        self.boundary.let_go()
+
     @property
     def step(self) -> int:
         """Steps that the first optimizer has made, earlier sessions included."""
-        return self.probes[0].number + self.tape.base_step
+        return self._made + self.tape.base_step
 
     @step.setter
     def step(self, step: int) -> None:
-        self.tape.base_step = step - self.probes[0].number
+        self.tape.base_step = step - self._made
+
+    @property
+    def _made(self) -> int:
+        first = self.probes[0]
+        return first.number - self.tape.num_skipped(first.key)
 
     def log(self, **values: Any) -> None:
         """Note what the user logs."""

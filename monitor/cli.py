@@ -17,7 +17,7 @@ import click
 
 from monitor import _report
 from monitor._client import Client, ClientError
-from monitor._known import KnownRun, list_runs
+from monitor._known import KnownRun, NoHomeError, list_runs
 from monitor._reach import Access, reaching
 from monitor._version import __version__
 
@@ -35,6 +35,12 @@ class _Lazy(click.Group):
         "replay": "monitor.cli_replay:replay",
         "top": "monitor.cli_top:top",
     }
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NoHomeError as error:
+            raise click.ClickException(str(error)) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self.elsewhere])
@@ -74,10 +80,14 @@ def runs(access: Access, limit: int, as_json: bool) -> None:
 def _summarise(access: Access, run: KnownRun) -> dict[str, Any]:
     known = asdict(run)
     if not run.is_live or not run.url:
-        return _report.summary(run.read_final(), {**known, "url": run.url if run.is_live else None})
+        final = run.read_final()
+        whole = final if final and _report.is_whole(final) else None
+        return _report.summary(whole, {**known, "url": run.url if run.is_live else None})
     try:
         live = access.client(run.url, run, _QUICK_SECONDS).get("/run")
     except ClientError:
+        live = {}
+    if not _report.is_whole(live):
         return _report.summary(None, {**known, "state": f"{run.state}, no answer"})
     return _report.summary(live, {**known, "state": live["state"]})
 
@@ -95,6 +105,8 @@ def status(access: Access, run: str | None, as_json: bool) -> None:
     document.pop("page", None)  # the live page's own business
     if as_json:
         _print_json(document)
+    elif not _report.is_whole(document):
+        raise ClientError("the state that was found is not one of a run, or lacks parts; --json prints what there is")
     else:
         _print(_report.status(document, client.url if client else None, time.time()))
 
@@ -234,7 +246,8 @@ def _ramp(record: Mapping[str, Any]) -> list[str]:
 
 
 def _print(lines: list[str], err: bool = False) -> None:
-    click.echo("\n".join(lines), err=err)
+    text = "\n".join(lines)
+    click.echo(text.encode(errors="replace").decode(), err=err)  # JSON can hold half a character; no terminal can
 
 
 def _print_json(value: Any) -> None:

@@ -43,8 +43,8 @@ def export(directory: Path, runbook: str | None, overwrite: bool, is_local: bool
 
     if runs and not is_local:
         raise click.UsageError(f"--dir {runs} says where --local servers find the runs; add --local")
+    local_runs = _stack.runs_directory(runs) if is_local else None
     try:
-        local_runs = _stack.runs_directory(runs) if is_local else None
         runbook = runbook or _stack.RUNBOOK
         done = _stack.export(directory, runbook=runbook, overwrite=overwrite, local_runs=local_runs)
     except OSError as error:

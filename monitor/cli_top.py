@@ -66,6 +66,8 @@ def top(access: Access, run: str | None) -> None:
             final = follow(Feed(client), draw, keys.wait, lambda: last_state(known, access.directory))
         except KeyboardInterrupt:
             final = None
+    if final is not None and not _report.is_whole(final):
+        raise ClientError("the run has ended; `monitor status --json` prints what there is of its last state")
     if final is not None:
         click.echo("\n".join(_report.status(final, None, time.time())))
 

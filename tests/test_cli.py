@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -593,3 +594,64 @@ class TestByDegrees:
     def test_what_is_no_change_by_degrees_says_nothing(self, given: dict[str, Any]) -> None:
         """A command that waits, that came to nothing or that took effect at once has no such line."""
         assert _ramp({"status": "applied", "over_steps": 3, "step": 5, "changes": [], **given}) == []
+
+
+class TestForeignFolders:
+    """Whatever lies among the runs, the commands answer."""
+
+    def test_without_a_home_one_line_names_the_cure(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Commands that look for runs end with status 1; an address needs no folder."""
+        for name in ("HOME", "XDG_DATA_HOME", "MONITOR_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", no_entry)
+        for words in (("runs",), ("status",), ("lr",), ("pause",), ("dashboards", "export", "--local", "unused")):
+            result = call(*words)
+            assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.stderr
+            assert result.stderr.endswith("; set HOME, XDG_DATA_HOME or MONITOR_DIR\n")
+
+    def test_an_address_needs_no_home(self, server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A run that is named by its address is reached by a user without home directory."""
+        for name in ("HOME", "XDG_DATA_HOME", "MONITOR_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", no_entry)
+        assert call_json("status", "--url", server.url, "--token", TOKEN)["state"] == "running"
+
+    @pytest.mark.parametrize(
+        "final",
+        [
+            {},
+            {"state": "finished"},
+            {"state": "finished", "optimizers": [], "target_steps": None, "last_step_time": "x"},
+            {"state": "finished", "optimizers": 3, "target_steps": None, "last_step_time": 1.0},
+        ],
+        ids=["empty", "short", "words", "numbers"],
+    )
+    def test_a_last_state_that_is_none_hides_no_other_run(self, final: dict[str, Any], folder: RunFolder) -> None:
+        """A final.json of something else is a row without figures in `runs`, and a refusal of `status`."""
+        make_folder("odd-000001").finish("finished", end_time=2.0, final=final)
+        rows = {row["name"]: row for row in call_json("runs")}
+        assert (rows["odd"]["state"], rows["odd"]["step"], rows["fake"]["step"]) == ("finished", None, 300)
+        assert len(call("runs").stdout.splitlines()) == 3
+        assert call("status", "odd").exit_code == 1
+        assert "Traceback" not in call("status", "odd").stderr
+
+    @pytest.mark.parametrize("url", ["http://[", "http://a b/", f"http://{'é' * 99}/", "http://127.0.0.1:99999", "x"])
+    def test_an_address_that_is_none_hides_no_other_run(self, url: str, folder: RunFolder) -> None:
+        """A run.json with an address that nothing can be at is a run that does not answer."""
+        make_folder("odd-000001")
+        (known,) = (run for run in list_runs() if run.name == "odd")
+        content = json.loads((known.path / "run.json").read_text())
+        (known.path / "run.json").write_text(json.dumps({**content, "url": url}))
+        states = {row["name"]: row["state"] for row in call_json("runs")}
+        assert states == {"odd": "running, no answer", "fake": "running"}
+
+    def test_half_a_character_is_printed(self, folder: RunFolder) -> None:
+        """A name in a last state that JSON can hold and a terminal cannot is printed with a question mark."""
+        document = {**call_json("status"), "metrics": {"a\ud800": 1.0}, "state": "finished"}
+        folder.finish("finished", end_time=2.0)
+        (folder.path / "final.json").write_text(json.dumps(document))
+        assert "a?  " in call("status").stdout
+
+
+def no_entry(_: object) -> Any:
+    raise KeyError("uid not found")

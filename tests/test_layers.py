@@ -28,7 +28,7 @@ FRONT = {
     "_training",
     "_reports",
     "_outlets",
-    "_keeper",
+    "_disk",
     "_journal",
     "_attach",
     "_detection",

@@ -69,6 +69,10 @@ class Boundary:
         if record.action == "checkpoint" and self._on_checkpoint is None:
             raise CommandRefusedError("this run has no checkpoint function; attach(on_checkpoint=...) gives it one")
 
+    def let_go(self) -> None:
+        """Keep no function of the user's."""
+        self._on_checkpoint = None
+
     def wake(self) -> None:
         """Have a paused training thread look at once."""
         self._came.set()

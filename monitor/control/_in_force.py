@@ -19,7 +19,8 @@ def in_force(
     A change shows from the moment it is made, not once a step that used it was digested. The scheduled LR stays that of
     the last digested step: reading a tensor's would wait for its device. ``min_lr`` is the floor of a reduced group.
     """
-    return tuple(_with_factors(one, optimizers[one.key], min_lr) for one in shown)
+    there = dict(optimizers.items())
+    return tuple(_with_factors(one, there[one.key], min_lr) if one.key in there else one for one in shown)
 
 
 def _with_factors(one: OptimizerSnapshot, optimizer: Optimizer, min_lr: float) -> OptimizerSnapshot:

@@ -66,7 +66,7 @@ class LearningRates:
         min_lr: float = 0.0,
         allow_increase: bool = False,
     ) -> None:
-        self._optimizers = dict(optimizers)
+        self._optimizers = optimizers
         self._doors = dict(doors)
         self._min_lr = min_lr
         self._allow_increase = allow_increase
@@ -81,6 +81,11 @@ class LearningRates:
             applied = applied_lr(scheduled, factor, self._min_lr)
             table.append((row.optimizer, row.param_group, _name_of(row.group), scheduled, factor, applied))
         return table
+
+    def let_go(self) -> None:
+        """Keep no param group: there is nothing left to undo, and no optimizer to change."""
+        self._undo = []
+        self._optimizers = {}
 
     def reduced(self) -> list[tuple[str, int, float]]:
         """Return the groups whose factor is not 1."""

@@ -81,6 +81,10 @@ class Policies:
         for reaction in self._reactions:
             self._contain(partial(reaction.on_step, step))
 
+    def clear(self) -> None:
+        """Let go of the policies: the run has ended."""
+        self._reactions.clear()
+
     def _ask(self, name: str, ask: Ask) -> bool:
         reason = ask.reason if len(ask.reason) <= MAX_REASON else f"{ask.reason[: MAX_REASON - 3]}..."
         words = ask._asdict() | {"reason": reason}

@@ -17,7 +17,7 @@ from monitor.probe._compilation import untraced
 from monitor.probe._ledger import current
 from monitor.probe._notes import Kind
 from monitor.probe._values import Value, has_no_accelerator, take
-from monitor.probe._watched import PROBES, SOLE, report
+from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, report
 
 if TYPE_CHECKING:
     from monitor.probe._norms import NormMeter
@@ -61,6 +61,7 @@ def watch_clip_with_norm(original: Any) -> Any:
     def _clip_grads_with_norm_(
         parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, **more: Any
     ) -> None:
+        witness = None
         if not inside or ident() not in inside:
             params = parameters
             if type(params) is not list:
@@ -78,6 +79,7 @@ def watch_clip_with_norm(original: Any) -> Any:
                 ):
                     measure = (total_norm.item(),)
                     meter.clips.append(("norm", float(max_norm), measure, measure, None, start, clock()))
+                    witness = ATTRIBUTIONS[0].sole
                 else:
                     _note_shared_clip(params, max_norm, total_norm)
                     current().note(Kind.OURS, start, clock())
@@ -87,8 +89,22 @@ def watch_clip_with_norm(original: Any) -> Any:
             original(parameters, max_norm, total_norm, foreach, **more)
         else:
             original(parameters, max_norm, total_norm, foreach)
+        if witness is None:
+            note_clipped()
+        else:
+            witness.version += 1  # every gradient has been multiplied in place, once
 
     return _clip_grads_with_norm_
+
+
+@untraced
+def note_clipped() -> None:
+    """Have the gradients that a clip has just changed known for the same ones."""
+    try:
+        for attribution in ATTRIBUTIONS:
+            attribution.refresh()
+    except Exception as error:  # noqa: BLE001
+        report(error)
 
 
 def watch_clip_value(original: Any) -> Any:
@@ -98,6 +114,7 @@ def watch_clip_value(original: Any) -> Any:
         params, parameters = _as_list(parameters)
         _note_value_clip(params, clip_value)
         original(parameters, clip_value, *args, **kwargs)
+        note_clipped()
 
     return clip_grad_value_
 

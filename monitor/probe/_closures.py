@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from monitor.probe._attribution import LossAttribution, Pass
 from monitor.probe._gradients import RawClip
-from monitor.probe._ledger import Ledger
 from monitor.probe._norms import NormMeter
 from monitor.probe._values import Value
 
 
 class FirstEvaluation:
-    """Measure the first evaluation of a closure within a step: its loss, gradient norm and clips."""
+    """Measure what is in the gradients after the first evaluation of a closure within a step: losses, norm and clips.
 
-    def __init__(self, key: int, ledger: Ledger, norms: NormMeter, on_error: Callable[[str, Exception], None]) -> None:
-        self.losses: Sequence[Value | None] = ()
+    Micro-batches that were back-propagated before the step are in them too, unless the closure has cleared them.
+    """
+
+    def __init__(
+        self, attribution: LossAttribution, norms: NormMeter, on_error: Callable[[str, Exception], None]
+    ) -> None:
+        self.losses: Sequence[Pass] = ()
         self.norms: Sequence[Value] = ()
         self.clips: list[RawClip] = []
-        self._key, self._ledger, self._meter, self._on_error = key, ledger, norms, on_error
+        self._attribution, self._meter, self._on_error = attribution, norms, on_error
         self._is_pending = True
-        ledger.clear_losses()
 
     def wrap(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments of ``step`` with the closure wrapped; None if there is none."""
@@ -29,7 +33,6 @@ class FirstEvaluation:
         def measured(*a: Any, **k: Any) -> Any:
             result = closure(*a, **k)
             if self._is_pending:
-                self._is_pending = False
                 self._measure()
             return result
 
@@ -38,16 +41,19 @@ class FirstEvaluation:
         return args, {**kwargs, "closure": measured}
 
     def _measure(self) -> None:
+        self._is_pending = False
         try:
-            self.losses = self._ledger.take_losses(self._key)
+            self.losses = self._attribution.take()
             self.norms = self._meter.take()
             self.clips, self._meter.clips = self._meter.clips, []
         except Exception as error:  # noqa: BLE001
             self._on_error("probe", error)
 
     def leave(self) -> None:
-        """Drop what the later evaluations have noted."""
-        self._ledger.clear_losses()
+        """Drop what the later evaluations have noted. Measure now if the step has not called its closure."""
+        if self._is_pending:
+            self._measure()
+        self._attribution.drop()
         self._meter.clips = []
 
 

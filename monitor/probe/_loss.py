@@ -1,26 +1,30 @@
-"""What is back-propagated, as ``torch.autograd.backward`` sees it, and what ``zero_grad`` throws away.
+"""What is back-propagated, as ``torch.autograd.backward`` sees it, and gradients that are zeroed in place.
 
 ``backward`` runs at every micro-batch with cold caches: it is one function without detours in the usual case.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import get_ident
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from monitor.probe._attribution import LossAttribution, Pass, next_number
 from monitor.probe._compilation import untraced
 from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, open_ledger
 from monitor.probe._notes import Kind
 from monitor.probe._values import Value, has_no_accelerator, take
-from monitor.probe._watched import PROBES, SOLE, report
+from monitor.probe._watched import ATTRIBUTIONS, report
 
 
 def watch_backward(original: Any) -> Any:
-    """Note every scalar that is back-propagated without an explicit gradient, and the time it took."""
+    """Note every backward pass: its loss, what it did to the gradients, and the time it took."""
     clock, ledgers, ident, is_host_only = perf_counter, LEDGERS, get_ident, has_no_accelerator()
+    attributions, number, kind = ATTRIBUTIONS, next_number, Kind.BACKWARD
 
     def backward(
         tensors: Any,
@@ -31,11 +35,12 @@ def watch_backward(original: Any) -> Any:
         inputs: Any = None,
         **more: Any,
     ) -> None:
-        ledger = notes = note = None
+        ledger = notes = one = sole = None
+        roots = tensors
         try:
             start = clock()
             account = ledgers.get(ident()) or open_ledger()
-            if not account.is_inside:
+            if account.underway is None:
                 notes = account.notes
                 if (
                     grad_tensors is None
@@ -43,23 +48,26 @@ def watch_backward(original: Any) -> Any:
                     and (is_host_only or tensors.is_cpu)
                     and account.scaler is None
                     and grad_variables is None
-                    and len(notes) < MAX_NOTES
                 ):
                     try:
-                        what = tensors.item()
+                        value = tensors.item()
                     except Exception:  # noqa: BLE001
-                        what = back_propagated(account, tensors, None)
-                    begin = clock()
-                    note = (account.mark, start, begin, what)
-                    notes.append(note)
-                    account.mark = begin
-                    account.last_backward = start
-                    account.is_open = True
+                        value = back_propagated(account, tensors, None)
                 else:
-                    what = back_propagated(account, tensors, grad_variables if grad_tensors is None else grad_tensors)
-                    note = account.note_loss(what, start, clock())
+                    value = back_propagated(account, tensors, grad_variables if grad_tensors is None else grad_tensors)
+                one = number(), value
+                if len(attributions) == 1 and len(ledgers) == 1 and len(notes) < MAX_NOTES:
+                    sole = attributions[0].sole
+                if sole is None:
+                    begin_pass(account, roots)
                     notes = account.notes
-                account.is_inside = True
+                elif sole.passes:  # a micro-batch, unless what is in the gradients has been thrown away
+                    attributions[0].begin()
+                begin = clock()
+                notes.append((account.mark, start, begin, kind))
+                account.mark = begin
+                account.last_backward = start
+                account.underway = one
                 ledger = account
         except Exception as error:  # noqa: BLE001
             report(error)
@@ -69,16 +77,25 @@ def watch_backward(original: Any) -> Any:
             else:  # as Tensor.backward calls it: without a dictionary to make and to unpack
                 original(tensors, grad_tensors, retain_graph, create_graph, inputs=inputs)
         except BaseException:
-            if notes and note and note in notes:
-                notes[notes.index(note)] = (*note[:3], Kind.BACKWARD)
+            roots = None
             raise
         finally:
             if ledger is not None:
-                ledger.is_inside = False
+                ledger.underway = None
                 try:
                     if ledger.notes is not notes:  # a step was made meanwhile
-                        ledger.note(Kind.BACKWARD, ledger.mark, ledger.mark)
+                        ledger.note(kind, ledger.mark, ledger.mark)
                     ledger.mark = clock()
+                    gradient = None if sole is None or roots is None else sole.ref().grad  # type: ignore[union-attr]
+                    if gradient is None:
+                        end_pass(ledger, one, roots)  # type: ignore[arg-type]
+                    else:
+                        grad_id, version = id(gradient), gradient._version
+                        if grad_id != sole.grad_id or version != sole.version:  # type: ignore[union-attr]
+                            sole.passes.append(one)  # type: ignore[union-attr, arg-type]
+                            sole.grad_id, sole.version = grad_id, version  # type: ignore[union-attr]
+                        else:
+                            end_pass(ledger, one, roots)  # type: ignore[arg-type]
                 except Exception as error:  # noqa: BLE001
                     report(error)
 
@@ -86,53 +103,134 @@ def watch_backward(original: Any) -> Any:
 
 
 @untraced
-def back_propagated(ledger: Ledger, tensors: Any, grad_tensors: Any) -> Any:
-    """Return, for a note, the scalars that are back-propagated without an explicit gradient."""
-    if isinstance(tensors, Tensor):
-        tensors = (tensors,)
-    elif not isinstance(tensors, tuple | list):
-        return Kind.BACKWARD
-    gradients = (grad_tensors,) if isinstance(grad_tensors, Tensor) else grad_tensors or (None,) * len(tensors)
-    return tuple(
-        loss_value(ledger, tensor)
-        for tensor, gradient in zip(tensors, gradients, strict=False)
-        # One of several elements without a gradient is the caller's mistake, which torch is about to name.
-        if gradient is None and isinstance(tensor, Tensor) and tensor.numel() == 1
-    )
+def begin_pass(ledger: Ledger, roots: Any) -> None:
+    """Look at the gradients of every optimizer before a backward pass."""
+    if len(ledger.notes) >= MAX_NOTES:  # nobody steps: what is kept must not grow without end
+        ledger.notes = []
+        for attribution in ATTRIBUTIONS:
+            attribution.forget()
+    for attribution in _concerned(ledger, roots):
+        sole = attribution.sole
+        if sole is None or sole.passes:
+            attribution.begin()
 
 
 @untraced
-def loss_value(ledger: Ledger, tensor: Tensor) -> Value | None:
-    """Return the loss; None, which leaves this step's loss unknown, where looking at it fails."""
+def end_pass(ledger: Ledger, one: Pass, roots: Any) -> None:
+    """Look at the gradients of every optimizer after a backward pass; ``roots`` is None if it has failed."""
+    start = ledger.mark
+    if roots is None:
+        one = one[0], None
+    for attribution in _concerned(ledger, roots):
+        sole = attribution.sole
+        gradient = None if sole is None else sole.ref().grad  # type: ignore[union-attr]
+        if gradient is None or (id(gradient) == sole.grad_id and gradient._version == sole.version):  # type: ignore[union-attr]
+            attribution.end(one, roots)
+        else:
+            sole.passes.append(one)  # type: ignore[union-attr]
+            sole.grad_id, sole.version = id(gradient), gradient._version  # type: ignore[union-attr]
+    ledger.note(Kind.OURS, start, perf_counter())
+
+
+def _concerned(ledger: Ledger, roots: Any) -> list[LossAttribution]:
+    """Return the optimizers that a backward pass may have reached: all of them, unless other threads are inside one
+    too."""
+    if all(other is ledger or other.underway is None for other in list(LEDGERS.values())):
+        return ATTRIBUTIONS
+    thread = get_ident()
+    return [attribution for attribution in ATTRIBUTIONS if attribution.is_reached_by(thread, roots)]
+
+
+@untraced
+def back_propagated(ledger: Ledger, tensors: Any, grad_tensors: Any) -> Any:
+    """Return the loss of a backward pass; a tuple of several; None where one of them cannot be known."""
     try:
-        return take(tensor) if ledger.scaler is None else _unscaled(ledger, tensor)
+        if isinstance(tensors, Tensor):
+            tensors = (tensors,)
+        gradients = (grad_tensors,) if isinstance(grad_tensors, Tensor) else grad_tensors or (None,) * len(tensors)
+        values = tuple(loss_value(ledger, *pair) for pair in zip(tensors, gradients, strict=True))
+        return None if None in values else values
     except Exception as error:  # noqa: BLE001
         report(error)
         return None
 
 
 @untraced
-def _unscaled(ledger: Ledger, tensor: Tensor) -> Value | None:
+def loss_value(ledger: Ledger, tensor: Any, gradient: Any = None) -> Value | None:
+    """Return a loss as it was before a GradScaler scaled it, times the gradient that it was given: a gradient of a
+    scalar multiplies it. None where it cannot be known, as for a vector that is given a gradient."""
+    plain = as_plain(tensor) if isinstance(tensor, Tensor) else None
+    if plain is None or plain.numel() != 1 or plain.is_complex():
+        return None
+    if gradient is None:
+        return take(plain.detach()) if ledger.scaler is None else _unscaled(ledger, tensor, plain)
+    factor = as_plain(gradient)
+    if factor is None or ledger.scaler is not None:
+        return None
+    with torch.no_grad():
+        return take((plain.detach() * factor).reshape(()))
+
+
+@untraced
+def as_plain(tensor: Tensor) -> Tensor | None:
+    """Return a tensor without its subclass, or None where its value cannot be read without communication.
+
+    A distributed tensor is its local part where each rank holds all of it.
+    """
+    kind = type(tensor)
+    if kind is Tensor or kind is torch.nn.Parameter:
+        return tensor
+    placements = getattr(tensor, "placements", None)
+    if placements is not None:
+        return tensor._local_tensor if all(p.is_replicate() for p in placements) else None  # type: ignore[attr-defined]
+    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return None
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(Tensor)  # type: ignore[arg-type]
+
+
+@untraced
+def _unscaled(ledger: Ledger, tensor: Tensor, plain: Tensor) -> Value | None:
     raw = ledger.unscaled_of(tensor)
     if raw is not None:
         return raw
     scale = ledger.scaler._scale
-    return take(tensor.detach() if scale is None else tensor.detach() / scale.to(tensor.device, non_blocking=True))
+    detached = plain.detach()
+    return take(detached if scale is None else detached / scale.to(detached.device, non_blocking=True))
 
 
 def watch_zero_grad(original: Any) -> Any:
-    """Forget losses and clips whose gradients an optimizer clears; those that a step has applied are spent anyway."""
-    ledgers, probes, ident, sole = LEDGERS, PROBES, get_ident, SOLE
+    """Notice gradients that an optimizer or a module zeroes in place. One that is set to None is seen to be None."""
 
     def zero_grad(self: Any, set_to_none: Any = True, **more: Any) -> None:
-        meter, ledger = sole[0], ledgers.get(ident())
-        if meter is None or meter.clips or ledger is None or ledger.is_open:  # else there is nothing to forget
-            probe = probes.get(id(self))
-            if probe is not None:
-                probe.on_zero_grad()
-        if more:
-            original(self, set_to_none, **more)
-        else:
+        if set_to_none and not more:
             original(self, set_to_none)
+            return
+        look = before_zeroing()
+        original(self, set_to_none, **more)
+        look()
 
     return zero_grad
+
+
+@untraced
+def before_zeroing() -> Callable[[], None]:
+    """Look at the gradients before they are zeroed; the function returned looks afterwards. Neither raises."""
+    try:
+        looks = [attribution.watch_zeroing() for attribution in ATTRIBUTIONS]
+    except Exception as error:  # noqa: BLE001
+        report(error)
+        return _nothing
+
+    def look_afterwards() -> None:
+        try:
+            for look in looks:
+                look()
+        except Exception as error:  # noqa: BLE001
+            report(error)
+
+    return look_afterwards
+
+
+def _nothing() -> None:
+    """Look at nothing: the look before has failed."""

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from monitor.probe import _clipping, _loading, _loss, _scaler
 from monitor.probe._compilation import skipped, untraced
-from monitor.probe._watched import PROBES, SOLE, report
+from monitor.probe._ledger import LEDGERS
+from monitor.probe._values import has_no_accelerator
+from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, probe_of, report
 
 if TYPE_CHECKING:
     from monitor.probe._steps import StepProbe
@@ -33,6 +35,7 @@ def add(probe: StepProbe) -> None:
     with _LOCK:
         is_first = not PROBES
         PROBES[id(probe.optimizer)] = probe
+        ATTRIBUTIONS.append(probe.attribution)
         SOLE[0] = probe.norms if is_first else None
         if is_first:
             _install()
@@ -41,8 +44,9 @@ def add(probe: StepProbe) -> None:
 def remove(probe: StepProbe) -> None:
     """Take a probe out; put the originals back with the last one."""
     with _LOCK:
-        if PROBES.get(id(probe.optimizer)) is probe:
-            del PROBES[id(probe.optimizer)]
+        for key in [key for key, one in PROBES.items() if one is probe]:
+            del PROBES[key]
+            ATTRIBUTIONS.remove(probe.attribution)
         SOLE[0] = next(iter(PROBES.values())).norms if len(PROBES) == 1 else None
         if not PROBES:
             _uninstall()
@@ -52,9 +56,13 @@ def _install() -> None:
     """Put every patch in. One that this torch has no place for is reported, and the others go in all the same."""
     from torch.nn.utils import clip_grad
 
+    zeroing = (
+        ("torch.optim.Optimizer.zero_grad", _loss.watch_zero_grad),
+        ("torch.nn.Module.zero_grad", _loss.watch_zero_grad),
+    )
     for name, make in (
         ("torch.autograd.backward", _loss.watch_backward),
-        ("torch.optim.Optimizer.zero_grad", _loss.watch_zero_grad),
+        *(() if has_no_accelerator() else zeroing),  # on the CPU a gradient that was zeroed can be read
         ("torch.amp.GradScaler.scale", _scaler.watch_scale),
         ("torch.amp.GradScaler.step", _scaler.watch_scaler_step),
         ("torch.utils.data.dataloader._BaseDataLoaderIter.__next__", _loading.watch_next),
@@ -79,6 +87,8 @@ def _uninstall() -> None:
     while _UNDO:
         _UNDO.pop()()
     _GUARDED.clear()
+    for ledger in list(LEDGERS.values()):
+        ledger.release()
 
 
 def guard(kind: type) -> bool:
@@ -107,12 +117,12 @@ def guard(kind: type) -> bool:
 
 @untraced
 def _abandon(optimizer: Any) -> None:
-    probe = PROBES.get(id(optimizer))
-    if probe is not None:
-        try:
+    try:
+        probe = probe_of(optimizer)
+        if probe is not None:
             probe.abandon()
-        except Exception as error:  # noqa: BLE001
-            probe.on_error("probe", error)
+    except Exception as error:  # noqa: BLE001
+        report(error)
 
 
 def _set(owner: Any, name: str, make: Callable[[Any], Any]) -> None:

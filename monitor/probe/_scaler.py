@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from monitor.probe._compilation import untraced
 from monitor.probe._ledger import Ledger, current
 from monitor.probe._values import Value, take
-from monitor.probe._watched import PROBES, report
+from monitor.probe._watched import probe_of, report
+
+if TYPE_CHECKING:
+    from monitor.probe._steps import StepProbe
 
 Amp = tuple[Value | None, Value | None, Value | None]
 """Found an overflow, scale of the gradients, scale."""
@@ -31,17 +34,28 @@ def watch_scaler_step(original: Any) -> Any:
     """Notice the steps that the scaler does not make."""
 
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        probe = PROBES.get(id(getattr(optimizer, "optimizer", optimizer)))
+        inner = getattr(optimizer, "optimizer", optimizer)
+        probe = watcher_of(inner)
         if probe is None or not self._enabled:
             return original(self, optimizer, *args, **kwargs)
         number = probe.number
         note_scaler(self)
         result = original(self, optimizer, *args, **kwargs)
         if probe.number == number:
-            probe.on_skipped(self)
+            probe.on_skipped(self, inner)
         return result
 
     return step
+
+
+@untraced
+def watcher_of(optimizer: Any) -> StepProbe | None:
+    """Return the probe that watches an optimizer, if one does."""
+    try:
+        return probe_of(optimizer)
+    except Exception as error:  # noqa: BLE001
+        report(error)
+        return None
 
 
 @untraced

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from threading import get_ident
 from time import perf_counter, sleep
 from typing import Any, Protocol
@@ -13,10 +15,11 @@ from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
 from monitor.probe import _patches
+from monitor.probe._attribution import LossAttribution, Pass
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import RawClip
-from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger
+from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger, underway
 from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
@@ -27,6 +30,9 @@ FACTOR = "monitor_lr_factor"
 """Key of a param group under which a factor other than 1 is kept."""
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
+_HOOK_ATTRIBUTES = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_INITIAL: tuple[Any, ...] = ("initial",)
+"""Stands for a step that only makes the optimizer's state: see :meth:`StepProbe._is_initial`."""
 
 
 class Door(Protocol):
@@ -48,7 +54,7 @@ class StepProbe:
 
     Args:
         key: name under which the optimizer is reported.
-        optimizer: the optimizer itself; nothing of it is replaced.
+        optimizer: the optimizer itself; nothing of it is replaced. Held by a weak reference.
         tape: where entries go.
         door: applies LR factors (see ``control``).
         on_boundary: called first at each step boundary when :attr:`has_errand` is set; may raise StopTraining.
@@ -72,7 +78,7 @@ class StepProbe:
         max_stride: int = MAX_STRIDE,
     ) -> None:
         self.key = key
-        self.optimizer = optimizer
+        self._reference = weakref.ref(optimizer)
         self.door = door
         self.on_error = on_error
         self.number = 0
@@ -82,27 +88,46 @@ class StepProbe:
         self._tape = tape
         self._on_boundary = on_boundary
         self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride)
+        self.attribution = LossAttribution(self._parameters, self._drop_clips)
         self._handles: list[Any] = []
+        self._restore: Callable[[Optimizer | None], None] = _nothing
         self.thread = 0
         self._ledger = Ledger()
         self._open: tuple[Any, ...] | None = None
         """What the pre-hook of the step under way leaves for its post-hook; empty while it has not come to its end."""
+        self._vacancy = [None]
+        """Holds its one item while no step is under way: to take it is atomic, so of several threads one gets it."""
+        self._beside: set[int] = set()
+        """The threads whose steps overlap the one under way. They are counted as dropped, and not shown."""
         self.last_end = 0.0
         self._has_guard = False
         self._is_nested = _num_steps(type(optimizer)) > 1
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer; None once it is gone."""
+        return self._reference()
+
+    def _parameters(self) -> Iterator[Tensor]:
+        optimizer = self._reference()
+        return (p for group in (optimizer.param_groups if optimizer else ()) for p in group["params"])
+
+    def _drop_clips(self) -> None:
+        self.norms.clips = []
 
     # ------------------------------------------------------------------------------------------------- life
 
     def open(self) -> None:
         """Register the hooks and the patches."""
+        optimizer = self._reference()
+        if optimizer is None:
+            return
         _patches.add(self)
+        self._restore = _make_hookable(optimizer)
         pre, post = self._make_hooks()
-        self._handles = [
-            self.optimizer.register_step_pre_hook(pre),
-            self.optimizer.register_step_post_hook(post),
-        ]
+        self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
         if self._is_nested:  # the guard tells a step that has failed from one inside another
-            self._has_guard = _patches.guard(type(self.optimizer))
+            self._has_guard = _patches.guard(type(optimizer))
 
     def close(self) -> None:
         """Remove everything; a second call does nothing. From another thread than the one that trains it waits, a
@@ -112,6 +137,7 @@ class StepProbe:
             is_safe = not handles or self._is_between_steps()
             for handle in handles:
                 _remove_hook(handle, is_safe)
+            self._restore(self._reference())
             self.door.leave()
         finally:
             _patches.remove(self)
@@ -125,33 +151,69 @@ class StepProbe:
 
     def abandon(self) -> None:
         """Forget the step that has just failed and put the LRs back."""
+        if self._beside and self._part():
+            return
         self.door.leave()
         opened, self._open = self._open, None
-        if opened:  # its time counts, and its losses do not
+        self._vacancy[:] = [None]
+        if opened and opened is not _INITIAL:  # its time counts, and its losses do not
             self._ledger.take_back([*opened[0], opened[1]])
+            if opened[8] is not None:
+                self.attribution.drop()
 
     # ------------------------------------------------------------------------------------------------ hooks
 
     def _make_hooks(self) -> tuple[Any, Any]:
-        """Build the hooks as closures: each name that they use costs no attribute look-up on the hot path."""
-        optimizer, door, tape, append, key = self.optimizer, self.door, self._tape, self._tape.append, self.key
-        clock, ident, ledgers, numbers, meter, me = perf_counter, get_ident, LEDGERS, tape.numbers, self.norms, id(self)
-        mine, step = (me,), Kind.STEP
+        """Build the hooks as closures: each name that they use costs no attribute look-up on the hot path. None of
+        these is the optimizer: its hooks would keep it alive."""
+        door, tape, append, key = self.door, self._tape, self._tape.append, self.key
+        clock, ident, ledgers, numbers, meter = perf_counter, get_ident, LEDGERS, tape.numbers, self.norms
+        attribution, vacancy, step = self.attribution, self._vacancy, Kind.STEP
 
-        def pre_hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def pre_hook(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
                 start = clock()
                 if self.has_errand:
                     self._pass_boundary()
                     start = clock()
-                if self._open is not None:
-                    if self._is_nested:
+                try:
+                    vacancy.pop()
+                except IndexError:
+                    if not self._makes_way():
                         return None
-                    self.abandon()  # the last step raised
+                    vacancy.clear()
                 self._open = ()
                 ledger = ledgers.get(ident()) or open_ledger()
                 if ledger is not self._ledger:
                     self.thread, self._ledger = get_ident(), ledger
+                replaced = evaluation = details = None
+                losses: Sequence[Pass] = ()
+                norms: Sequence[Value] = ()
+                if (len(args) > 1 or kwargs) and has_closure(args, kwargs):
+                    evaluation = FirstEvaluation(attribution, meter, self.on_error)
+                    replaced = evaluation.wrap(args, kwargs)
+                else:
+                    sole = attribution.sole
+                    gradient = None if sole is None else sole.ref().grad  # type: ignore[union-attr]
+                    if (
+                        gradient is not None
+                        and id(gradient) == sole.grad_id  # type: ignore[union-attr]
+                        and gradient._version == sole.version  # type: ignore[union-attr]
+                        and sole.passes  # type: ignore[union-attr]
+                        and not attribution.logged
+                    ):
+                        losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
+                        attribution.num_discarded = 0
+                    else:
+                        losses = attribution.take(underway())
+                        if not losses and _is_initial(optimizer):
+                            self._open = _INITIAL
+                            return None
+                    clips = meter.clips
+                    if len(clips) == 1 and clips[0][4] is None:
+                        norms = clips[0][2] or ()
+                    elif clips or meter.is_on:
+                        norms = meter.take()
                 scheduled, is_plain = [], True
                 for group in optimizer.param_groups:
                     lr = group.get("lr")
@@ -160,26 +222,9 @@ class StepProbe:
                         is_plain = False
                 applied = factors = None
                 if not is_plain:
-                    scheduled, applied, factors = self._enter(scheduled)
-                replaced = evaluation = losses = details = None
-                norms: Sequence[Value] = ()
-                if (len(args) > 1 or kwargs) and has_closure(args, kwargs):
-                    evaluation = FirstEvaluation(me, ledger, meter, self.on_error)
-                    replaced = evaluation.wrap(args, kwargs)
-                else:
-                    if ledger.is_open and not ledger.marks:  # take_losses for the usual case: they are in the notes
-                        ledger.is_open = False
-                        ledger.applied = ledger.notes
-                        ledger.takers = mine
-                    else:
-                        losses = ledger.take_losses(me)
-                    clips = meter.clips
-                    if len(clips) == 1 and clips[0][4] is None:
-                        norms = clips[0][2] or ()
-                    elif clips or meter.is_on:
-                        norms = meter.take()
+                    scheduled, applied, factors = self._enter(optimizer, scheduled)
                 if self.wants_details:
-                    details = self._details()
+                    details = self._details(optimizer)
                 begin = clock()
                 stepped = (ledger.mark, start, begin, step)
                 self._open = (
@@ -191,22 +236,20 @@ class StepProbe:
             except StopTraining:
                 raise
             except Exception as error:  # noqa: BLE001
-                spoilt = self._ledger
-                notes = spoilt.notes
-                spoilt.notes = [*notes, (spoilt.mark, spoilt.mark, spoilt.mark, step)]
-                if spoilt.is_open:  # else the losses of this step would count for the next one
-                    spoilt.applied, spoilt.takers, spoilt.is_open = notes, (), False
+                self._spoil()
                 self.on_error("probe", error)
                 return None
 
-        def post_hook(_: Any, _args: Any, _kwargs: Any) -> None:
+        def post_hook(optimizer: Any, _args: Any, _kwargs: Any) -> None:
             try:
                 done = clock()
+                if self._beside and self._part():
+                    return
                 opened = self._open
-                if not opened:
+                if not opened or opened is _INITIAL:
                     self.abandon()
                     return
-                if opened[3] is not None:
+                if opened[3] is not None and not self._beside:
                     door.leave()
                 self._open = None  # only now: a close on another thread waits for it, to leave the door as well
                 ledger = self._ledger
@@ -227,10 +270,42 @@ class StepProbe:
                     notes, ledger.notes = ledger.notes, []
                 ledger.mark = self.last_end = end = clock()
                 append((sequence, key, number, end, notes, mark, done, clips, amp, False, opened))
+                vacancy.append(None)
             except Exception as error:  # noqa: BLE001
                 self.on_error("probe", error)
 
         return untraced(pre_hook), untraced(post_hook)
+
+    def _makes_way(self) -> bool:
+        """Tell whether a step may begin while another has not ended: one of this thread that has failed makes way."""
+        if self._open is None:  # it has ended, and a failure of ours has kept it from saying so
+            return True
+        if get_ident() != self.thread:
+            next(self._tape.numbers)  # one number without an entry: the recorder counts it as a dropped step
+            self._beside.add(get_ident())
+            return False
+        if self._is_nested:
+            return False
+        self.abandon()
+        return True
+
+    def _part(self) -> bool:
+        """End a step that has overlapped another, if this thread has made one; the last to end puts the LRs back."""
+        if get_ident() not in self._beside:
+            return False
+        self._beside.discard(get_ident())
+        if self._open is None and not self._beside:
+            self.door.leave()
+        return True
+
+    def _spoil(self) -> None:
+        """Have a step of which nothing is known leave its time to the next one, and take its losses along."""
+        try:
+            ledger = self._ledger
+            ledger.notes = [*ledger.notes, (ledger.mark, ledger.mark, ledger.mark, Kind.STEP)]
+            self.attribution.drop()
+        except Exception as error:  # noqa: BLE001
+            self.on_error("probe", error)
 
     def _pass_boundary(self) -> None:
         self.is_at_boundary = True
@@ -239,35 +314,40 @@ class StepProbe:
         finally:
             self.is_at_boundary = False
 
-    def _enter(self, scheduled: list[Any]) -> tuple[list[Any], list[Any] | None, Sequence[float] | None]:
+    def _enter(
+        self, optimizer: Any, scheduled: list[Any]
+    ) -> tuple[list[Any], list[Any] | None, Sequence[float] | None]:
         """Apply the factors, if there are any; return the LRs as scheduled and as applied, and the factors."""
+        if self._beside:
+            self.door.leave()  # what a step on another thread still uses is put back before it is multiplied again
+            scheduled = [g.get("lr") for g in optimizer.param_groups]
         scheduled = _lr_values(scheduled)
-        if not any(FACTOR in group for group in self.optimizer.param_groups):
+        if not any(FACTOR in group for group in optimizer.param_groups):
             return scheduled, None, None
         if not self._has_guard:
-            self._has_guard = _patches.guard(type(self.optimizer))
-        factors = self.door.enter(self.optimizer)
-        applied = _lr_values([g.get("lr") for g in self.optimizer.param_groups])
+            self._has_guard = _patches.guard(type(optimizer))
+        factors = self.door.enter(optimizer)
+        applied = _lr_values([g.get("lr") for g in optimizer.param_groups])
         return scheduled, applied, factors
 
-    def _details(self) -> Details:
+    def _details(self, optimizer: Any) -> Details:
         self.wants_details = False
-        groups = self.optimizer.param_groups
+        groups = optimizer.param_groups
         return Details(
             [None if (n := g.get("name")) is None else str(n) for g in groups],
             [_plain(g.get("weight_decay")) for g in groups],
             [_momentum(g) for g in groups],
         )
 
-    def on_skipped(self, scaler: Any) -> None:
+    def on_skipped(self, scaler: Any, optimizer: Any) -> None:
         """Record a step that the GradScaler did not make because of an overflow."""
         try:
             if self._open is not None:
                 self.abandon()  # the last step raised
             ledger = current()
             self.norms.clips = []
-            losses = ledger.take_losses(id(self))
-            scheduled = _lr_values([g.get("lr") for g in self.optimizer.param_groups])
+            losses = self.attribution.take()
+            scheduled = _lr_values([g.get("lr") for g in optimizer.param_groups])
             amp = (None, None, taken(scaler._scale))
             ledger.scaler = None
             end = perf_counter()
@@ -282,18 +362,32 @@ class StepProbe:
         except Exception as error:  # noqa: BLE001
             self.on_error("probe", error)
 
-    def on_zero_grad(self) -> None:
-        """Forget losses and clips whose gradients are being cleared."""
-        try:
-            current().note_zero_grad(id(self))
-            self.norms.clips = []
-        except Exception as error:  # noqa: BLE001
-            self.on_error("probe", error)
-
     @property
     def last_activity(self) -> float:
         """When the training thread was last seen to step, to back-propagate or to get a batch (``perf_counter``)."""
         return self._ledger.mark
+
+
+def _make_hookable(optimizer: Optimizer) -> Callable[[Optimizer | None], None]:
+    """Give an optimizer that has not called ``Optimizer.__init__`` what its hooks need; return the way back."""
+    kind = type(optimizer)
+    own, original = vars(optimizer), vars(kind).get("step")
+    missing = [name for name in (*_HOOK_ATTRIBUTES, "_zero_grad_profile_name") if name not in own]
+    for name in missing:
+        setattr(optimizer, name, OrderedDict())
+    optimizer._patch_step_function()  # does nothing where the class's step runs hooks already
+    wrapped = vars(kind).get("step")
+
+    def restore(optimizer: Optimizer | None) -> None:
+        for name in missing if optimizer is not None else ():
+            delattr(optimizer, name)
+        if wrapped is not original and vars(kind).get("step") is wrapped:
+            if original is None:
+                del kind.step  # type: ignore[attr-defined]
+            else:
+                kind.step = original  # type: ignore[method-assign]
+
+    return restore
 
 
 def _remove_hook(handle: Any, is_safe: bool) -> None:
@@ -322,6 +416,16 @@ def _first_evaluation(opened: tuple[Any, ...]) -> tuple[tuple[Any, ...], Sequenc
     evaluation: FirstEvaluation = opened[8]
     evaluation.leave()
     return (*opened[:5], evaluation.losses, evaluation.norms, opened[7], None), evaluation.clips
+
+
+def _is_initial(optimizer: Any) -> bool:
+    """Tell whether a step without a loss is only to make the optimizer's state, as torch.distributed.checkpoint makes
+    one: before there is any state, with learning rates of 0 and a gradient for every parameter."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    if getattr(optimizer, "state", None) or any(isinstance(lr, Tensor) and not lr.is_cpu for lr in rates) or any(rates):
+        return False
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    return all(p.grad is not None for p in trained)
 
 
 def _lr_values(lrs: Sequence[Any]) -> list[Any]:

@@ -10,8 +10,9 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from monitor._records import Clip, ParamGroup, Sample, Step
+from monitor.probe._attribution import Pass
 from monitor.probe._gradients import ClipNote, RawClip
-from monitor.probe._notes import Note, losses_of, phases_of
+from monitor.probe._notes import Note, phases_of
 from monitor.probe._values import Value
 
 CAPACITY = 16384
@@ -27,15 +28,15 @@ class Details(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """What was known when a step began: what had been noted until then (``losses`` None: those among it), the note of
-    the beginning itself (None for a step that was skipped), and the param groups."""
+    """What was known when a step began: what had been noted until then, the note of the beginning itself (None for a
+    step that was skipped), the backward passes that it applies, and the param groups."""
 
     notes: Sequence[Note]
     stepped: Note | None
     scheduled: Sequence[Any]
     applied: Sequence[Any] | None
     factors: Sequence[float] | None
-    losses: Sequence[Value | None] | None
+    losses: Sequence[Pass]
     norms: Sequence[Value]
     details: Details | None
     evaluation: object = None
@@ -64,7 +65,7 @@ RawEntry = tuple[Any, ...]
 
 
 class SampleEntry(NamedTuple):
-    """One value that the user logged."""
+    """One value that the user logged, after step ``number`` of an optimizer."""
 
     sequence: int
     kind: str
@@ -72,6 +73,7 @@ class SampleEntry(NamedTuple):
     value: Value
     number: int
     time: float
+    optimizer: str = ""
 
 
 class _Broken:
@@ -103,6 +105,7 @@ class Tape:
         self._on_error = on_error
         self._details: dict[str, Details] = {}
         self._last_time: dict[str, float] = {}
+        self._skipped: dict[str, int] = {}
         self.append = self._ring.append
         self.last_sequence = 0
         self.num_dropped = 0
@@ -112,6 +115,11 @@ class Tape:
         """Number the next entry."""
         self.last_sequence = n = next(self.numbers)
         return n
+
+    def num_skipped(self, optimizer: str) -> int:
+        """Return how many steps of an optimizer were counted on the training thread and have turned out to be skipped:
+        a fused optimizer makes the step and finds the overflow on its device."""
+        return self._skipped.get(optimizer, 0)
 
     def drain(self, wall_offset: float) -> Iterator[Step | Sample]:
         """Take the entries that are there now and whose values have arrived, oldest first, one at a time.
@@ -161,14 +169,14 @@ class Tape:
                 entry.kind,  # type: ignore[arg-type]
                 entry.name,
                 math.nan if value is None else value,
-                entry.number + self.base_step,
+                entry.number - self.num_skipped(entry.optimizer) + self.base_step,
                 entry.time + wall_offset,
             )
         return self._resolve_step(entry, reader, wall_offset)
 
     def _resolve_step(self, entry: StepEntry, reader: _Reader, wall_offset: float) -> Step | None:
         opened = Opened._make(entry.opened)
-        loss = reader.total(losses_of(opened.notes) if opened.losses is None else opened.losses)
+        loss = reader.total(opened.losses)
         found_inf, grad_scale, amp_scale = (reader.read(v) for v in entry.amp or (None, None, None))
         norm = reader.norm(opened.norms)
         clips = tuple(reader.clip(ClipNote._make(clip)) for clip in entry.clips)
@@ -180,14 +188,17 @@ class Tape:
             norm /= grad_scale
         if opened.details is not None:
             self._details[entry.optimizer] = opened.details
+        if found_inf:
+            self._skipped[entry.optimizer] = self.num_skipped(entry.optimizer) + 1
+        number = entry.number - self.num_skipped(entry.optimizer)
         last = self._last_time.get(entry.optimizer)
         self._last_time[entry.optimizer] = entry.time
         began = () if opened.stepped is None else (opened.stepped,)
         phases = phases_of((*opened.notes, *began, *entry.notes), entry.mark, entry.done, entry.time, entry.clips)
         return Step(
             optimizer=entry.optimizer,
-            number=entry.number,
-            global_step=entry.number + self.base_step,
+            number=number,
+            global_step=number + self.base_step,
             time=entry.time + wall_offset,
             duration=None if last is None else entry.time - last,
             loss=loss,
@@ -247,11 +258,11 @@ class _Reader:
             self.is_complete = False
         return number
 
-    def total(self, values: Sequence[Value | None]) -> float | None:
-        if not values:
-            return None
+    def total(self, passes: Sequence[Pass]) -> float | None:
+        """Return the sum of the losses of some backward passes; None if there is none, or one is not known."""
+        values = [v for _, loss in passes for v in (loss if isinstance(loss, tuple) else (loss,))]
         numbers = [self.read(v) for v in values]
-        return None if None in numbers else sum(n for n in numbers if n is not None)
+        return None if not numbers or None in numbers else sum(n for n in numbers if n is not None)
 
     def norm(self, values: Sequence[Value]) -> float | None:
         numbers = [n for n in (self.read(v) for v in values) if n is not None]

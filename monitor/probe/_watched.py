@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from monitor.probe._attribution import LossAttribution
     from monitor.probe._norms import NormMeter
     from monitor.probe._steps import StepProbe
 
 PROBES: dict[int, StepProbe] = {}
 """Every attached optimizer's probe by ``id(optimizer)``."""
 
+ATTRIBUTIONS: list[LossAttribution] = []
+"""Of the same probes: which losses are in their gradients."""
+
 SOLE: list[NormMeter | None] = [None]
 """The gradient norms of the only one there is, else None: one look where the hot path has no time for more."""
+
+
+def probe_of(optimizer: Any) -> StepProbe | None:
+    """Return the probe that watches an optimizer. An id may be a dead optimizer's before it is another's."""
+    probe = PROBES.get(id(optimizer))
+    return probe if probe is not None and probe.optimizer is optimizer else None
 
 
 def report(error: Exception) -> None:

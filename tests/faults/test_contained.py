@@ -34,7 +34,9 @@ from tests.faults.loops import (
 
 # Called by a patch or a hook directly: each must contain whatever happens inside it, as a test below checks.
 CONTAINERS = {
-    "monitor.probe._loss.loss_value",
+    "monitor.probe._loss.back_propagated",
+    "monitor.probe._loss.before_zeroing",
+    "monitor.probe._scaler.watcher_of",
     "monitor.probe._scaler.note_scaler",
     "monitor.probe._loading.note_waiting",
     "monitor.probe._clipping._measure_before",
@@ -43,7 +45,6 @@ CONTAINERS = {
     "monitor.probe._patches._abandon",
     "monitor.probe._closures.FirstEvaluation._measure",
     "monitor.probe._steps.StepProbe.on_skipped",
-    "monitor.probe._steps.StepProbe.on_zero_grad",
     "monitor.recorder._recorder.Recorder.run_once",
     "monitor.recorder._recorder.Recorder._contained",
 }

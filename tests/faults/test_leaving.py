@@ -8,6 +8,8 @@ import logging
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -521,3 +523,50 @@ def _train_in_child(run: monitor.Run, model: Any, optimizer: Any) -> int:
     except BaseException:
         return 5
     return 0
+
+
+HUNG = """
+import os, sys, threading, time
+real = os.replace
+def hang(source, target, *args, **kwargs):
+    if is_hung:
+        threading.Event().wait()
+    return real(source, target, *args, **kwargs)
+is_hung, os.replace = False, hang
+import torch
+import monitor
+optimizer = torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1)
+"""
+LEAVING = {
+    "with": "with monitor.attach(optimizer, gpu=False, serve=False):\n    is_hung = True\n    raise ValueError('boom')",
+    "finally": "run = monitor.attach(optimizer, gpu=False, serve=False)\nis_hung = True\n"
+    "try:\n    raise ValueError('boom')\nfinally:\n    run.close('failed')",
+    "exit": "run = monitor.attach(optimizer, gpu=False, serve=False)\nis_hung = True\nraise ValueError('boom')",
+}
+
+
+@pytest.mark.parametrize("how", LEAVING)
+def test_the_users_traceback_comes_before_the_wait_for_a_hung_disk(how: str, tmp_path: Path) -> None:
+    """A script that dies of an exception prints its traceback first; then the exit waits for the disk, 2 s at most."""
+    environment = {**os.environ, "MONITOR_DIR": str(tmp_path / "runs")}
+    command = [sys.executable, "-c", HUNG + LEAVING[how]]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as script:
+        assert script.stderr is not None
+        lines = script.stderr.read().splitlines()
+        status = script.wait(60)
+    told = [i for i, line in enumerate(lines) if "the disk has not answered for 1.5 s" in line]
+    assert (status, len(told)) == (1, 1), lines
+    assert told[0] > lines.index("ValueError: boom"), lines
+
+
+def test_an_exception_that_is_caught_leaves_a_healthy_disk_settled(tmp_path: Path) -> None:
+    """After a block that an exception has left, the end is in the folder and its thread is gone."""
+    for _ in range(3):
+        with pytest.raises(ValueError, match="boom"), watch(make_optimizer(), tmp_path):
+            raise ValueError("boom")
+        assert not [t for t in threading.enumerate() if t.name == "monitor-disk"]
+    assert [known.state for known in list_runs(tmp_path / "runs")] == ["failed"] * 3
+
+
+def make_optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD(make_model().parameters(), lr=0.1)

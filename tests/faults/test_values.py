@@ -169,7 +169,8 @@ class _Clock:
 
 
 def entry(tape: Tape, number: int, losses: Any, norms: Any = (), time: float = 0.0) -> StepEntry:
-    opened = ((), None, [0.1], None, None, losses, norms, None, None)
+    passes = [(number, loss) for number, loss in enumerate(losses, 1)]
+    opened = ((), None, [0.1], None, None, passes, norms, None, None)
     return StepEntry(tape.next_sequence(), "SGD", number, time, (), time, time, (), None, False, opened)
 
 

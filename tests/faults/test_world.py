@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import pwd
 import shutil
 import socket
+import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -38,16 +43,196 @@ def expected_weights() -> list[torch.Tensor]:
     return weights_of(model)
 
 
-def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    """A directory that the caller chose and that cannot be written is refused, by name, with nothing attached."""
+@pytest.mark.parametrize("is_variable", [False, True])
+def test_directory_that_can_never_be_one_is_refused(
+    is_variable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that is a regular file is the caller's mistake: refused by name, with nothing attached."""
     (tmp_path / "file").touch()
+    directory = str(tmp_path / "file")
+    monkeypatch.setenv("MONITOR_DIR", directory)
     optimizer = optimizer_of(make_model())
     with pytest.raises(ValueError) as refusal:
-        watch(optimizer, tmp_path, directory=str(tmp_path / "file" / "runs"))
-    assert str(refusal.value).startswith(f"directory={str(tmp_path / 'file' / 'runs')!r} cannot be written (")
-    assert str(refusal.value).endswith("); give one that can, or leave it out")
+        watch(optimizer, tmp_path, directory=None if is_variable else directory)
+    assert str(refusal.value).startswith(f"directory={directory!r} cannot be a directory (")
     assert dict(optimizer._optimizer_step_pre_hooks) == {}
     watch(optimizer, tmp_path).close()
+
+
+def fail_under(root: Path, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every write below a directory fail."""
+    mkdir, mkstemp = os.mkdir, tempfile.mkstemp
+
+    def failing_mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
+        if root in Path(path).parents:
+            raise OSError(error, os.strerror(error), str(path))
+        mkdir(path, *args, **kwargs)
+
+    def failing_mkstemp(*args: Any, **kwargs: Any) -> Any:
+        if root in Path(kwargs["dir"]).parents:
+            raise OSError(error, os.strerror(error), str(kwargs["dir"]))
+        return mkstemp(*args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", failing_mkdir)
+    monkeypatch.setattr(tempfile, "mkstemp", failing_mkstemp)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("is_variable", [False, True])
+def test_disk_that_cannot_be_written_costs_the_folder(
+    error: int, is_variable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full, read-only, stale or forbidden disk costs the run folder: one line with the cure, nothing left behind."""
+    fail_under(tmp_path / "runs", error, monkeypatch)
+    model = make_model()
+    optimizer = optimizer_of(model)
+    given = None if is_variable else str(tmp_path / "runs")
+    with caplog.at_level(logging.WARNING, "monitor"), watch(optimizer, tmp_path, directory=given) as run:
+        train_plainly(model, optimizer, make_batches())
+    assert_same(weights_of(model), expected_weights())
+    assert (run.state, run.snapshot().errors) == ("finished", {"folder": 1})
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(
+        f"training goes on without a run folder in {tmp_path / 'runs'}, and `monitor runs` and `monitor status` do not "
+        f"find this run: [Errno {error}] {os.strerror(error)}"
+    )
+    assert line.endswith("; set MONITOR_DIR to a directory that can be written")
+    assert caplog.records[0].exc_info is None
+    assert not (tmp_path / "runs").exists()
+
+
+def test_disk_that_fills_up_in_mid_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that is full from the first steps on is counted at each write, told in one line, and harms no step."""
+    model = make_model()
+    optimizer = optimizer_of(model)
+    with caplog.at_level(logging.WARNING, "monitor"), watch(optimizer, tmp_path) as run:
+        fail_under(tmp_path / "runs", errno.ENOSPC, monkeypatch)
+        run._engine._outlets._disk.post(run._engine._outlets._save)
+        train_plainly(model, optimizer, make_batches())
+    assert_same(weights_of(model), expected_weights())
+    assert run.snapshot().errors == {"folder": 2}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"the run folders in {tmp_path / 'runs'} cannot be used ([Errno 28] No space left on device")
+
+
+def no_entry(_: object) -> Any:
+    raise KeyError("uid not found")
+
+
+def test_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither HOME nor a passwd entry: one line with the cure, and page, steps and state as ever."""
+    for name in ("HOME", "XDG_DATA_HOME", "MONITOR_DIR", "USER", "LOGNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    monkeypatch.chdir(tmp_path)
+    model = make_model()
+    optimizer = optimizer_of(model)
+    home: dict[str, Any] = {"directory": None, "serve": True, "port": 0}
+    with caplog.at_level(logging.WARNING, "monitor"), watch(optimizer, tmp_path, **home) as run:
+        train_plainly(model, optimizer, make_batches())
+        assert read(run, "/healthz")
+    assert (run.step, run.state, run.snapshot().errors) == (6, "finished", {"folder": 1})
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "no home directory is known for this user" in line
+    assert line.endswith("set HOME, XDG_DATA_HOME or MONITOR_DIR")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_working_directory_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script whose working directory was removed, its own name relative to it, is watched all the same."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "train.py", raising=False)
+    shutil.rmtree(tmp_path / "gone")
+    with watch(optimizer_of(make_model()), tmp_path, directory="runs") as run:
+        pass
+    assert (run.name, run.snapshot().errors) == ("train", {"folder": 1})
+
+
+class HungDisk:
+    """A disk on which every look at a file below ``root`` hangs until the test lets go."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_back = threading.Event()
+        self._root = str(root)
+        self.threads: set[str] = set()
+        for owner, name in ((os, "stat"), (os, "lstat"), (os, "mkdir"), (os, "open"), (os, "replace"), (os, "unlink")):
+            monkeypatch.setattr(owner, name, self._hanging(getattr(owner, name)))
+
+    def _hanging(self, function: Any) -> Any:
+        def hanging(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if str(path).startswith(self._root):
+                self.threads.add(threading.current_thread().name)
+                self.is_back.wait()
+            return function(path, *args, **kwargs)
+
+        return hanging
+
+
+def test_disk_that_hangs_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hung disk holds up attach and the end by less than 2 s each, the training not at all; told once."""
+    disk = HungDisk(tmp_path / "runs", monkeypatch)
+    model = make_model()
+    optimizer = optimizer_of(model)
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING, "monitor"):
+        run = watch(optimizer, tmp_path, serve=True, port=0)
+        attached = time.monotonic()
+        train_plainly(model, optimizer, make_batches())
+        run.flush()
+        ending = time.monotonic()
+        run.close()
+    ended = time.monotonic()
+    disk.is_back.set()
+    assert (attached - start < 3.0, ended - ending < 3.0) == (True, True), (attached - start, ended - ending)
+    assert disk.threads == {"monitor-disk"}
+    assert_same(weights_of(model), expected_weights())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"the run folders in {tmp_path / 'runs'} cannot be used (the disk has not answered for 1.5")
+    _wait_until_known(tmp_path / "runs", "finished")
+
+
+def _wait_until_known(root: Path, state: str) -> None:
+    deadline = time.monotonic() + 60
+    while (found := [run.state for run in list_runs(root)]) != [state]:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+
+
+def test_no_file_of_the_folder_is_touched_on_the_training_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From attach to close every look at the run folders is made on the thread for it."""
+    disk = HungDisk(tmp_path / "runs", monkeypatch)
+    disk.is_back.set()
+    model = make_model()
+    optimizer = optimizer_of(model)
+    with watch(optimizer, tmp_path, serve=True, port=0):
+        train_plainly(model, optimizer, make_batches())
+    assert disk.threads == {"monitor-disk"}
+    assert [run.state for run in list_runs(tmp_path / "runs")] == ["finished"]
+
+
+def test_whatever_lies_among_the_runs_holds_nothing_up(tmp_path: Path) -> None:
+    """FIFOs and thousands of brackets in the place of every file of older runs, and a training that notices none."""
+    for name in ("a-000001", "b-000001"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "runs" / "targets").mkdir()
+    os.mkfifo(tmp_path / "runs" / "a-000001" / "run.json")
+    os.mkfifo(tmp_path / "runs" / "targets" / "a-000001.json")
+    os.mkfifo(tmp_path / "runs" / "fifo")
+    (tmp_path / "runs" / "b-000001" / "run.json").write_text("[" * 200_000)
+    (tmp_path / "runs" / "targets" / "b-000001.json").write_text("[" * 200_000)
+    start = time.monotonic()
+    with watch(optimizer_of(make_model()), tmp_path, serve=True, port=0) as run:
+        pass
+    assert time.monotonic() - start < 10
+    assert run.snapshot().errors == {}
+    assert [known.state for known in list_runs(tmp_path / "runs")] == ["finished"]
 
 
 def test_folder_removed_in_mid_run(tmp_path: Path) -> None:
@@ -240,11 +425,16 @@ def test_failing_sampler_is_marked_and_the_run_goes_on(tmp_path: Path, monkeypat
     assert_same(weights_of(model), expected_weights())
 
 
-@pytest.mark.parametrize("room", ["recorder", "system", "server"])
+@pytest.mark.parametrize("room", ["recorder", "system", "server", "folder"])
 def test_thread_that_cannot_be_started(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has no thread left for us costs what that thread would have done, and no step."""
     start = threading.Thread.start
-    names = {"recorder": "monitor-recorder", "system": "monitor-system", "server": "monitor-http"}
+    names = {
+        "recorder": "monitor-recorder",
+        "system": "monitor-system",
+        "server": "monitor-http",
+        "folder": "monitor-disk",
+    }
 
     def refuse(thread: threading.Thread) -> None:
         if thread.name == names[room]:

@@ -1,4 +1,4 @@
-"""What follows from the notes of a ledger: the loss of a step, and where its time went."""
+"""What follows from the spans of a thread: where the time of a step went; and what two optimizers share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from monitor.probe import current_ledger
 from monitor.probe._ledger import Ledger
-from monitor.probe._notes import Kind, Logged, losses_of, phases_of
+from monitor.probe._notes import Kind, phases_of
 
 X = torch.tensor([[1.0, -2.0, 0.5]])
 
@@ -17,37 +16,12 @@ def note(what: object, mark: float = 0.0, start: float = 0.0, begin: float = 0.0
     return mark, start, begin, what
 
 
-@pytest.mark.parametrize(
-    ("whats", "losses"),
-    [
-        ([], []),
-        ([0.5], [0.5]),
-        ([0.5, Kind.WAIT, 0.25, Kind.OURS], [0.5, 0.25]),
-        ([(0.5, 0.25), 1.0], [0.5, 0.25, 1.0]),
-        ([0.5, None], [0.5, None]),
-        ([Kind.BACKWARD], []),
-        ([0.5, Kind.STEP, 0.25], [0.25]),
-        ([0.5, Logged(7.0), 0.25], [7.0]),
-    ],
-    ids=["none", "one", "others between", "several at once", "one unknown", "no loss", "a failed step", "logged"],
-)
-def test_losses_of_the_last_step(whats: list[object], losses: list[float | None]) -> None:
-    """What was back-propagated since the step before, in order; a step that failed keeps what was its own."""
-    assert losses_of([note(what) for what in whats]) == losses
-
-
-def test_losses_from_a_note_on() -> None:
-    """What an optimizer's zero_grad has thrown away does not count, what the user has logged does."""
-    assert losses_of([note(1.0), note(2.0), note(4.0)], 1) == [2.0, 4.0]
-    assert losses_of([note(Logged(8.0)), note(2.0)], 1) == [8.0]
-
-
 def test_phases_are_the_spans_between_the_notes() -> None:
     """Every moment between two steps belongs to one phase: seconds in the order data, forward, backward, optimizer,
     monitor, other."""
     notes = [
         note(Kind.WAIT, 100.0, 101.0, 101.0),  # 1 other, 2 data
-        note(0.5, 103.0, 107.0, 107.5),  # 4 forward, 0.5 monitor, 8 backward
+        note(Kind.BACKWARD, 103.0, 107.0, 107.5),  # 4 forward, 0.5 monitor, 8 backward
         note(Kind.OURS, 115.5, 116.5, 116.75),  # 1 other, 0.25 monitor, 0.25 other
         note(Kind.STEP, 117.0, 119.0, 119.5),  # 2 other, 0.5 monitor; the step itself lasts until it is done
     ]
@@ -129,7 +103,7 @@ def test_a_loss_without_a_value_is_unknown(watch) -> None:
     opt = torch.optim.SGD([weight], lr=0.1)
     watched = watch(opt)
     weight.square().sum().backward()
-    assert current_ledger().is_open
+    assert watched.probes[0].attribution.is_pending
     opt.step()
     assert watched.last().loss is None
 
@@ -221,7 +195,7 @@ def test_a_logged_loss_makes_no_clip_out_of_date(watch) -> None:
     watched = watch(optimizer, gradient_norm=1)
     (3 * a + 4 * b).backward()
     nn.utils.clip_grad_norm_([a, b], 1.0)
-    current_ledger().note_logged(7.0)
+    watched.probes[0].attribution.log(7.0)
     nn.utils.clip_grad_value_([a, b], 0.5)
     optimizer.step()
     assert steps_by_name(watched)["SGD"] == [(7.0, 5.0)]

@@ -1,0 +1,290 @@
+"""Tell which losses are in an optimizer's gradients, by what each backward pass does to the ``.grad`` of parameters.
+
+The gradient that a step applies to a parameter is the sum over the backward passes that have reached the parameter
+since its ``.grad`` was last cleared, by whomever and in whatever way. So a few parameters of each optimizer are looked
+at before and after every backward pass: a ``.grad`` of None has been cleared; one that is another tensor, or of another
+version, after the pass than before it has been reached. In the first passes all parameters are witnesses; then
+one for each group of parameters that are always reached together.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from itertools import chain, count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from monitor.probe._compilation import untraced
+from monitor.probe._values import Value
+
+Pass = tuple[int, Any]
+"""A backward pass: its number, and the loss that was back-propagated (several: a tuple; None: it cannot be known)."""
+
+NUM_LEARNING = 8
+"""Backward passes that reach an optimizer before its witnesses are chosen."""
+MAX_WITNESSES = 4
+MAX_NODES = 50_000
+"""Nodes of an autograd graph that are walked at most."""
+MAX_SAMPLED = 65_536
+"""Elements of a gradient that are read at most to tell whether it was zeroed."""
+
+next_number = count(1).__next__
+"""Number the backward passes of this process."""
+
+
+class Witness:
+    """A parameter that is looked at. ``grad_id`` and ``version`` are those of its gradient when last seen, ``passes``
+    the backward passes that are in it, ``touched`` one bit for each of the first passes that have reached it."""
+
+    __slots__ = ("grad_id", "is_plain", "passes", "ref", "size", "touched", "version")
+
+    def __init__(self, parameter: Tensor) -> None:
+        self.ref = weakref.ref(parameter)
+        self.is_plain = type(parameter) in (Tensor, torch.nn.Parameter)
+        self.size = parameter.numel()
+        self.grad_id = self.version = self.touched = 0
+        self.passes: list[Pass] = []
+        self.see(self.gradient())
+
+    def gradient(self) -> Tensor | None:
+        """Return the gradient, of a distributed parameter the local part of it: what changes in place."""
+        parameter = self.ref()
+        gradient = None if parameter is None else parameter.grad
+        return gradient if self.is_plain or gradient is None else getattr(gradient, "_local_tensor", gradient)
+
+    def has_changed(self, gradient: Tensor | None) -> bool:
+        """Tell whether the gradient is another than the one last seen."""
+        if gradient is None:
+            return self.grad_id != 0
+        return id(gradient) != self.grad_id or gradient._version != self.version
+
+    def see(self, gradient: Tensor | None) -> None:
+        """Remember the gradient as it is now. Its id, not the tensor: that would keep its memory."""
+        self.grad_id, self.version = (0, 0) if gradient is None else (id(gradient), gradient._version)
+
+
+class LossAttribution:
+    """Know which backward passes are in the gradients of one optimizer.
+
+    Args:
+        parameters: returns the optimizer's parameters.
+        on_cleared: called when gradients that no step has applied turn out to have been cleared.
+    """
+
+    def __init__(self, parameters: Callable[[], Iterable[Tensor]], on_cleared: Callable[[], None]) -> None:
+        self.sole: Witness | None = None
+        """The only witness, once it is chosen, if it is a plain tensor that every pass has reached: for the hot path,
+        which looks at it only where there is something to find."""
+        self.num_discarded = 0
+        """Times in a row that gradients were cleared without a step."""
+        self._parameters = parameters
+        self._on_cleared = on_cleared
+        self.logged: list[Value] = []
+        """The loss that the user has given in the place of what was back-propagated; empty if none."""
+        self._witnesses: list[Witness] = []
+        self._num_learnt = 0
+        self._num_missed = 0
+        self._newest: Pass | None = None
+        self._knows_others = False
+        self._threads: dict[int, bool] = {}
+
+    # ----------------------------------------------------------------------------------------------- backward
+
+    def begin(self) -> None:
+        """Look before a backward pass."""
+        if not self._witnesses:
+            self._learn()
+        else:
+            self._settle(None)
+
+    def end(self, one: Pass, roots: Any) -> bool:
+        """Look after a backward pass from ``roots`` (None: it has failed); return whether it has reached these
+        parameters."""
+        is_reached = self._settle(one) or self._newest is one
+        if roots is not None:
+            self._follow(one, roots, is_reached)
+        return is_reached
+
+    def is_reached_by(self, thread: int, roots: Any) -> bool:
+        """Tell whether a thread, given by ident, trains these parameters, by a backward pass of its own: asked where
+        several threads are inside one at the same time."""
+        is_reached = self._threads.get(thread)
+        if is_reached is None:
+            is_reached = self._threads[thread] = self._is_reached_from(roots)
+        return is_reached
+
+    def _settle(self, underway: Pass | None) -> bool:
+        """Bring every witness up to date; what has changed is the work of the pass under way, if there is one."""
+        is_reached = is_cleared = False
+        for witness in self._witnesses:
+            gradient = witness.gradient()
+            if not witness.has_changed(gradient):
+                continue
+            if gradient is None or (underway is None and witness.passes and is_zeroed(gradient)):
+                is_cleared = is_cleared or bool(witness.passes)
+                witness.passes = []
+            elif underway is not None:
+                witness.passes.append(underway)
+                witness.touched |= 1 << self._num_learnt
+                is_reached = True
+            witness.see(gradient)
+        if is_reached:
+            self._newest = underway
+        if is_cleared:
+            self._note_cleared()
+        return is_reached
+
+    def _note_cleared(self) -> None:
+        if not any(witness.passes for witness in self._witnesses):
+            self.num_discarded += 1
+            self.logged = []
+        self._on_cleared()
+
+    def _follow(self, one: Pass, roots: Any, is_reached: bool) -> None:
+        """Choose the witnesses when enough has been seen; look again at every parameter after a surprise."""
+        if is_reached:
+            if self._num_learnt < NUM_LEARNING:
+                self._num_learnt += 1
+                if self._num_learnt == NUM_LEARNING:
+                    self._choose()
+            return
+        if self._num_learnt < NUM_LEARNING:
+            self._knows_others = True
+            return
+        self._num_missed += 1
+        if self._knows_others and self._num_missed & (self._num_missed - 1):
+            return  # passes that reach none of these parameters are known, and are checked at powers of two
+        if self._is_reached_from(roots):
+            self._learn()
+            for witness in self._witnesses:
+                witness.passes.append(one)
+        else:
+            self._knows_others, self.sole = True, None
+
+    def _is_reached_from(self, roots: Any) -> bool:
+        return reaches(roots, {id(parameter) for parameter in self._parameters()})
+
+    def _learn(self) -> None:
+        """Make every parameter a witness; what is known to be in the gradients stays known."""
+        known = self._union()
+        self._witnesses = [Witness(p) for p in self._parameters() if p.requires_grad]
+        for witness in self._witnesses if known else ():
+            witness.passes = list(known)
+        self._num_learnt, self._knows_others, self.sole = 0, False, None
+        self._threads.clear()
+
+    def _choose(self) -> None:
+        """Keep the smallest of the parameters that were reached by the same passes, for the sets that were most often
+        reached."""
+        smallest: dict[int, Witness] = {}
+        for witness in sorted(self._witnesses, key=lambda w: (not w.is_plain, w.size == 0, w.size)):
+            smallest.setdefault(witness.touched, witness)
+        ranked = sorted(smallest.values(), key=lambda w: -w.touched.bit_count())
+        self._witnesses = [w for w in ranked if w.touched][:MAX_WITNESSES]
+        only = self._witnesses[0] if len(self._witnesses) == 1 else None
+        self.sole = only if only is not None and only.is_plain and not self._knows_others else None
+
+    # --------------------------------------------------------------------------------------------------- step
+
+    def take(self, underway: Pass | None = None) -> list[Pass]:
+        """Return the passes whose gradient the step that begins now applies: empty if none is known."""
+        self._settle(underway)
+        passes, logged = self._union(), self.logged
+        self.drop()
+        self.num_discarded = 0
+        return [(0, value) for value in logged] if logged else passes
+
+    def drop(self) -> None:
+        """Forget what is in the gradients: a step has applied it."""
+        self.logged = []
+        for witness in self._witnesses:
+            if witness.passes:
+                witness.passes = []
+
+    def forget(self) -> None:
+        """Count every loss in the gradients as unknown: there were too many to keep."""
+        for witness in self._witnesses:
+            witness.passes = [(0, None)] if witness.passes else []
+
+    def _union(self) -> list[Pass]:
+        witnesses = self._witnesses
+        if len(witnesses) == 1:
+            return witnesses[0].passes
+        return sorted(dict.fromkeys(chain.from_iterable(w.passes for w in witnesses)), key=lambda one: one[0])
+
+    # -------------------------------------------------------------------------------------------------- others
+
+    def log(self, value: Value) -> None:
+        """Take the loss of the coming step from the user."""
+        self.logged = [value]
+
+    @property
+    def is_pending(self) -> bool:
+        """Tell whether there are gradients that no step has applied."""
+        if not self._witnesses:
+            self._learn()
+        for witness in self._witnesses:
+            gradient = witness.gradient()
+            is_other = self.sole is None and id(gradient) != witness.grad_id
+            if gradient is not None and (witness.passes or is_other):
+                return True
+        return False
+
+    def refresh(self) -> None:
+        """Take what has just changed the gradients in place, such as a clip, for no reason to look into them."""
+        for witness in self._witnesses:
+            gradient = witness.gradient()
+            if gradient is not None and id(gradient) == witness.grad_id:
+                witness.version = gradient._version
+
+    def watch_zeroing(self) -> Callable[[], None]:
+        """Look at the gradients before they are zeroed in place; the function returned looks afterwards."""
+        before = [(w, None if (g := w.gradient()) is None else (id(g), g._version)) for w in self._witnesses]
+
+        def look() -> None:
+            is_cleared = False
+            for witness, state in before:
+                gradient = witness.gradient()
+                if gradient is not None and state is not None and state != (id(gradient), gradient._version):
+                    is_cleared = is_cleared or bool(witness.passes)
+                    witness.passes = []
+                    witness.see(gradient)
+            if is_cleared:
+                self._note_cleared()
+
+        return look
+
+
+@untraced
+def is_zeroed(gradient: Tensor) -> bool:
+    """Tell whether a gradient is all zero. On a device that would wait for it: there it counts as not."""
+    if gradient.device.type != "cpu" or gradient.layout is not torch.strided or gradient.numel() == 0:
+        return False
+    with torch.no_grad():
+        flat = gradient.detach().reshape(-1) if gradient.is_contiguous() else gradient.detach()
+        if flat.numel() > MAX_SAMPLED and flat.dim() == 1:
+            flat = flat[:: flat.numel() // MAX_SAMPLED + 1]
+        return not bool(flat.any())
+
+
+@untraced
+def reaches(roots: Any, parameters: set[int]) -> bool:
+    """Tell whether the autograd graph behind some tensors leads to one of the parameters, given by id.
+
+    The nodes outlive the backward pass for as long as the tensors do. False for a graph that is too large to tell.
+    """
+    tensors = roots if isinstance(roots, list | tuple) else (roots,)
+    pending = [t.grad_fn for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
+    seen = set(pending)
+    while pending and len(seen) < MAX_NODES:
+        node = pending.pop()
+        if id(getattr(node, "variable", None)) in parameters:
+            return True
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return False
