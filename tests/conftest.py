@@ -11,14 +11,25 @@ from pathlib import Path
 from types import CellType, FunctionType
 from typing import Any
 
+import hypothesis
 import psutil
 import pytest
 
 # Two workers, and the scripts that they start, share few cores: more threads than cores make torch crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A thread that was told to end, or a socket that was closed, may need a moment to be gone.
-_GRACE_SECONDS = 3.0
+# The same examples in every run, however slow the machine is; `--hypothesis-profile=default` tries others.
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("repeatable")
+
+# A thread that was told to end, or a socket that was closed, may need a moment to be gone, on a busy machine a long one
+_GRACE_SECONDS = 30.0
 _MONITOR = str(Path(__file__).resolve().parents[1] / "monitor") + os.sep
 # Where in torch the monitor may put a function of its own while a run is open.
 _PATCHED_OWNERS = (
@@ -31,6 +42,14 @@ _PATCHED_OWNERS = (
     ("torch.utils.data.dataloader", "DataLoader"),
     ("torch.utils.data.dataloader", "_BaseDataLoaderIter"),
 )
+# The processes that an interpreter starts when it first needs them and keeps to its end, by what holds their ids. No
+# test may end one: multiprocessing's tracker then unlinks the semaphores made so far, and objects of earlier tests that
+# the garbage collector has not reached yet still hold some.
+_HELPERS = (
+    ("multiprocessing.resource_tracker", "_resource_tracker", "_pid"),
+    ("multiprocessing.forkserver", "_forkserver", "_forkserver_pid"),
+    ("joblib.externals.loky.backend.resource_tracker", "_resource_tracker", "_pid"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +58,13 @@ def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MONITOR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MONITOR_DIR", str(tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Give a test the random numbers that it has alone, whatever ran before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +94,22 @@ def _ports() -> set[Any]:
     return {connection.laddr for connection in found if connection.status == psutil.CONN_LISTEN}
 
 
-def _children() -> set[Any]:
-    return {child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE}
+def children() -> set[Any]:
+    """The processes that a test has to end; the interpreter's own helpers are none of them."""
+    found = [child for child in psutil.Process().children() if _is_alive(child)]
+    helpers = {_helper_pid(*helper) for helper in _HELPERS}  # asked last: one that was just started is known
+    return {child for child in found if child.pid not in helpers}
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it ended between the two questions
+        return False
+
+
+def _helper_pid(module: str, holder: str, attribute: str) -> int | None:
+    return getattr(getattr(sys.modules.get(module), holder, None), attribute, None)
 
 
 def _patches() -> set[Any]:
@@ -112,7 +152,7 @@ def _hooks() -> set[Any]:
 _LOOKS: dict[str, Callable[[], set[Any]]] = {
     "threads": _threads,
     "listening ports": _ports,
-    "child processes": _children,
+    "child processes": children,
     "patches of torch": _patches,
     "global optimizer hooks": _hooks,
 }

@@ -158,7 +158,7 @@ def test_waiting_for_a_command_on_the_training_thread_is_refused() -> None:
         with pytest.raises(monitor.MonitorError, match="would never end"):
             command.wait()
         got: list[monitor.CommandRecord] = []
-        waiter = threading.Thread(target=lambda: got.append(command.wait(10)))
+        waiter = threading.Thread(target=lambda: got.append(command.wait(60)))
         waiter.start()
         train(net, opt)
         waiter.join()

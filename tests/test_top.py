@@ -273,7 +273,7 @@ class Terminal:
         )
         self.text = ""
 
-    def read_until(self, wanted: str, seconds: float = 60.0) -> None:
+    def read_until(self, wanted: str, seconds: float = 300.0) -> None:
         deadline = time.monotonic() + seconds
         while wanted not in self.text:
             assert time.monotonic() < deadline, f"{wanted!r} did not come:\n{self.text}"
@@ -283,7 +283,7 @@ class Terminal:
     def type(self, keys: bytes) -> None:
         os.write(self.main, keys)
 
-    def leave(self, seconds: float = 60.0) -> int:
+    def leave(self, seconds: float = 300.0) -> int:
         deadline = time.monotonic() + seconds
         while self.process.poll() is None:  # a terminal that nobody reads would hold it up
             assert time.monotonic() < deadline, f"it does not leave:\n{self.text}"

@@ -1,4 +1,4 @@
-"""Which exposition format an Accept header asks for (RFC 9110, 12.5.1): quality values over prometheus_client's choice."""
+"""Choose an exposition format by the quality values of an Accept header (RFC 9110, 12.5.1)."""
 
 from __future__ import annotations
 

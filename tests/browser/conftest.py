@@ -54,7 +54,7 @@ class Visit:
     def until(self, script: str, wanted: object) -> None:
         """Wait until ``script`` gives what is wanted. (Playwright's wait uses eval: the policy forbids it.)"""
         found: object = None
-        for _ in range(300):
+        for _ in range(1200):
             found = self.page.evaluate(script)
             if found == wanted:
                 return
@@ -95,7 +95,7 @@ def visit(chromium) -> Iterator[Callable[..., Visit]]:
         context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=color_scheme)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         seen = Visit(run, server, page, expected=expected)
         visits.append(seen)
         page.on(

@@ -11,6 +11,6 @@ except ImportError:  # the fixture ``chromium`` then skips or fails every test, 
     def expect(*_: Any) -> Any:
         raise AssertionError("no test gets here without playwright")
 else:
-    expect.set_options(timeout=15_000)
+    expect.set_options(timeout=60_000)
 
 __all__ = ["expect"]

@@ -130,6 +130,7 @@ def test_undo_shows_what_it_takes_back(visit) -> None:
         ["0 decay", "×0.05", "×0.5"]
     ]
     dialog.get_by_role("button", name="Undo it").click()
+    expect(page.locator(".outcome")).to_contain_text("undo: waiting")  # the run has it
     run.advance(1)
     expect(page.locator(".outcome")).to_contain_text("undo applied at step 303")
     page.get_by_role("radio", name="Restore").check()

@@ -35,14 +35,14 @@ def train() -> Iterator[Callable[[Noting, Run], threading.Thread]]:
         thread = threading.Thread(target=loop)
         begun.append((run, thread))
         thread.start()
-        assert has_begun.wait(10)
+        assert has_begun.wait(60)
         return thread
 
     yield begin
     for run, thread in begun:
         if thread.is_alive() and not run.should_stop:
             ask(run, "stop")
-        thread.join(10)
+        thread.join(60)
 
 
 def test_a_paused_run_makes_no_step_and_takes_commands(attach: Attach, train: Callable[..., Any]) -> None:
@@ -50,18 +50,18 @@ def test_a_paused_run_makes_no_step_and_takes_commands(attach: Attach, train: Ca
     optimizer = noting(0.1)
     run = attach(optimizer)
     train(optimizer, run)
-    paused = ask(run, "pause").wait(10)
+    paused = ask(run, "pause").wait(60)
     assert (paused.status, paused.message) == ("applied", "training waits at the step boundary")
     num_steps = len(optimizer.used)
-    reduced = run.reduce_lr(0.5).wait(10)
-    again = ask(run, "pause").wait(10)
+    reduced = run.reduce_lr(0.5).wait(60)
+    again = ask(run, "pause").wait(60)
     run.flush()
     assert run.state == "paused"
     assert (reduced.status, reduced.step, again.status) == ("applied", num_steps + 1, "applied")
     assert len(optimizer.used) == num_steps
-    resumed = ask(run, "resume").wait(10)
+    resumed = ask(run, "resume").wait(60)
     assert (resumed.status, resumed.message) == ("applied", "training goes on")
-    stopped = ask(run, "stop").wait(10)
+    stopped = ask(run, "stop").wait(60)
     assert stopped.status == "applied"
     assert run.should_stop
     assert optimizer.used[num_steps] == [0.05]
@@ -72,9 +72,9 @@ def test_a_stop_ends_a_pause(attach: Attach, train: Callable[..., Any]) -> None:
     optimizer = noting(0.1)
     run = attach(optimizer)
     thread = train(optimizer, run)
-    ask(run, "pause").wait(10)
-    assert ask(run, "stop").wait(10).status == "applied"
-    thread.join(10)
+    ask(run, "pause").wait(60)
+    assert ask(run, "stop").wait(60).status == "applied"
+    thread.join(60)
     assert not thread.is_alive()
     messages = [event.message for event in (run.flush() and run.events()) if event.kind == "state"]
     assert any(message.startswith("training pauses before step") for message in messages)
@@ -179,7 +179,7 @@ def test_an_interruption_in_a_checkpoint_reaches_the_loop(attach: Attach, interr
 def test_a_checkpoint_function_that_waits_for_a_command_is_told_that_it_cannot(attach: Attach) -> None:
     """It runs on the training thread: waiting there would never end."""
     optimizer = noting(0.1)
-    run = attach(optimizer, on_checkpoint=lambda: run.reduce_lr(0.5).wait(10))
+    run = attach(optimizer, on_checkpoint=lambda: run.reduce_lr(0.5).wait(60))
     command = ask(run, "checkpoint")
     optimizer.step()
     assert command.status == "rejected"
@@ -243,7 +243,7 @@ def test_a_command_sent_while_the_run_ends_has_one_outcome(attach: Attach) -> No
     for _ in range(20):
         optimizer.step()
     run.close()
-    thread.join(10)
+    thread.join(60)
     kinds = {type(o).__name__ if isinstance(o, Exception) else o.status for o in outcomes}
     assert kinds <= {"applied", "expired", "ClosedRunError", "QueueFullError"}
     assert len(outcomes) == 200

@@ -142,7 +142,7 @@ def test_many_clients_at_once_are_in_one_order_and_each_is_audited(attach: Calla
     def client(factor: float) -> None:
         start.wait()
         for _ in range(40):
-            seen.append(run.reduce_lr(factor).wait(20))
+            seen.append(run.reduce_lr(factor).wait(60))
             with pytest.raises(CommandRefusedError):
                 run.reduce_lr(0)
 

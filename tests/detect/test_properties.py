@@ -7,7 +7,7 @@ import math
 import random
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor._records import Step
@@ -15,7 +15,7 @@ from monitor.detect import DetectorSet, LevelSettings, RiseSettings, SpikeDetect
 from tests.detect.records import events_of, steps
 
 Told = list[tuple[str, int, int, int | None]]
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=25)
 
 
 def told(watch: DetectorSet, records: list[Step]) -> Told:

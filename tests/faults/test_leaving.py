@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,14 +169,19 @@ def test_attach_and_detach_a_hundred_times(tmp_path: Path) -> None:
         with watch(optimizer, tmp_path, serve=serve, port=0):
             train_plainly(model, optimizer, make_batches(1))
 
+    def used() -> dict[str, int]:
+        gc.collect()
+        files, threads = len(process.open_files()), threading.active_count()
+        return {"threads": threads, "files": files, "descriptors": process.num_fds(), "tasks": process.num_threads()}
+
     once(True)
-    gc.collect()
-    before = (process.num_threads(), process.num_fds(), threading.active_count(), len(psutil.Process().open_files()))
+    before = used()
     for i in range(100):
         once(i % 10 == 0)
-    gc.collect()
-    after = (process.num_threads(), process.num_fds(), threading.active_count(), len(psutil.Process().open_files()))
-    assert after == before
+    deadline = time.monotonic() + 60
+    while (more := {what for what, number in used().items() if number > before[what]}) and time.monotonic() < deadline:
+        time.sleep(0.02)  # the system knows a thread for a moment after Python has joined it
+    assert not more
     assert_no_hooks(optimizer)
     assert not [
         o for o in gc.get_objects() if type(o) is monitor.Run and o.settings.directory == str(tmp_path / "runs")
@@ -310,7 +316,7 @@ def test_closing_from_inside(where: str, tmp_path: Path) -> None:
     if where == "closure":
         optimizer.step(lambda: close())
     train_plainly(model, optimizer, make_batches(2))
-    run._engine._recorder._rounds._thread.join(5)
+    run._engine._recorder._rounds._thread.join(60)
     assert run.state == "finished"
     assert others.count("pre") == others.count("post") == (3 if where == "closure" else 2)
     _patches._uninstall()  # nothing to do: asserts below and in the fixture would see it
@@ -345,9 +351,9 @@ def test_closing_a_paused_run_from_another_thread_lets_the_training_go_on(tmp_pa
 
     trainer = threading.Thread(target=train)
     trainer.start()
-    assert paused.wait(10)
+    assert paused.wait(60)
     run.close()
-    trainer.join(10)
+    trainer.join(60)
     assert errors == []
     assert calls == ["pre", "post"] * 3
     assert run.state == "finished"
@@ -378,7 +384,7 @@ def test_closing_while_another_thread_trains(tmp_path: Path) -> None:
         run.close()
         assert run.snapshot().errors == {}
     stop.set()
-    trainer.join(10)
+    trainer.join(60)
     assert errors == []
 
 

@@ -196,7 +196,7 @@ def ask(run: monitor.Run, path: str, body: bytes | None, token: str | None = TOK
     headers.setdefault("Content-Type", "application/json")
     request = urllib.request.Request(f"{run.url}/api/v1{path}", data=body, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:

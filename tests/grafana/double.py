@@ -46,7 +46,7 @@ class Grafana:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = json.loads(self.rfile.read(length)) if length else None
                 double.has_request.set()
-                double.stall.wait(20)
+                double.stall.wait(60)
                 if double.vanish_at and f'"{double.vanish_at}"' in json.dumps(body):
                     double.is_gone = True
                 if double.is_gone:  # the connection ends without an answer, this one and all to come

@@ -35,7 +35,7 @@ def grafana() -> Iterator[Grafana]:
 
 
 def annotator(grafana: Grafana, **options: Any) -> Annotator:
-    return Annotator(grafana.url, **{"token": TOKEN, "pauses": (0.01, 0.01), **options})
+    return Annotator(grafana.url, **{"token": TOKEN, "pauses": (0.01, 0.01), "timeout": 60.0, **options})
 
 
 def event(number: int = 1, **changes: Any) -> Event:
@@ -218,7 +218,7 @@ def test_an_event_becomes_an_annotation_and_its_end_a_region(grafana: Grafana) -
     """Time, text and tags are the event's; when it ends the same annotation gets its end."""
     with annotator(grafana, tags=("digits-1",)) as annotate:
         annotate(event())
-        assert annotate.flush()
+        assert annotate.flush(60)
         assert grafana.annotations[1] == {
             "panelId": None,
             "time": 1000500,
@@ -227,7 +227,7 @@ def test_an_event_becomes_an_annotation_and_its_end_a_region(grafana: Grafana) -
             "text": "spike: loss rose (step 120)",
         }
         annotate(event(seq=2, end_step=140, time=1010.0, message="loss is back"))
-        assert annotate.flush()
+        assert annotate.flush(60)
     assert len(grafana.annotations) == 1
     assert (grafana.annotations[1]["time"], grafana.annotations[1]["timeEnd"]) == (1000500, 1010000)
     assert grafana.annotations[1]["text"] == "spike: loss is back (steps 117 to 140)"
@@ -241,12 +241,12 @@ def test_a_passing_failure_is_tried_again(grafana: Grafana) -> None:
             grafana.requests.clear()
             grafana.fail["POST", "/annotations"] = status
             annotate(event())
-            assert annotate.flush()
+            assert annotate.flush(60)
             assert len(grafana.requests) == tries
         assert (annotate.sent, annotate.dropped) == (0, 2)
         grafana.fail.clear()
         annotate(event(2))
-        assert annotate.flush()
+        assert annotate.flush(60)
         assert annotate.sent == 1
 
 
@@ -261,7 +261,7 @@ def test_the_queue_is_bounded(grafana: Grafana) -> None:
             annotate(event(number, message=f"number {number}"))
         assert annotate.dropped == 7
         grafana.stall.set()
-        assert annotate.flush()
+        assert annotate.flush(60)
     assert [each["text"] for each in grafana.annotations.values()][-1] == "spike: number 11 (step 120)"
     assert len(grafana.annotations) == 4
 
@@ -284,7 +284,7 @@ def test_closing_gives_up_a_request_without_an_answer(grafana: Grafana, caplog: 
     grafana.stall.clear()
     annotate = annotator(grafana, timeout=3600.0)
     annotate(event(1))
-    assert grafana.has_request.wait(20)
+    assert grafana.has_request.wait(60)
     annotate(event(2))
     annotate.close(timeout=0.1)
     assert annotate._thread.is_alive()
@@ -364,9 +364,8 @@ def test_a_run_over_tls_is_annotated(grafana: Grafana, tmp_path: Path) -> None:
         optimizer = torch.optim.SGD([weight], lr=0.1)
         with monitor.attach(optimizer, **options) as run:
             is_served.set()
-            for _ in range(1000):
-                if is_annotated():
-                    break
+            deadline = time.monotonic() + 120
+            while not is_annotated() and time.monotonic() < deadline:
                 run.reduce_lr(0.99, reason="a reason of the test")
                 weight.sum().backward()
                 optimizer.step()
@@ -375,7 +374,7 @@ def test_a_run_over_tls_is_annotated(grafana: Grafana, tmp_path: Path) -> None:
     is_served = threading.Event()
     training = threading.Thread(target=train)
     training.start()
-    assert is_served.wait(20)
+    assert is_served.wait(60)
     words = ["dashboards", "publish", "--grafana", grafana.url, "--token", TOKEN, "--annotate"]
     done = CliRunner().invoke(main, [*words, "--dir", str(tmp_path / "runs"), "--cafile", certfile])
     training.join()
@@ -415,5 +414,5 @@ def test_a_real_grafana_takes_them() -> None:
         disconnect(api)
     with Annotator(url, token=token, tags=("a-test",)) as annotate:
         annotate(event())
-        assert annotate.flush()
+        assert annotate.flush(60)
         assert (annotate.sent, annotate.dropped) == (1, 0)

@@ -479,7 +479,7 @@ _values = st.recursive(
 _keys = st.sampled_from(["version", "alerts", "truncatedAlerts", "status", "labels", "annotations", "fingerprint"])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.tuples(_keys, st.booleans(), _values), max_size=4), st.text(max_size=9), st.text(max_size=9))
 def test_whatever_is_sent_nothing_breaks(changes: list[tuple[str, bool, Any]], action: str, factor: str) -> None:
     """A notification with any of its parts replaced by anything: an answer below 500, and a command with a 200 only."""

@@ -484,7 +484,7 @@ def test_ranks_that_train_together_take_no_command(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    ends = [one.communicate(timeout=120) for one in ranks]
+    ends = [one.communicate(timeout=300) for one in ranks]
     assert [one.returncode for one in ranks] == [0, 0], ends
     for rank, (output, _) in enumerate(ends):
         told = json.loads(output.splitlines()[-1])

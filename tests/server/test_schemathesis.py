@@ -45,13 +45,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         thread = threading.Thread(target=train)
         thread.start()
         assert run.url is not None
-        assert has_begun.wait(20)
+        assert has_begun.wait(60)
         # The first factor brings a guard into the optimizer's class: before the tests look for what is left behind.
-        run.set_lr_factor(0.5).wait(20)
+        run.set_lr_factor(0.5).wait(60)
         yield run.url
         is_over.set()
-        requests.post(f"{run.url}/api/v1/resume", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=20)
-        thread.join(20)
+        requests.post(f"{run.url}/api/v1/resume", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60)
+        thread.join(60)
         assert run.snapshot().errors == {}
     logging.getLogger("monitor").setLevel(logging.NOTSET)
 

@@ -52,7 +52,7 @@ def tls_server(app: Flask, certificates: dict[str, Certificate]) -> Iterator[Htt
 
 
 def status_of(server: HttpServer, context: ssl.SSLContext, path: str = "/healthz") -> int:
-    connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=10, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=60, context=context)
     try:
         connection.request("GET", path, headers=CONTROL)
         response = connection.getresponse()
@@ -128,7 +128,7 @@ def test_a_connection_open_at_the_end_is_cut(app: Flask, certificates: dict[str,
     server = certificates["server"]
     context = ssl.create_default_context(cafile=server.cert)
     with HttpServer(app, port=0, certfile=server.cert, keyfile=server.key) as http_server:
-        connection = http.client.HTTPSConnection("127.0.0.1", http_server.port, timeout=10, context=context)
+        connection = http.client.HTTPSConnection("127.0.0.1", http_server.port, timeout=60, context=context)
         connection.request("GET", "/healthz")
         connection.getresponse().read()
         http_server.stop()

@@ -37,7 +37,7 @@ def call(
     body: bytes | str | None = None,
 ) -> Answer:
     """Make one request on a connection of its own."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()

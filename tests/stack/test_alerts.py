@@ -23,7 +23,7 @@ from tests.stack.real_alertmanager import Alertmanager, alertmanager_config, pro
 from tests.stack.real_prometheus import Prometheus
 
 TOKEN = "the-token-of-the-run-in-the-loop"
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 REPEATS = 4
 RULES = [rule for group in GROUPS for rule in group.rules]
 SELECTORS = sorted(

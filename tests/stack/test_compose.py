@@ -150,7 +150,7 @@ def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
         "MONITOR_DIR": str(tmp_path / "runs"),
     }
     command = [need("bash"), str(tmp_path / ".ci" / "stack"), "secrets"]
-    subprocess.run(command, check=True, env=environment, timeout=60)
+    subprocess.run(command, check=True, env=environment, timeout=300)
     made = tmp_path / ".docker"
     before = {path.name: path.read_text() for path in made.iterdir()}
     assert set(before) == {"grafana_admin_password", "monitor_token", "monitor_read_token", "run.env"}
@@ -162,7 +162,7 @@ def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
     settings = f"MONITOR_TARGETS={tmp_path / 'runs' / 'targets'}\nMONITOR_SECRETS=./.docker\n"
     assert (tmp_path / ".env").read_text() == settings
     assert f"MONITOR_TOKEN={before['monitor_token']}\n" in before["run.env"]
-    subprocess.run(command, check=True, env=environment, timeout=60)
+    subprocess.run(command, check=True, env=environment, timeout=300)
     assert {path.name: path.read_text() for path in made.iterdir()} == before
 
 
@@ -178,7 +178,7 @@ case "$*" in
     for last; do :; done
     [ {reach} = reach ] && exec "{python}" -c 'import sys, urllib.request
 url = sys.argv[1].replace("host.docker.internal", "127.0.0.1")
-assert urllib.request.urlopen(url, timeout=20).status == 200' "$last"
+assert urllib.request.urlopen(url, timeout=60).status == 200' "$last"
     exit 1 ;;
 esac
 """
@@ -209,7 +209,7 @@ class Machine:
     def stack(self, verb: str, **environment: str) -> subprocess.CompletedProcess[str]:
         command = [need("bash"), str(self.folder / ".ci" / "stack"), verb]
         environment = {**self.environment, **environment}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
     def run_environment(self) -> dict[str, str]:
         """Return what .docker/run.env sets, as a shell reads it."""

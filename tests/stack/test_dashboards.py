@@ -15,7 +15,7 @@ from torch import nn
 import monitor
 from tests.grafana.reading import FILES, Expression, expressions, load, panels
 from tests.requirements import need_module
-from tests.stack.real_prometheus import Prometheus, wait_until
+from tests.stack.real_prometheus import PATIENCE_SECONDS, Prometheus, wait_until
 from tests.stack.snapshot_target import RUN_ID, snapshot_target
 
 EVERYTHING = [each for path in FILES for each in expressions(load(path))]
@@ -77,14 +77,20 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Train on the digits under the monitor until Prometheus has seen enough, and let the run end."""
+    """Train on the digits under the monitor until Prometheus has seen enough, and let the run end.
+
+    The run is given a commit, as the tests need not lie in a clone.
+    """
     need_module("sklearn")
     folder = tmp_path_factory.mktemp("dashboards")
     (folder / "test.yml").write_text(ALERT)
     config = CONFIG.format(rules=folder / "test.yml", targets=folder / "runs" / "targets" / "*.json")
     with Prometheus(folder / "prometheus", config) as prometheus:
         start = time.time()
-        run_id, instance, end = _train(folder / "runs", prometheus)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("monitor._identity.git_commit", lambda start: "0a1b2c3")
+            patch.setattr("monitor._identity._COMMIT_SECONDS", 60.0)
+            run_id, instance, end = _train(folder / "runs", prometheus)
         closed = time.time() + 2  # the end is looked at from later on
         yield Stack(prometheus, run_id, instance, start, end, closed)
 
@@ -104,7 +110,7 @@ def _train(directory: Path, prometheus: Prometheus) -> tuple[str, str, float]:
     options = {"name": "digits", "total_steps": 100_000, "directory": str(directory), "port": 0}
     with monitor.attach(optimizers, gpu=False, system_interval=0.25, **options) as run:
         instance = str(run.url).removeprefix("http://").rstrip("/")
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE_SECONDS
         command, is_seen = None, False
         for step in range(1_000_000):
             rows = torch.randint(len(x), (64,))

@@ -67,7 +67,7 @@ def test_the_servers_find_the_run_and_each_other(exported: Path) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     options = {"directory": str(exported.parent / "runs"), "port": 0, "gpu": False, "token": TOKEN}
     with (
-        monitor.attach(optimizer, name="local", **options) as run,
+        monitor.attach(optimizer, name="local", linger=0, **options) as run,  # Prometheus ends before it
         Alertmanager(exported / "alertmanager") as alertmanager,
     ):
         told = (exported / "alertmanager" / "alertmanager.yml").read_text()
@@ -76,7 +76,8 @@ def test_the_servers_find_the_run_and_each_other(exported: Path) -> None:
         config = config.replace(": 10s", ": 1s").replace("127.0.0.1:9093", alertmanager.url.removeprefix("http://"))
         with Prometheus(exported / "prometheus", config) as prometheus:
             wait_until(lambda: prometheus.value(f'up{{run_id="{run.id}"}}') == 1, "the run is scraped")
-            (known,) = prometheus.get("alertmanagers")["activeAlertmanagers"]
+            wait_until(lambda: known_to(prometheus) != [], "Prometheus knows an Alertmanager")
+            (known,) = known_to(prometheus)
             assert known["url"].startswith(alertmanager.url)
             assert len(prometheus.get("rules")["groups"]) == 7
             _fire(alertmanager.url, run.id)
@@ -86,6 +87,11 @@ def test_the_servers_find_the_run_and_each_other(exported: Path) -> None:
                 return run.lr[0].factor == 0.5
 
             wait_until(is_lowered, "the run has lowered its LR")
+
+
+def known_to(prometheus: Prometheus) -> list[dict[str, str]]:
+    """Return the Alertmanagers that it sends to."""
+    return list(prometheus.get("alertmanagers")["activeAlertmanagers"])
 
 
 def _fire(url: str, run_id: str) -> None:
