@@ -164,6 +164,7 @@ class Engine:
             last.callback(contain, "system", lambda: self._sampler.stop(2.0))
             last.callback(contain, "recorder", self._recorder.stop)
             last.callback(contain, "recorder", lambda: self._publish_end(state, end))
+            last.callback(contain, "control", self._training.rates.close)
             for probe in self._training.probes:
                 last.callback(contain, "probe", probe.close)
             self._training.release()
@@ -202,6 +203,7 @@ class Engine:
         self._lock = threading.Lock()  # another thread of the parent may have held it
         for probe in self._training.probes:
             self._failures.contain("probe", probe.close)
+        self._failures.contain("control", self._training.rates.close)
 
     # ----------------------------------------------------------------------------------------- training thread
 
@@ -218,7 +220,7 @@ class Engine:
 
     def _on_tick(self, now: float) -> None:
         self._training.want_details()
-        self._training.commands.expire(now)
+        self._training.commands.expire()
         for event in self._detection.tick(now, is_excused=self._training.is_excused()):
             self._recorder.post(event)
 
@@ -259,7 +261,7 @@ class Engine:
         """Tell whether the run has ended."""
         return self._is_closed
 
-    def lr_table(self) -> list[tuple[str, int, str | None, float, float, float]]:
+    def lr_table(self) -> list[tuple[str, int, str | None, float | None, float, float | None]]:
         """Return (optimizer, param group, name, scheduled, factor, applied) of every param group; of a run that has
         ended, as its last step used them."""
         if not self._has_let_go:
@@ -278,6 +280,7 @@ class Engine:
             "step": self.step,
             "smoothing": self._recorder.smoothing(),
             "detectors": self._detection.state_dict(),
+            "lr_factors": self._training.rates.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -292,6 +295,10 @@ class Engine:
             self._detection.load_state_dict(state["detectors"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"the saved state of the detectors cannot be read: {error!r}") from error
+        try:
+            self._training.rates.load_state_dict(state.get("lr_factors", {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the saved LR factors cannot be read: {error!r}") from error
         self._training.step = int(state["step"])
         self._recorder.load_smoothing(state["smoothing"])
 

@@ -50,6 +50,12 @@ class Journal:
             step = self._step()
             self._write(Event("internal", "warning", step, step, message, end_step=step, details={"room": room}))
 
+    def note_capture(self, message: str, optimizer: str | None = None) -> None:
+        """Note that something of the training cannot be seen, with what to do about it: an event, and a line in the
+        log."""
+        step = self._step()
+        self._write(Event("capture", "warning", step, step, message, optimizer))
+
     def _write(self, event: Event) -> None:
         if self._post is not None:
             self._post(event)

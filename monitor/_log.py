@@ -23,8 +23,13 @@ def make_visible() -> None:
 
 
 def warn_of(event: Event) -> None:
-    """Log what is wrong with the training itself, once an episode: when a critical condition starts."""
-    if event.severity == "critical" and event.kind in DETECTOR_KINDS and event.end_step is None:
+    """Log what is wrong with the training itself, or with what is seen of it, once an episode: when a critical
+    condition, or blindness, starts."""
+    if event.end_step is not None:
+        return
+    if event.kind == "capture":
+        _LOG.warning("%s", event.message)
+    elif event.severity == "critical" and event.kind in DETECTOR_KINDS:
         of = f" of {event.optimizer}" if event.optimizer else ""
         _LOG.warning("%s%s at step %d: %s", event.kind, of, event.step, event.message)
 

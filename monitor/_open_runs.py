@@ -16,7 +16,9 @@ from monitor._errors import AlreadyAttachedError
 class OpenRun(Protocol):
     """What is asked of a run here."""
 
-    optimizers: Mapping[str, Any]
+    @property
+    def optimizers(self) -> Mapping[str, Any]:
+        """The optimizers that are still there, by name."""
 
     def is_trained_by(self, thread: int | None) -> bool:
         """Tell whether this thread makes the run's steps."""

@@ -26,7 +26,11 @@ DETECTOR_KINDS = (
     "stall",
     "slowdown",
     "outlier",
+    "nonfinite_metric",
 )
+EVENT_KINDS = (*DETECTOR_KINDS, "capture")
+"""The kinds of trouble that are counted and shown while they last: what the detectors find, and ``capture``, which says
+that the monitor itself cannot see something."""
 ACTIONS = ("reduce", "set", "restore", "undo", "pause", "resume", "stop", "checkpoint")
 SOURCES = ("api", "alertmanager", "policy", "code")
 OUTCOMES = ("applied", "rejected", "expired")
@@ -34,12 +38,13 @@ OUTCOMES = ("applied", "rejected", "expired")
 
 @dataclass(frozen=True, slots=True)
 class ParamGroup:
-    """One param group as the last update used it: ``applied == factor * scheduled``."""
+    """One param group as the last update used it: ``applied == factor * scheduled``. Both include what the optimizer
+    itself multiplies its LR by (docs/control.md); None if the LR that it used is not known."""
 
     index: int
     name: str | None
-    scheduled: float
-    applied: float
+    scheduled: float | None
+    applied: float | None
     factor: float = 1.0
     weight_decay: float | None = None
     momentum: float | None = None
@@ -48,17 +53,19 @@ class ParamGroup:
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One evaluation of gradient clipping. ``factor`` is what the gradients were multiplied by (None for value
-    clipping)."""
+    clipping); ``is_clipped`` and ``factor`` are None where the gradients could not be measured."""
 
     kind: Literal["norm", "value"]
     threshold: float
-    is_clipped: bool
+    is_clipped: bool | None
     factor: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1."""
+    """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1. ``time`` is
+    that of the run's own clock: Unix time when the run began, monotonic from then on. ``gradient_norm_reason`` says why
+    the norm of its gradients cannot be known."""
 
     optimizer: str
     number: int
@@ -73,12 +80,13 @@ class Step:
     is_skipped: bool = False
     phases: Mapping[str, float] = field(default_factory=dict)
     hook_seconds: float = 0.0
+    gradient_norm_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One value that the user logged: ``kind`` loss, val_loss, samples, tokens or metric; ``name`` the dataset or
-    metric."""
+    metric; ``time`` is as in :class:`Step`."""
 
     kind: Literal["loss", "val_loss", "samples", "tokens", "metric"]
     name: str
@@ -92,8 +100,7 @@ class Event:
     """Something that happened. An event that ends is published again under the same ``id`` with ``end_step`` and a
     new ``seq``.
 
-    ``kind`` is one of DETECTOR_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended),
-    ``internal``
+    ``kind`` is one of EVENT_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended), ``internal``
     (a failure of our own, contained). ``start_step`` is the onset, ``step`` where it was raised.
     """
 
@@ -113,15 +120,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class GroupChange:
-    """What a command did to one param group. LRs are the applied ones."""
+    """What a command did to one param group. LRs are the applied ones; None for one that could not be read without
+    waiting for a device."""
 
     optimizer: str
     param_group: int
     name: str | None
     factor_before: float
     factor_after: float
-    lr_before: float
-    lr_after: float
+    lr_before: float | None
+    lr_after: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +209,14 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class SystemReading:
-    """One round of the system sampler. ``collections`` says for ``gpu`` and ``host`` how the round went."""
+    """One round of the system sampler, made at ``time``; ``counter`` is the same moment on a monotonic clock.
+    ``collections`` says for ``gpu`` and ``host`` how the round went."""
 
     time: float
     host: HostReading | None = None
     gpus: tuple[GpuReading, ...] = ()
     collections: Mapping[str, Collection] = field(default_factory=dict)
+    counter: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +239,7 @@ class RunInfo:
 @dataclass(frozen=True, slots=True)
 class OptimizerSnapshot:
     """Everything known about one optimizer. Loss fields may be NaN in ``loss`` alone; the windows hold finite
-    losses."""
+    losses. ``gradient_norm_reason`` says why there is no ``gradient_norm``."""
 
     key: str
     class_name: str
@@ -250,6 +260,7 @@ class OptimizerSnapshot:
     loss_negative_count: int = 0
     gradient_norm: float | None = None
     gradient_norm_step: int | None = None
+    gradient_norm_reason: str | None = None
     gradient_norm_window_max: float | None = None
     gradient_norm_window_median: float | None = None
     gradient_norm_histogram: Histogram | None = None
@@ -265,11 +276,13 @@ class OptimizerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole state of a run at one moment. Published by one writer; readers share it freely."""
+    """The whole state of a run at one moment. Published by one writer; readers share it freely. ``elapsed_seconds`` is
+    the time since the run began, up to its end."""
 
     run: RunInfo
     state: State
     time: float
+    elapsed_seconds: float = 0.0
     end_time: float | None = None
     stall_timeout: float = 600.0
     target_steps: int | None = None

@@ -33,10 +33,10 @@ def replay(source: str | Path | Curve, detectors: Iterable[Detector] | None = No
     if detectors is None:
         detectors = default_detectors(steps_per_record=curve.steps_per_record)
     watch = DetectorSet(detectors)
-    found: dict[tuple[str, int, int], Event] = {}
+    found: dict[tuple[str, int, int, str | None], Event] = {}
     for record in curve.records:
         for event in watch.update(record) if isinstance(record, Step) else watch.observe(record):
-            found[event.kind, event.start_step, event.step] = event
+            found[event.kind, event.start_step, event.step, event.details.get("name")] = event
     return list(found.values())
 
 

@@ -126,7 +126,7 @@ def status(run: Document, url: str | None, now: float) -> list[str]:
     lines = [f"{info['run_id']}  {run['state']}" + (f"  {url}" if url else "")]
     rows = [*progress_rows(run, now)]
     for optimizer in run["optimizers"]:
-        rows += optimizer_rows(optimizer, is_only=len(run["optimizers"]) == 1)
+        rows += optimizer_rows(run, optimizer)
     rows += other_rows(run)
     lines += [f"  {line}" for line in table(rows)]
     lines += [f"  {line}" for line in lr_table(groups_of(run))]
@@ -231,16 +231,26 @@ def progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
         parts.append(f"last {duration(now - run['last_step_time'])} ago")
     yield "step", ", ".join(parts)
     if run["end_time"] is None:
-        yield "time", f"{duration(now - run['run']['start_time'])} since the start"
+        yield "time", f"{duration(elapsed_seconds(run))} since the start"
     else:
-        yield "time", f"took {duration(run['end_time'] - run['run']['start_time'])}"
+        yield "time", f"took {duration(elapsed_seconds(run))}"
 
 
-def optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, str]]:
+def elapsed_seconds(run: Document) -> float:
+    """Return how long a run has gone on, by its own monotonic clock; what an earlier version has left on disk holds only
+    times of the wall clock."""
+    end = run["time"] if run["end_time"] is None else run["end_time"]
+    elapsed: float = run.get("elapsed_seconds", end - run["run"]["start_time"])
+    return elapsed
+
+
+def optimizer_rows(run: Document, optimizer: Document) -> Iterator[tuple[str, str]]:
     """Return name and text of what is known of one optimizer, its learning rates apart."""
-    if not is_only:
+    if len(run["optimizers"]) > 1:
         yield "optimizer", f"{optimizer['key']} ({optimizer['class_name']}), step {count(optimizer['global_step'])}"
-    loss = [number(optimizer["loss"])]
+    loss = [number(optimizer["loss"]) + _of_rank(run["run"])]
+    if optimizer["loss"] is None and optimizer["steps"]:
+        loss[0] += " (not known for the last step)"
     if optimizer["loss_ema"] is not None:
         loss.append(f"smoothed {number(optimizer['loss_ema'])}")
     if optimizer["loss_best"] is not None:
@@ -249,6 +259,8 @@ def optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, st
         )
     yield "loss", ", ".join(loss)
     norm = [number(optimizer["gradient_norm"])]
+    if reason := optimizer.get("gradient_norm_reason"):
+        norm.append(reason)
     if optimizer.get("gradient_norm_step") not in (None, optimizer["global_step"]):
         norm.append(f"at step {count(optimizer['gradient_norm_step'])}")
     if optimizer["clip_threshold"] is not None:
@@ -257,6 +269,11 @@ def optimizer_rows(optimizer: Document, is_only: bool) -> Iterator[tuple[str, st
         norm.append(f"{percent(optimizer['clip_share'])} of the last steps")
     yield "gradient norm", ", ".join(norm)
     yield from _trouble_rows(optimizer)
+
+
+def _of_rank(info: Document) -> str:
+    """Say whose share of the batch a loss is that of, where several ranks train together."""
+    return f" on rank {info['rank']} of {info['world_size']}" if info["world_size"] > 1 else ""
 
 
 _SKIPS = {"amp_overflow": "GradScaler overflow"}

@@ -14,14 +14,14 @@ from monitor.control import Command
 
 
 class LearningRate(NamedTuple):
-    """One row of ``run.lr``."""
+    """One row of ``run.lr``. An LR that cannot be known is None: docs/control.md says where."""
 
     optimizer: str
     param_group: int
     name: str | None
-    scheduled: float
+    scheduled: float | None
     factor: float
-    applied: float
+    applied: float | None
 
 
 class Run:
@@ -120,9 +120,11 @@ class Run:
         return self._engine.reports.flush(timeout)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on: step, best loss, detectors. Plain values, for a checkpoint.
+        """Return what a resumed run needs to continue: step, best loss, detectors, LR factors. Plain values, for a
+        checkpoint.
 
-        LR factors are not in it: they travel in ``optimizer.state_dict()``.
+        The LR factors are in ``optimizer.state_dict()`` too, but not in what ``torch.distributed.checkpoint`` makes of
+        it.
 
         Example:
             >>> torch.save({"optimizer": opt.state_dict(), "monitor": run.state_dict()}, path)     # doctest: +SKIP

@@ -52,9 +52,7 @@ def screen(
         parts.append(bar)
     for optimizer in run["optimizers"]:
         columns = frame.history.get("optimizers", {}).get(optimizer["key"], {})
-        rows += _with_curves(
-            _report.optimizer_rows(optimizer, is_only=len(run["optimizers"]) == 1), columns, width - 20, is_ascii
-        )
+        rows += _with_curves(_report.optimizer_rows(run, optimizer), columns, width - 20, is_ascii)
     groups = _report.groups_of(run)
     parts += [_grid([*rows, *_report.other_rows(run)]), Text(), _rates(groups)]
     used = len(parts) + len(rows) + len([*_report.other_rows(run)]) + min(len(groups), MAX_GROUPS) + 3

@@ -73,7 +73,7 @@ class TrainingSide:
                 on_boundary=self._on_boundary,
                 on_error=failures.note,
                 gradient_norm=settings.gradient_norm,
-                budget=settings.overhead_budget,
+                budget=settings.overhead_budget / len(optimizers),
                 max_stride=settings.window,
             )
             for key, optimizer in optimizers.items()
@@ -81,6 +81,7 @@ class TrainingSide:
 
     def open(self) -> None:
         """Put every hook and patch in place."""
+        self._failures.contain("control", lambda: self.rates.open(self._failures.note))
         for probe in self.probes:
             self._failures.contain("probe", probe.open)
 

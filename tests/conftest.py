@@ -35,6 +35,7 @@ _MONITOR = str(Path(__file__).resolve().parents[1] / "monitor") + os.sep
 _PATCHED_OWNERS = (
     ("torch", "Tensor"),
     ("torch.autograd", None),
+    ("torch.nn", "Module"),
     ("torch.amp.grad_scaler", "GradScaler"),
     ("torch.nn.utils", None),
     ("torch.nn.utils.clip_grad", None),

@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_command": set(),
     "_settings": {"_errors", "_records"},
     "_known": set(),
+    "_optimizers": set(),
     "_folder": {"_known"},
     "detect": LEAVES,
     "recorder": LEAVES | {"detect"},

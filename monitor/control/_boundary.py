@@ -161,12 +161,16 @@ def describe(record: CommandRecord) -> str:
         return f"{what} by {who} {record.status}: {record.message}{why}"
     changes = "; ".join(
         f"{c.optimizer} group {c.param_group}: factor {c.factor_before:.6g} to {c.factor_after:.6g}, "
-        f"LR {c.lr_before:.6g} to {c.lr_after:.6g}"
+        f"LR {_shown(c.lr_before)} to {_shown(c.lr_after)}"
         for c in record.changes[:4]
     )
     more = f"; and {len(record.changes) - 4} more groups" if len(record.changes) > 4 else ""
     ramp = f" over {record.over_steps} steps" if record.over_steps else ""
     return f"{what}{ramp} by {who} at step {record.step}{why}. {changes}{more}{record.message}".strip()
+
+
+def _shown(lr: float | None) -> str:
+    return "unknown" if lr is None else f"{lr:.6g}"
 
 
 def audit(record: CommandRecord) -> Mapping[str, Any]:

@@ -30,8 +30,14 @@ class Command:
     """
 
     def __init__(
-        self, record: CommandRecord, is_training_thread: Callable[[], bool], *, begin_at: float | None = None
+        self,
+        record: CommandRecord,
+        is_training_thread: Callable[[], bool],
+        *,
+        deadline: float,
+        begin_at: float | None = None,
     ) -> None:
+        self.deadline = deadline
         self.begin_at = begin_at
         self._record = record
         self._done = threading.Event()
@@ -86,7 +92,8 @@ class Commands:
         on_finished: called with every outcome, from the thread that made it.
         timeout: seconds until a command that no step has taken expires.
         is_training_thread: tells whether the caller is the thread that makes the steps.
-        clock: Unix time.
+        clock: Unix time, for what is shown.
+        counter: a monotonic clock in seconds, for the timeout.
     """
 
     def __init__(
@@ -98,6 +105,7 @@ class Commands:
         timeout: float = 600.0,
         is_training_thread: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
+        counter: Callable[[], float] = time.monotonic,
     ) -> None:
         self._check = check
         self._on_waiting = on_waiting
@@ -105,6 +113,7 @@ class Commands:
         self._timeout = timeout
         self._is_training_thread = is_training_thread
         self._clock = clock
+        self._counter = counter
         self._lock = threading.Lock()  # among those who submit; the training thread takes from the deque without it
         self._waiting: deque[Command] = deque()
         self._kept: dict[str, Command] = {}
@@ -141,7 +150,8 @@ class Commands:
         except CommandRefusedError as error:
             self._note(replace(_presentable(record), status="rejected", finished=self._clock(), message=str(error)))
             raise
-        command = Command(record, self._is_training_thread, begin_at=begin_at)
+        deadline = self._counter() + self._timeout
+        command = Command(record, self._is_training_thread, deadline=deadline, begin_at=begin_at)
         with self._lock:
             if self._is_closed:
                 raise ClosedRunError(f"the run has ended and takes no more commands; {action} was not applied")
@@ -224,10 +234,11 @@ class Commands:
         self._count()
         return self._last_applied
 
-    def expire(self, now: float) -> None:
+    def expire(self) -> None:
         """Expire what has waited too long for a step."""
+        now = self._counter()
         for command in list(self._waiting):
-            if now - command.record.created >= self._timeout:
+            if now >= command.deadline:
                 self._drop(command, f"no optimizer step within {self._timeout:g} s")
 
     def _drop(self, command: Command, message: str) -> None:

@@ -1,28 +1,19 @@
 """The door of ``optimizer.step``: the one place where a learning rate is multiplied by its factor, and put back.
 
-The factor of a param group lives under ``monitor_lr_factor`` in the group itself, so that it travels in
-``optimizer.state_dict()``. A group without the key has factor 1 and is never touched. A ramp under way lives beside
-it under ``monitor_lr_ramp``.
+The factors are kept in :mod:`monitor.control._factors`. A group without one has factor 1 and is never touched.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
-FACTOR = "monitor_lr_factor"
-RAMP = "monitor_lr_ramp"
-"""``[first factor, last factor, steps in all, steps made]``: plain numbers, so that ``torch.load(weights_only=True)``
-reads them."""
-MIN_FACTOR, MAX_FACTOR = 1e-100, 1e100
-"""What a factor in force may be; between them a ramp can neither overflow nor divide by zero."""
-
-Group = dict[str, Any]
+from monitor.control._factors import Factors, Group
+from monitor.control._own_scale import own_scales
 
 
 class Door:
@@ -41,16 +32,24 @@ class Door:
         """Tell whether LRs are multiplied at this moment."""
         return bool(self._saved)
 
+    def held(self, optimizer: Optimizer) -> Mapping[int, Any]:
+        """Return what is in force, empty while every factor is 1: the same object for as long as the run."""
+        return Factors.of(optimizer).held
+
+    def scales(self, optimizer: Optimizer) -> Sequence[Any] | None:
+        """Return what the optimizer itself multiplies the LR of each group by in its next update; None: by nothing."""
+        return own_scales(optimizer.param_groups)
+
     def enter(self, optimizer: Optimizer) -> Sequence[float]:
         """Apply every group's factor; return the factors (1.0 where nothing was touched). All of them or none.
 
         Raises:
-            ValueError: a factor that was loaded with the optimizer's state cannot be one; it is dropped, so the next
-                step goes on with the schedule's own LR.
+            ValueError: a factor that was loaded with the optimizer's state is invalid; it is dropped, so the next
+                step uses the schedule's own LR.
         """
         groups = optimizer.param_groups
         try:
-            factors = [_advance(group) for group in groups]
+            factors = Factors.of(optimizer).advance(groups)
             if factors.count(1.0) < len(factors):
                 self._apply(groups, factors, is_kept=isinstance(optimizer, LBFGS))
         except BaseException:
@@ -116,49 +115,6 @@ def _split(groups: Sequence[Group], factors: Sequence[float]) -> set[int]:
     return split
 
 
-def _advance(group: Group) -> float:
-    """Make one step of a ramp, if one is under way, and return the factor in force."""
-    if FACTOR not in group and RAMP not in group:
-        return 1.0
-    try:
-        if (ramp := group.get(RAMP)) is not None:
-            return _climb(group, *ramp)
-        return checked(group[FACTOR])
-    except (TypeError, ValueError) as error:
-        found = group.pop(FACTOR, None), group.pop(RAMP, None)
-        raise ValueError(
-            f"the optimizer's state holds {found!r} as LR factor and ramp, which cannot be; the schedule's LR is used"
-        ) from error
-
-
-def _climb(group: Group, first: float, last: float, steps: int, made: int) -> float:
-    first, last, made = checked(first), checked(last), int(made) + 1
-    if made >= steps:
-        group.pop(RAMP)
-        set_factor(group, last)
-        return last
-    factor: float = first * (last / first) ** (made / steps)
-    group[RAMP] = [first, last, int(steps), made]
-    set_factor(group, factor, is_ramping=True)
-    return factor
-
-
-def checked(factor: Any) -> float:
-    """Return a factor as a float. Raises ValueError, TypeError for what cannot be one."""
-    value = float(factor)
-    if math.isnan(value) or not MIN_FACTOR <= value <= MAX_FACTOR:
-        raise ValueError(f"factor must be in [{MIN_FACTOR:g}, {MAX_FACTOR:g}], got {factor!r}")
-    return value
-
-
-def factor_of(group: Group) -> float:
-    """Return the factor in force; 1 for what cannot be one, as the next step drops it."""
-    try:
-        return checked(group.get(FACTOR, 1.0))
-    except (TypeError, ValueError):
-        return 1.0
-
-
 def applied_lr(scheduled: float, factor: float, min_lr: float) -> float:
     """Return the LR that an update uses: ``min_lr`` is the floor of a reduced one, unless the schedule is below it.
 
@@ -167,11 +123,3 @@ def applied_lr(scheduled: float, factor: float, min_lr: float) -> float:
     """
     applied = scheduled * factor
     return max(applied, min(scheduled, min_lr)) if factor < 1.0 else applied
-
-
-def set_factor(group: Group, factor: float, *, is_ramping: bool = False) -> None:
-    """Put a factor in force; a factor of 1 leaves no trace in the group."""
-    if factor == 1.0 and not is_ramping:
-        group.pop(FACTOR, None)
-    else:
-        group[FACTOR] = factor

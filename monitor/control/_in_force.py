@@ -8,7 +8,9 @@ from dataclasses import replace
 from torch.optim import Optimizer
 
 from monitor._records import OptimizerSnapshot
-from monitor.control._door import applied_lr, factor_of
+from monitor.control._door import applied_lr
+from monitor.control._factors import Factors, Group
+from monitor.control._own_scale import own_scale
 
 
 def in_force(
@@ -24,11 +26,17 @@ def in_force(
 
 
 def _with_factors(one: OptimizerSnapshot, optimizer: Optimizer, min_lr: float) -> OptimizerSnapshot:
-    groups = list(one.groups)
-    is_changed = False
-    for index, (group, held) in enumerate(zip(groups, list(optimizer.param_groups), strict=False)):
-        factor = factor_of(held)
-        if factor != group.factor:
-            is_changed = True
-            groups[index] = replace(group, factor=factor, applied=applied_lr(group.scheduled, factor, min_lr))
-    return replace(one, groups=tuple(groups)) if is_changed else one
+    factors, groups = Factors.seen(optimizer), list(one.groups)
+    for index, (shown, group) in enumerate(zip(one.groups, list(optimizer.param_groups), strict=False)):
+        factor = factors.get(group)[0]
+        if factor != shown.factor:
+            applied = None if shown.scheduled is None else applied_lr(shown.scheduled, factor, _floor(group, min_lr))
+            groups[index] = replace(shown, factor=factor, applied=applied)
+    return replace(one, groups=tuple(groups)) if groups != list(one.groups) else one
+
+
+def _floor(group: Group, min_lr: float) -> float:
+    """Return the floor as an LR that is shown: what is shown includes the optimizer's own scale, and ``min_lr`` does
+    not. A scale on a device is waited for by nobody: no floor is shown then."""
+    scale = own_scale(group) if min_lr else None
+    return min_lr * scale if isinstance(scale, float) else 0.0

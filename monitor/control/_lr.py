@@ -12,18 +12,10 @@ from torch.optim import Optimizer
 
 from monitor._errors import CommandRefusedError
 from monitor._records import GroupChange
-from monitor.control._door import (
-    FACTOR,
-    MAX_FACTOR,
-    MIN_FACTOR,
-    RAMP,
-    Door,
-    Group,
-    applied_lr,
-    factor_of,
-    set_factor,
-)
+from monitor.control._door import Door, applied_lr
+from monitor.control._factors import MAX_FACTOR, MIN_FACTOR, Factors, Group, OnError, Ramp, checked_row
 from monitor.control._floor import Low, below_floor, floor_for, is_below, least_factor
+from monitor.control._own_scale import is_shared, own_scale
 
 MAX_UNDO = 64
 MAX_STEPS = 10**9
@@ -37,14 +29,23 @@ class _Row(NamedTuple):
     optimizer: str
     param_group: int
     group: Group
+    factors: Factors
+
+    @property
+    def factor(self) -> float:
+        return self.factors.get(self.group)[0]
+
+    @property
+    def number(self) -> int:
+        return self.factors.number_of(self.group)
 
 
 class _Held(NamedTuple):
-    """What a group was before a change."""
+    """What a group was before a change. The group goes by its number, so that it can go with its optimizer."""
 
-    row: _Row
+    number: int
     factor: float
-    ramp: list[float] | None
+    ramp: Ramp | None
 
 
 class LearningRates:
@@ -71,14 +72,46 @@ class LearningRates:
         self._min_lr = min_lr
         self._allow_increase = allow_increase
         self._undo: list[list[_Held]] = []
+        self._factors = Factors.of
 
-    def table(self) -> list[tuple[str, int, str | None, float, float, float]]:
+    # --------------------------------------------------------------------------------------- save and resume
+
+    def open(self, on_error: OnError) -> None:
+        """Take over the factors that the optimizers' states have brought, and have them travel in those states."""
+        for key, optimizer in self._optimizers.items():
+            self._factors(optimizer).open(key, optimizer, on_error)
+
+    def close(self) -> None:
+        """Leave the factors in the param groups and take the hooks out."""
+        self._factors = Factors.seen
+        for optimizer in self._optimizers.values():
+            Factors.seen(optimizer).close(optimizer)
+
+    def state_dict(self) -> dict[str, tuple[Any, ...]]:
+        """Return the factor and the ramp of each group, by optimizer, as plain values. One value for each optimizer,
+        always, and a tuple, which no checkpoint takes apart: its reader finds all the keys that it asks for."""
+        return {
+            key: tuple(self._factors(one).get(group) for group in list(one.param_groups))
+            for key, one in self._optimizers.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Sequence[Sequence[Any]]]) -> None:
+        """Put saved factors in force. Raises ValueError, TypeError for what :meth:`state_dict` did not make."""
+        saved = {key: [checked_row(*row) for row in rows] for key, rows in state.items()}
+        for key, optimizer in self._optimizers.items():
+            if key in saved:
+                self._factors(optimizer).restore(optimizer.param_groups, saved[key])
+        self._undo.clear()
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def table(self) -> list[tuple[str, int, str | None, float | None, float, float | None]]:
         """Return (optimizer, param group, name, scheduled, factor, applied) for every group; syncs for an LR tensor
         on a device."""
         table = []
         for row in self._rows():
-            scheduled, factor = _number(self._scheduled(row)), factor_of(row.group)
-            applied = applied_lr(scheduled, factor, self._min_lr)
+            lr, scale, factor = _number(self._scheduled(row)), _number(own_scale(row.group)), row.factor
+            scheduled, applied = _product(lr, scale), _product(self._applied(lr, factor), scale)
             table.append((row.optimizer, row.param_group, _name_of(row.group), scheduled, factor, applied))
         return table
 
@@ -89,7 +122,7 @@ class LearningRates:
 
     def reduced(self) -> list[tuple[str, int, float]]:
         """Return the groups whose factor is not 1."""
-        return [(r.optimizer, r.param_group, f) for r in self._rows() if (f := factor_of(r.group)) != 1.0]
+        return [(r.optimizer, r.param_group, f) for r in self._rows() if (f := r.factor) != 1.0]
 
     def trace(self) -> str | None:
         """Return what shows that an optimizer has made steps before, or None: state, or a factor that came with it."""
@@ -97,15 +130,22 @@ class LearningRates:
             if any(_has_stepped(state) for state in list(optimizer.state.values())):
                 return f"{key} holds the state of earlier steps; this is for a fresh run"
         for row in self._rows():
-            if FACTOR in row.group or RAMP in row.group:
+            if row.factors.get(row.group) != (1.0, None):
                 return f"{row.optimizer} group {row.param_group} has a factor already; this is for a fresh run"
         return None
 
     def _rows(self) -> list[_Row]:
-        return [_Row(key, i, g) for key, one in self._optimizers.items() for i, g in enumerate(list(one.param_groups))]
+        return [
+            _Row(key, i, group, self._factors(one))
+            for key, one in self._optimizers.items()
+            for i, group in enumerate(list(one.param_groups))
+        ]
 
     def _scheduled(self, row: _Row) -> Any:
         return self._doors[row.optimizer].scheduled(row.group)
+
+    def _applied(self, lr: float | None, factor: float) -> float | None:
+        return None if lr is None else applied_lr(lr, factor, self._min_lr)
 
     # ------------------------------------------------------------------------------------------------ refusal
 
@@ -123,6 +163,7 @@ class LearningRates:
             self._check_factor(action, factor, selected)
         elif factor is not None:
             raise CommandRefusedError(f"{action} takes no factor, got {factor!r}; leave it out", "factor")
+        self._check_shared(selected)
         if isinstance(over_steps, bool) or not isinstance(over_steps, int) or not 0 <= over_steps <= MAX_STEPS:
             raise CommandRefusedError(
                 f"over_steps must be a whole number of steps from 0 to 10**9, got {over_steps!r}", "over_steps"
@@ -141,9 +182,18 @@ class LearningRates:
         if low:
             raise below_floor(factor, max(low, key=lambda one: one.least), self._min_lr)
 
+    def _check_shared(self, selected: Sequence[_Row]) -> None:
+        """Some of the optimizers that use one LR for all groups raise in ``step`` when the groups differ in it."""
+        chosen = [row.group for row in selected]
+        touched = {row.optimizer for row in selected if is_shared(row.group)}
+        if any(row.optimizer in touched and not any(row.group is g for g in chosen) for row in self._rows()):
+            raise CommandRefusedError(
+                f"{', '.join(sorted(touched))} uses one learning rate for all of its groups; name all of them", "groups"
+            )
+
     def _check_result(self, action: str, factor: float, row: _Row) -> Low | None:
         """Refuse a factor that does not fit the group; return what the floor says to it, None for nothing."""
-        before = factor_of(row.group) if action == "reduce" else 1.0
+        before = row.factor if action == "reduce" else 1.0
         after = before * factor
         where = f"{row.optimizer} group {row.param_group}"
         if not MIN_FACTOR <= after <= MAX_FACTOR:
@@ -162,7 +212,9 @@ class LearningRates:
                 return None  # its floor is held at the door, where that costs no sync
         elif isinstance(lr, bool) or not isinstance(lr, numbers.Real):
             raise CommandRefusedError(f"{where} has no learning rate to change, got lr={lr!r}; name other groups")
-        scheduled, floor = _number(lr), floor_for(lr, self._min_lr)
+        if own_scale(row.group) is None:
+            raise CommandRefusedError(f"{where} derives its learning rate itself (relative_step); name other groups")
+        scheduled, floor = _as_float(lr), floor_for(lr, self._min_lr)
         if not is_below(scheduled, before, factor, floor):
             return None
         return Low(where, scheduled * after, least_factor(scheduled, before, floor))
@@ -199,12 +251,13 @@ class LearningRates:
         self.check(action, factor, groups, over_steps)
         if action == "undo":
             return self._take_back()
-        held = [_hold(row) for row in self._select(groups)]
+        rows = self._select(groups)
+        held = [_Held(row.number, *row.factors.get(row.group)) for row in rows]
         changes = []
-        for row, old, _ in held:
+        for row, (_, old, _) in zip(rows, held, strict=True):
             target = 1.0 if action == "restore" else float(factor or 0) * (old if action == "reduce" else 1.0)
             first = old if begin_at is None else begin_at
-            _aim(row.group, first, target, over_steps)
+            _aim(row, first, target, over_steps)
             changes.append(self._change(row, first, target))
         self._undo = [*self._undo[1 - MAX_UNDO :], held]
         return tuple(changes)
@@ -213,34 +266,23 @@ class LearningRates:
         if not self._undo:
             raise CommandRefusedError("there is no change to undo")
         held = self._undo.pop()
-        present = self._rows()
-        kept = [one for one in held if any(one.row.group is row.group for row in present)]
+        present = {row.number: row for row in self._rows()}
+        kept = [(present[number], factor, ramp) for number, factor, ramp in held if number in present]
         if not kept:
             raise CommandRefusedError(
                 "there is no change to undo: the optimizer's state was loaded since the last one; use set or restore"
             )
         changes = []
         for row, factor, ramp in kept:
-            old = factor_of(row.group)
-            row.group.pop(RAMP, None)
-            set_factor(row.group, factor, is_ramping=ramp is not None)
-            if ramp is not None:
-                row.group[RAMP] = list(ramp)
+            old = row.factor
+            row.factors.put(row.group, factor, ramp)
             changes.append(self._change(row, old, factor))
         return tuple(changes)
 
     def _change(self, row: _Row, old: float, new: float) -> GroupChange:
-        lr = self._scheduled(row)
-        scheduled = math.nan if isinstance(lr, Tensor) and not lr.is_cpu else _number(lr)
-        return GroupChange(
-            row.optimizer,
-            row.param_group,
-            _name_of(row.group),
-            old,
-            new,
-            applied_lr(scheduled, old, self._min_lr),
-            applied_lr(scheduled, new, self._min_lr),
-        )
+        lr, scale = (_at_hand(value) for value in (self._scheduled(row), own_scale(row.group)))
+        before, after = (_product(self._applied(lr, factor), scale) for factor in (old, new))
+        return GroupChange(row.optimizer, row.param_group, _name_of(row.group), old, new, before, after)
 
 
 def _has_stepped(state: Any) -> bool:
@@ -262,25 +304,32 @@ def _refuse_what_undo_lacks(factor: Any, groups: Selection, over_steps: int) -> 
             raise CommandRefusedError(f"undo {why}, got {field}={value!r}; leave it out", field)
 
 
-def _hold(row: _Row) -> _Held:
-    ramp = row.group.get(RAMP)
-    return _Held(row, factor_of(row.group), None if ramp is None else list(ramp))
-
-
-def _aim(group: Group, old: float, target: float, over_steps: int) -> None:
-    group.pop(RAMP, None)
+def _aim(row: _Row, old: float, target: float, over_steps: int) -> None:
     if over_steps > 1 and target != old:
-        group[RAMP] = [old, target, over_steps, 0]
-        group[FACTOR] = old
+        row.factors.put(row.group, old, [old, target, over_steps, 0])
     else:
-        set_factor(group, target)
+        row.factors.put(row.group, target)
 
 
-def _number(lr: Any) -> float:
+def _as_float(value: Any) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)
+
+
+def _number(value: Any) -> float | None:
+    """Return a value as a float, None for what is no number."""
     try:
-        return float(lr.detach() if isinstance(lr, Tensor) else lr)
+        return _as_float(value)
     except (TypeError, ValueError):
-        return math.nan
+        return None
+
+
+def _at_hand(value: Any) -> float | None:
+    """Return a value as a float if no device has to be waited for."""
+    return None if isinstance(value, Tensor) and not value.is_cpu else _number(value)
+
+
+def _product(lr: float | None, scale: float | None) -> float | None:
+    return None if lr is None or scale is None else lr * scale
 
 
 def _name_of(group: Group) -> str | None:

@@ -13,7 +13,7 @@ from monitor.detect._detector import Detector
 from monitor.detect._divergence import DivergenceDetector, DivergenceSettings
 from monitor.detect._gradients import GradientExplosionDetector, GradientSettings, GradientVanishingDetector
 from monitor.detect._level import CusumSettings, LevelSettings
-from monitor.detect._nonfinite import NonfiniteDetector, NonfiniteSettings
+from monitor.detect._nonfinite import NonfiniteDetector, NonfiniteMetricDetector, NonfiniteSettings
 from monitor.detect._outlier import OutlierDetector
 from monitor.detect._overfit import OverfitDetector, OverfitSettings
 from monitor.detect._plateau import PlateauDetector, PlateauSettings
@@ -38,6 +38,7 @@ __all__ = [
     "GradientVanishingDetector",
     "LevelSettings",
     "NonfiniteDetector",
+    "NonfiniteMetricDetector",
     "NonfiniteSettings",
     "OutlierDetector",
     "OverfitDetector",

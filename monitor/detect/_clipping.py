@@ -50,9 +50,10 @@ class ClippingDetector(Detector):
 
     def update(self, step: Step) -> Event | None:
         """Take the next record; steps at which no clipping was evaluated are passed over."""
-        if not step.clips:
+        known = [clip.is_clipped for clip in step.clips if clip.is_clipped is not None]
+        if not known:
             return None
-        is_clipped = any(clip.is_clipped for clip in step.clips)
+        is_clipped = any(known)
         self._count += 1
         self._share += ((1.0 if is_clipped else 0.0) - self._share) / min(self._count, self.settings.memory)
         if not is_clipped:

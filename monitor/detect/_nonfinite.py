@@ -1,11 +1,12 @@
-"""``nonfinite``: the loss or the gradient norm is NaN or infinite."""
+"""``nonfinite``: the loss or the gradient norm is NaN or infinite; ``nonfinite_metric``: so is a value that was logged."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from monitor._records import Event, Step
+from monitor._records import Event, Sample, Step
 from monitor.detect._checks import require, require_whole
 from monitor.detect._detector import Detector
 from monitor.detect._numbers import as_number
@@ -13,28 +14,33 @@ from monitor.detect._numbers import as_number
 
 @dataclass(frozen=True, kw_only=True)
 class NonfiniteSettings:
-    """Set when infinite gradients under a GradScaler are trouble, and when trouble is over.
+    """Set when infinite gradients are trouble, and when trouble is over.
 
     GradScaler finds its scale by overflowing now and then (torch halves it and skips the step): that is health, unless
-    it goes on.
+    it goes on. So is a single infinite norm without one: in fp16 a sum of squares overflows while every gradient is
+    finite, and where one is not, the very next loss says so. A NaN norm is no overflow: the update has spoilt the
+    weights, and that is trouble at once.
 
     Attributes:
+        infinities: infinite gradient norms in a row, without a GradScaler, that are trouble.
         skips: overflows in a row under a GradScaler that are trouble; 8 halvings take 65536 to 256.
         scale_floor: a scale at or below which an overflow is trouble at once; 1: there is nothing left to halve.
         recovery: finite records in a row after which the condition is over, so that a flickering loss is one event.
     """
 
+    infinities: int = 3
     skips: int = 8
     scale_floor: float = 1.0
     recovery: int = 8
 
     def __post_init__(self) -> None:
-        require_whole(self, skips=(1, 10**6), recovery=(1, 10**6))
+        require_whole(self, infinities=(1, 10**6), skips=(1, 10**6), recovery=(1, 10**6))
         require(self, scale_floor=(0, 1e30))
 
 
 class NonfiniteDetector(Detector):
-    """Raise ``nonfinite`` at the very record whose loss or gradient norm is not finite. Never muted."""
+    """Raise ``nonfinite`` at the very record whose loss is not finite, or whose gradient norm is NaN. Infinite norms
+    must go on, see ``NonfiniteSettings``, or be followed by such a loss. Never muted."""
 
     kind = "nonfinite"
     severity = "critical"
@@ -62,27 +68,31 @@ class NonfiniteDetector(Detector):
         is_bad_norm = norm is not None and norm - norm != 0.0
         if not (is_bad_loss or is_bad_norm or step.is_skipped):
             if self._skips:
+                if norm is None and step.amp_scale is None and self._open is None:
+                    return None  # nobody has looked at the gradients: it is not known whether they are finite again
                 self._skips, self._first_skip = 0, None
             if self._open is not None:
                 return self._recover(step) if loss is not None or norm is not None else None
             self._last_good = step.global_step
             return None
+        if not is_bad_loss and not self._is_lasting(step, norm):
+            return None
         start = step.global_step
-        if not is_bad_loss:
-            if not self._is_lasting(step, is_bad_norm):
-                return None
-            start = self._first_skip if self._first_skip is not None else start
+        if self._first_skip is not None and not (is_bad_loss and step.amp_scale is not None):
+            start = self._first_skip
         self._finite = 0
         return None if self._open is not None else self._raise(step, start, is_bad_loss, loss if is_bad_loss else norm)
 
-    def _is_lasting(self, step: Step, is_bad_norm: bool) -> bool:
-        """Count an overflow; say whether it is one too many, or one that no scaler has asked for."""
+    def _is_lasting(self, step: Step, norm: float | None) -> bool:
+        """Count an overflow; say whether it is one too many, or none."""
         if self._skips == 0:
             self._first_skip = step.global_step
         self._skips += 1
         scale = as_number(step.amp_scale)
         if scale is None:
-            return is_bad_norm
+            if norm is None or math.isfinite(norm):
+                return False
+            return math.isnan(norm) or self._skips >= self.settings.infinities
         return self._skips >= self.settings.skips or scale <= self.settings.scale_floor
 
     def _raise(self, step: Step, start: int, is_loss: bool, value: float | None) -> Event:
@@ -109,3 +119,64 @@ class NonfiniteDetector(Detector):
         since, self._finite = self._finite_since, 0
         self._last_good = step.global_step
         return self._end(since, f"finite again from step {since}")
+
+
+class NonfiniteMetricDetector(Detector):
+    """Raise ``nonfinite_metric`` when a validation loss or a metric that was logged is NaN or infinite: one event a
+    name, over when the value is finite again.
+
+    A warning, not ``nonfinite``: a metric may be undefined for a while (a ratio over nothing) in a run that learns, and
+    no alert or policy on the training loss must act on it. The n-th event of a name asks for n finite values in a row
+    to be over, 64 at most, so that one that flickers is few events. The first ``most_names`` names are followed.
+    """
+
+    kind = "nonfinite_metric"
+    state_names = ("_names",)
+    most_names = 128
+    most_patience = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: dict[str, dict[str, Any]] = {}
+
+    def observe(self, sample: Sample) -> Event | None:
+        """Take a logged value; see ``Detector.observe``."""
+        value = as_number(sample.value)
+        if value is None or sample.kind not in ("val_loss", "metric"):
+            return None
+        known = self._names.get(f"{sample.kind} {sample.name}")
+        if known is None:
+            if math.isfinite(value) or len(self._names) >= self.most_names:
+                return None
+            known = {"times": 0, "finite": 0, "since": None, "event": None}
+            self._names[f"{sample.kind} {sample.name}"] = known
+        return self._recover_value(known, sample) if math.isfinite(value) else self._raise_value(known, sample, value)
+
+    def _raise_value(self, known: dict[str, Any], sample: Sample, value: float) -> Event | None:
+        known["finite"] = 0
+        if known["event"] is not None:
+            return None
+        known["times"] = min(self.most_patience, known["times"] + 1)
+        message = f"{_named(sample)} is {'NaN' if math.isnan(value) else 'infinite'} at step {sample.step}"
+        details = {"of": sample.kind, "name": sample.name}
+        event = Event(self.kind, self.severity, sample.step, sample.step, message, None, value, details=details)
+        known["event"] = asdict(event)
+        return event
+
+    def _recover_value(self, known: dict[str, Any], sample: Sample) -> Event | None:
+        if known["event"] is None:
+            return None
+        if known["finite"] == 0:
+            known["since"] = sample.step
+        known["finite"] += 1
+        if known["finite"] < known["times"]:
+            return None
+        event, known["event"] = Event(**known["event"]), None
+        since = known["since"]
+        return replace(event, end_step=since, message=f"{_named(sample)} is finite again from step {since}")
+
+
+def _named(sample: Sample) -> str:
+    if sample.kind == "metric":
+        return f"the metric {sample.name!r}"
+    return "the validation loss" if sample.name == "validation" else f"the validation loss {sample.name!r}"

@@ -10,7 +10,7 @@ from monitor.detect._clipping import ClippingDetector
 from monitor.detect._detector import Detector
 from monitor.detect._divergence import DivergenceDetector
 from monitor.detect._gradients import GradientExplosionDetector, GradientVanishingDetector
-from monitor.detect._nonfinite import NonfiniteDetector
+from monitor.detect._nonfinite import NonfiniteDetector, NonfiniteMetricDetector
 from monitor.detect._numbers import as_usable
 from monitor.detect._outlier import OutlierDetector
 from monitor.detect._overfit import OverfitDetector
@@ -51,17 +51,25 @@ def default_detectors(*, steps_per_record: float = 1.0, stall_timeout: float = 6
         StuckDetector(),
         StallDetector(_stall_settings(stall_timeout)),
         SlowdownDetector(),
+        NonfiniteMetricDetector(),
     )
 
 
 def rl_detectors(*, stall_timeout: float = 600.0) -> tuple[Detector, ...]:
-    """Make the detectors that mean something where the loss is no sign of health: nonfinite, stuck, stall and slowdown.
+    """Make the detectors that mean something where the loss is no sign of health: nonfinite, nonfinite_metric, stuck,
+    stall and slowdown.
 
     RL losses rise and fall with the returns; so do those of adversarial training.
 
     >>> monitor.attach(optimizer, detectors=monitor.rl_detectors())
     """
-    return (NonfiniteDetector(), StuckDetector(), StallDetector(_stall_settings(stall_timeout)), SlowdownDetector())
+    return (
+        NonfiniteDetector(),
+        NonfiniteMetricDetector(),
+        StuckDetector(),
+        StallDetector(_stall_settings(stall_timeout)),
+        SlowdownDetector(),
+    )
 
 
 def _stall_settings(stall_timeout: float) -> StallSettings:

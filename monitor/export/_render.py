@@ -10,6 +10,7 @@ from prometheus_client.exposition import choose_encoder
 
 from monitor._records import Snapshot
 
+from ._accept import narrowed
 from ._collector import OnError, RunCollector, log_error
 
 
@@ -37,8 +38,8 @@ class Exporter:
     def render(self, accept: str | None, names: Sequence[str] = ()) -> tuple[bytes, str]:
         """Render one scrape; return the body, not compressed, and its content type.
 
-        ``accept`` is the request's Accept header: OpenMetrics 1.0 where it is asked for, else the text
-        format. ``names`` (the ``name[]`` parameters) restricts the scrape to these sample names; none: all.
+        ``accept`` is the request's Accept header: OpenMetrics 1.0 where it is asked for and not wanted less than text,
+        else the text format. ``names`` (the ``name[]`` parameters) restricts the scrape to these sample names; none: all.
         """
         encode, content_type = _choose(accept)
         registry: Any = self.registry.restricted_registry(names) if names else self.registry
@@ -47,7 +48,7 @@ class Exporter:
 
 def _choose(accept: str | None) -> tuple[Callable[[Any], bytes], str]:
     try:
-        return choose_encoder(accept or "")
+        return choose_encoder(narrowed(accept or ""))
     except (TypeError, ValueError):
         # prometheus_client compares the version as it stands in the header: "version=x" is a TypeError there.
         return choose_encoder("")

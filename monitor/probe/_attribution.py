@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monitor.probe._alteration import multiplier, norm_of, root_factor
 from monitor.probe._compilation import untraced
-from monitor.probe._values import Value
+from monitor.probe._values import Value, product
 
 Pass = tuple[int, Any]
 """A backward pass: its number, and the loss that was back-propagated (several: a tuple; None: it cannot be known)."""
@@ -26,6 +27,8 @@ Pass = tuple[int, Any]
 NUM_LEARNING = 8
 """Backward passes that reach an optimizer before its witnesses are chosen."""
 MAX_WITNESSES = 4
+MAX_PASSES = 65_536
+"""Backward passes that a step may have. Beyond, its loss counts as unknown."""
 MAX_NODES = 50_000
 """Nodes of an autograd graph that are walked at most."""
 MAX_SAMPLED = 65_536
@@ -80,6 +83,8 @@ class LossAttribution:
         which looks at it only where there is something to find."""
         self.num_discarded = 0
         """Times in a row that gradients were cleared without a step."""
+        self.num_unreached = 0
+        """Backward passes in a row that have reached none of these parameters, and no step."""
         self._parameters = parameters
         self._on_cleared = on_cleared
         self.logged: list[Value] = []
@@ -90,20 +95,31 @@ class LossAttribution:
         self._newest: Pass | None = None
         self._knows_others = False
         self._threads: dict[int, bool] = {}
+        self._is_altered = False
+        self._factor: float | None = None
+        self._norm: float | None = None
 
     # ----------------------------------------------------------------------------------------------- backward
 
-    def begin(self) -> None:
-        """Look before a backward pass."""
+    def begin(self, roots: Any) -> None:
+        """Look before a backward pass from ``roots``."""
         if not self._witnesses:
             self._learn()
         else:
             self._settle(None)
+        for witness in self._witnesses:
+            if len(witness.passes) >= MAX_PASSES:  # nobody steps: what is kept must not grow without end
+                witness.passes = [(0, None)]
+        if self._is_altered:
+            self._factor = root_factor(roots)
 
     def end(self, one: Pass, roots: Any) -> bool:
         """Look after a backward pass from ``roots`` (None: it has failed); return whether it has reached these
         parameters."""
         is_reached = self._settle(one) or self._newest is one
+        self.num_unreached = 0 if is_reached else self.num_unreached + 1
+        if self._is_altered and is_reached:
+            self._norm = norm_of(self._witnesses[0].gradient())
         if roots is not None:
             self._follow(one, roots, is_reached)
         return is_reached
@@ -116,26 +132,42 @@ class LossAttribution:
             is_reached = self._threads[thread] = self._is_reached_from(roots)
         return is_reached
 
-    def _settle(self, underway: Pass | None) -> bool:
-        """Bring every witness up to date; what has changed is the work of the pass under way, if there is one."""
-        is_reached = is_cleared = False
+    def _settle(self, underway: Pass | None, *, is_unscaled: bool = False) -> bool:
+        """Bring every witness up to date; what has changed is the work of the pass under way, if there is one.
+        ``is_unscaled``: a GradScaler may have divided the gradients."""
+        is_reached = is_cleared = is_altered = False
         for witness in self._witnesses:
             gradient = witness.gradient()
             if not witness.has_changed(gradient):
                 continue
-            if gradient is None or (underway is None and witness.passes and is_zeroed(gradient)):
-                is_cleared = is_cleared or bool(witness.passes)
-                witness.passes = []
-            elif underway is not None:
+            if underway is not None and gradient is not None:
                 witness.passes.append(underway)
                 witness.touched |= 1 << self._num_learnt
                 is_reached = True
+            elif witness.passes and (gradient is None or is_zeroed(gradient)):
+                witness.passes = []
+                is_cleared = True
+            elif witness.passes and not is_unscaled:
+                is_altered = True
             witness.see(gradient)
         if is_reached:
             self._newest = underway
+        if is_altered:
+            self._note_altered()
         if is_cleared:
             self._note_cleared()
         return is_reached
+
+    def _note_altered(self) -> None:
+        """Have the losses say what the gradients do, now that the loop itself has changed them. The first time there is
+        nothing to compare with."""
+        witness = self._witnesses[0]
+        norm, num_passes = norm_of(witness.gradient()), len(witness.passes)
+        by = multiplier(self._norm, norm, self._factor, num_passes) if self._is_altered else None
+        self._is_altered, self.sole, self._norm = True, None, norm
+        if by != 1.0:
+            for each in self._witnesses:
+                each.passes = [(number, _times(loss, by)) for number, loss in each.passes]
 
     def _note_cleared(self) -> None:
         if not any(witness.passes for witness in self._witnesses):
@@ -185,16 +217,17 @@ class LossAttribution:
         ranked = sorted(smallest.values(), key=lambda w: -w.touched.bit_count())
         self._witnesses = [w for w in ranked if w.touched][:MAX_WITNESSES]
         only = self._witnesses[0] if len(self._witnesses) == 1 else None
-        self.sole = only if only is not None and only.is_plain and not self._knows_others else None
+        is_usual = not self._knows_others and not self._is_altered
+        self.sole = only if only is not None and only.is_plain and is_usual else None
 
     # --------------------------------------------------------------------------------------------------- step
 
-    def take(self, underway: Pass | None = None) -> list[Pass]:
+    def take(self, underway: Pass | None = None, *, is_unscaled: bool = False) -> list[Pass]:
         """Return the passes whose gradient the step that begins now applies: empty if none is known."""
-        self._settle(underway)
+        self._settle(underway, is_unscaled=is_unscaled)
         passes, logged = self._union(), self.logged
         self.drop()
-        self.num_discarded = 0
+        self.num_discarded = self.num_unreached = 0
         return [(0, value) for value in logged] if logged else passes
 
     def drop(self) -> None:
@@ -203,11 +236,6 @@ class LossAttribution:
         for witness in self._witnesses:
             if witness.passes:
                 witness.passes = []
-
-    def forget(self) -> None:
-        """Count every loss in the gradients as unknown: there were too many to keep."""
-        for witness in self._witnesses:
-            witness.passes = [(0, None)] if witness.passes else []
 
     def _union(self) -> list[Pass]:
         witnesses = self._witnesses
@@ -256,6 +284,10 @@ class LossAttribution:
                 self._note_cleared()
 
         return look
+
+
+def _times(loss: Any, by: float | None) -> Any:
+    return tuple(product(one, by) for one in loss) if isinstance(loss, tuple) else product(loss, by)
 
 
 @untraced

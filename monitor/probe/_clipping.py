@@ -6,6 +6,8 @@ inner one does the work for L2 norms, in one function without detours for one op
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from threading import get_ident
 from time import perf_counter
 from types import GeneratorType
@@ -14,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from monitor.probe._compilation import untraced
+from monitor.probe._gradients import Norms, local_of
 from monitor.probe._ledger import current
 from monitor.probe._notes import Kind
-from monitor.probe._values import Value, has_no_accelerator, take
+from monitor.probe._scaler import SCALING
+from monitor.probe._values import has_no_accelerator, take
 from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, report
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ _INSIDE: set[int] = set()
 """The threads that are inside a ``clip_grad_norm_`` that notes itself."""
 
 Owners = list[tuple["NormMeter", frozenset[int] | None]]
+Owned = list[tuple["NormMeter", frozenset[int] | None, Norms | None]]
 
 
 def watch_clip_norm(original: Any) -> Any:
@@ -39,24 +44,44 @@ def watch_clip_norm(original: Any) -> Any:
         foreach: Any = None,
         **more: Any,
     ) -> Any:
-        if norm_type == 2.0 and not more:
-            return original(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+        if (norm_type == 2.0 and not more) or get_ident() in _INSIDE:
+            return original(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
         params, parameters = _as_list(parameters)
-        owned = _measure_before(params)
-        _INSIDE.add(get_ident())
-        try:
-            total = original(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
-        finally:
-            _INSIDE.discard(get_ident())
-        _note_norm_clip(owned, max_norm, total)
-        return total
+        return _noted(
+            _measure_before(params),
+            max_norm,
+            lambda: original(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more),
+        )
 
     return clip_grad_norm_
+
+
+def watch_sharded_clip(original: Any) -> Any:
+    """Note clips by FullyShardedDataParallel's own method: its total is that of all ranks."""
+
+    def clip_grad_norm_(self: Any, max_norm: Any, norm_type: Any = 2.0) -> Any:
+        owned = _measure_before(list(self.parameters()), is_total=norm_type == 2.0)
+        return _noted(owned, max_norm, lambda: original(self, max_norm, norm_type))
+
+    return clip_grad_norm_
+
+
+def _noted(owned: Owned, max_norm: Any, clip: Callable[[], Any]) -> Any:
+    """Clip, and note that clip alone: what it calls is part of it."""
+    _INSIDE.add(get_ident())
+    try:
+        total = clip()
+    finally:
+        _INSIDE.discard(get_ident())
+    _note_norm_clip(owned, max_norm, total)
+    note_clipped()
+    return total
 
 
 def watch_clip_with_norm(original: Any) -> Any:
     """Note clips by the L2 norm that the function is given."""
     clock, ident, inside, sole, is_host_only = perf_counter, get_ident, _INSIDE, SOLE, has_no_accelerator()
+    scaling = SCALING
 
     def _clip_grads_with_norm_(
         parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, **more: Any
@@ -74,8 +99,10 @@ def watch_clip_with_norm(original: Any) -> Any:
                     and type(total_norm) is Tensor
                     and (is_host_only or total_norm.is_cpu)
                     and len(params) >= meter.num_params
-                    and len(meter.optimizer.param_groups) == meter.num_groups
+                    and len(meter.optimizer().param_groups) == meter.num_groups
                     and not meter.clips
+                    and not scaling
+                    and meter.absence is None
                 ):
                     measure = (total_norm.item(),)
                     meter.clips.append(("norm", float(max_norm), measure, measure, None, start, clock()))
@@ -141,24 +168,23 @@ def _owners(params: list[Tensor]) -> Owners:
 
 
 @untraced
-def _measure_before(params: list[Tensor]) -> list[tuple[NormMeter, frozenset[int] | None, list[Value]]]:
-    """Measure each optimizer's own L2 norm before a clip whose total norm will not do."""
+def _measure_before(params: list[Tensor], is_total: bool = False) -> Owned:
+    """Measure each optimizer's own L2 norm before a clip whose total norm will not do; None: it will."""
     try:
-        return [(norms, covered, norms.of_clipped(covered, params, 2.0)[0]) for norms, covered in _owners(params)]
+        owners = _owners(params)
+        serves = is_total and len(owners) == 1
+        return [(m, covered, None if serves else m.of_clipped(covered, params, 2.0)[0]) for m, covered in owners]
     except Exception as error:  # noqa: BLE001
         report(error)
         return []
 
 
 @untraced
-def _note_norm_clip(
-    owned: list[tuple[NormMeter, frozenset[int] | None, list[Value]]], max_norm: Any, total: Any
-) -> None:
+def _note_norm_clip(owned: Owned, max_norm: Any, total: Any) -> None:
     try:
-        value = take(total) if isinstance(total, Tensor) else float(total)
-        measure = [] if value is None else [value]
-        for norms, covered, own in owned:
-            norms.note("norm", float(max_norm), own, measure, covered)
+        measure = _measured(total)
+        for meter, covered, own in owned:
+            meter.note("norm", float(max_norm), meter.unscaled(measure) if own is None else own, measure, covered)
     except Exception as error:  # noqa: BLE001
         report(error)
 
@@ -167,18 +193,36 @@ def _note_norm_clip(
 def _note_shared_clip(params: list[Tensor], max_norm: Any, total: Any) -> None:
     """Note one clip for several optimizers, each with its own norm; for one alone the total norm serves."""
     owners = _owners(params)
-    value = take(total) if isinstance(total, Tensor) else float(total)
-    measure = [] if value is None else [value]
-    for norms, covered in owners:
-        own = measure if len(owners) == 1 else norms.of_clipped(covered, params, 2.0)[0]
-        norms.note("norm", float(max_norm), own, measure, covered)
+    measure = _measured(total)
+    for meter, covered in owners:
+        if len(owners) == 1 and ((covered is None and len(PROBES) == 1) or _is_torchs_own()):
+            own = meter.absence or meter.unscaled(measure)
+        else:
+            own = meter.of_clipped(covered, params, 2.0)[0]
+        meter.note("norm", float(max_norm), own, measure, covered)
+
+
+def _is_torchs_own() -> bool:
+    """Tell whether ``clip_grad_norm_`` made the total that a clip was given: a total worked out by hand may be that of
+    more parameters than are clipped with it."""
+    caller = sys._getframe(4)  # under this, _note_shared_clip, the wrapper, and torch's decorator
+    return caller.f_globals.get("__name__") == "torch.nn.utils.clip_grad"
+
+
+def _measured(total: Any) -> Norms:
+    """Take the total norm of a clip; of a distributed one what this rank holds, if that is all."""
+    if not isinstance(total, Tensor):
+        return [float(total)]
+    local = local_of(total)
+    value = local if isinstance(local, str) else take(local)
+    return value if isinstance(value, str) else [] if value is None else [value]
 
 
 @untraced
 def _note_value_clip(params: list[Tensor], clip_value: Any) -> None:
     try:
-        for norms, covered in _owners(params):
-            own, extreme = norms.of_clipped(covered, params, 2.0, float("inf"))
-            norms.note("value", float(clip_value), own, extreme, covered)
+        for meter, covered in _owners(params):
+            own, extreme = meter.of_clipped(covered, params, 2.0, float("inf"))
+            meter.note("value", float(clip_value), own, extreme, covered)
     except Exception as error:  # noqa: BLE001
         report(error)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monitor.probe._attribution import LossAttribution, Pass
-from monitor.probe._gradients import RawClip
+from monitor.probe._gradients import Norms, RawClip
 from monitor.probe._norms import NormMeter
-from monitor.probe._values import Value
 
 
 class FirstEvaluation:
@@ -21,7 +20,7 @@ class FirstEvaluation:
         self, attribution: LossAttribution, norms: NormMeter, on_error: Callable[[str, Exception], None]
     ) -> None:
         self.losses: Sequence[Pass] = ()
-        self.norms: Sequence[Value] = ()
+        self.norms: Norms = ()
         self.clips: list[RawClip] = []
         self._attribution, self._meter, self._on_error = attribution, norms, on_error
         self._is_pending = True

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,39 +15,57 @@ MAX_CLIPS = 4096
 """Clips that are kept while nobody steps."""
 
 
-RawClip = tuple[
-    Literal["norm", "value"], float, Sequence[Value] | None, Sequence[Value], "frozenset[int] | None", float, float
-]
+Norms = Sequence[Value] | str
+"""A norm by device; empty where none was due; a text says why it cannot be known."""
+
+RawClip = tuple[Literal["norm", "value"], float, Norms | None, Norms, "frozenset[int] | None", float, float]
 """A :class:`ClipNote` as the training thread writes it: to make a named tuple costs it a microsecond."""
 
 
 class ClipNote(NamedTuple):
     """One call of a clipping function, as seen on the training thread.
 
-    ``norms`` are L2 norms by device, taken before clipping (empty: not measured; None: of a gradient to which a later
-    backward has added); ``measure`` is what the threshold
-    was held
+    ``norms`` are L2 norms by device, taken before clipping and without a GradScaler's scale (None: of a gradient to
+    which a later backward has added); ``measure`` is what the threshold was held against, in the unit that it was held
     against: the total norm of the call's own type, or the largest absolute gradient; ``param_ids`` says whose gradients
     were clipped, None for all of the optimizer's; ``start`` and ``end`` are when it was noted (``perf_counter``).
     """
 
     kind: Literal["norm", "value"]
     threshold: float
-    norms: Sequence[Value] | None
-    measure: Sequence[Value]
+    norms: Norms | None
+    measure: Norms
     param_ids: frozenset[int] | None = None
     start: float = 0.0
     end: float = 0.0
 
 
-def gradients_of(params: Iterable[Tensor]) -> list[Tensor]:
-    """Return the gradients that are there, sparse ones as their summed values."""
-    grads = [p.grad for p in params if p.grad is not None]
-    return [g.coalesce()._values() if g.is_sparse else g for g in grads]
+def norms_of(params: Iterable[Tensor], *norm_types: float) -> list[Norms]:
+    """Compute norms of all the gradients that are there together, one for each type, without communication."""
+    with torch.no_grad():
+        grads = _gradients_of(params)
+        return [grads if isinstance(grads, str) else _total_norm(grads, norm_type) for norm_type in norm_types]
 
 
-def total_norms(grads: Sequence[Tensor], norm_type: float = 2.0) -> list[Value]:
-    """Compute the norm of all gradients together, one value for each device that holds some (no copy between devices).
+def _gradients_of(params: Iterable[Tensor]) -> list[Tensor] | str:
+    """Return the gradients as plain tensors, or why one of them cannot be read. Empty ones add nothing, and have no
+    infinity norm."""
+    found = []
+    for p in params:
+        grad: Any = p.grad
+        if grad is None:
+            continue
+        if type(grad) is not Tensor or grad.layout is not torch.strided:
+            grad = _plain(grad)
+            if isinstance(grad, str):
+                return grad
+        if grad.numel():
+            found.append(grad)
+    return found
+
+
+def _total_norm(grads: Sequence[Tensor], norm_type: float) -> Norms:
+    """Compute one norm for each device that holds gradients (no copy between devices).
 
     The total L2 norm is the root of the sum of their squares. Source: torch.nn.utils.get_total_norm.
     """
@@ -54,9 +73,57 @@ def total_norms(grads: Sequence[Tensor], norm_type: float = 2.0) -> list[Value]:
     for g in grads:
         by_device.setdefault(g.device, []).append(g)
     values = []
-    with torch.no_grad():
-        for group in by_device.values():
-            value = take(torch.nn.utils.get_total_norm(group, norm_type))
-            if value is not None:
-                values.append(value)
+    for device, group in by_device.items():
+        value = take(torch.nn.utils.get_total_norm(group, norm_type))
+        if value is None:
+            return f"not readable on {device}"
+        values.append(value)
     return values
+
+
+def _plain(grad: Any) -> Tensor | str:
+    """Return the values of a gradient that is sparse, distributed or of another class, or why they cannot be read."""
+    local = local_of(grad)
+    if isinstance(local, str) or local.layout is torch.strided:
+        return local
+    if local.layout is not torch.sparse_coo:
+        return f"layout {local.layout}"
+    if not local.is_coalesced() and not local.is_cpu:  # adding up the duplicates makes the host wait for the device
+        return f"sparse and not coalesced on {local.device.type}"
+    return local.coalesce()._values()
+
+
+def local_of(tensor: Any) -> Tensor | str:
+    """Return what this rank holds of a tensor, if that is all of it, as a plain tensor; else why it cannot be read.
+
+    Reads local shards only: an operation on a distributed tensor may be a collective, and the other ranks may not be
+    watched. To be called where gradients are off.
+    """
+    if type(tensor) is Tensor or type(tensor) is torch.nn.Parameter:
+        return tensor
+    if type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__:  # its storage is an ordinary one
+        plain: Tensor = tensor.as_subclass(Tensor)
+        return plain
+    placements = getattr(tensor, "placements", None)
+    if placements is None:
+        return f"{type(tensor).__name__} cannot be read"
+    spread = [(p, size) for p, size in zip(placements, tensor.device_mesh.shape, strict=True) if size > 1]
+    spread = [(p, size) for p, size in spread if not p.is_replicate()]
+    if spread:
+        kind = "partial sums" if any(p.is_partial() for p, _ in spread) else "sharded"
+        return f"{kind} over {math.prod(size for _, size in spread)} ranks"
+    local = tensor.to_local()
+    return local if type(local) is Tensor else f"{type(local).__name__} cannot be read"
+
+
+def absence_of(params: Sequence[Tensor]) -> str | None:
+    """Say why the gradients of these parameters are shards that do not show it; None: they are whole.
+
+    FullyShardedDataParallel leaves plain tensors behind: one flat parameter of a part of the length, or flat pieces of
+    the parameters; with NO_SHARD and on one rank they keep their shape.
+    """
+    flattened: list[Any] = [p for p in params if getattr(p, "_fsdp_flattened", False)]
+    if not flattened or torch.distributed.get_world_size() == 1:
+        return None
+    is_whole = any(p.ndim > 1 or p.shape == getattr(p, "_unpadded_unsharded_size", None) for p in flattened)
+    return None if is_whole else "sharded by FullyShardedDataParallel"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monitor.probe._attribution import LossAttribution, Pass, next_number
 from monitor.probe._compilation import untraced
+from monitor.probe._gradients import local_of
 from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, open_ledger
 from monitor.probe._notes import Kind
 from monitor.probe._values import Value, has_no_accelerator, take
@@ -62,7 +63,7 @@ def watch_backward(original: Any) -> Any:
                     begin_pass(account, roots)
                     notes = account.notes
                 elif sole.passes:  # a micro-batch, unless what is in the gradients has been thrown away
-                    attributions[0].begin()
+                    attributions[0].begin(roots)
                 begin = clock()
                 notes.append((account.mark, start, begin, kind))
                 account.mark = begin
@@ -107,12 +108,10 @@ def begin_pass(ledger: Ledger, roots: Any) -> None:
     """Look at the gradients of every optimizer before a backward pass."""
     if len(ledger.notes) >= MAX_NOTES:  # nobody steps: what is kept must not grow without end
         ledger.notes = []
-        for attribution in ATTRIBUTIONS:
-            attribution.forget()
     for attribution in _concerned(ledger, roots):
         sole = attribution.sole
         if sole is None or sole.passes:
-            attribution.begin()
+            attribution.begin(roots)
 
 
 @untraced
@@ -159,34 +158,16 @@ def back_propagated(ledger: Ledger, tensors: Any, grad_tensors: Any) -> Any:
 def loss_value(ledger: Ledger, tensor: Any, gradient: Any = None) -> Value | None:
     """Return a loss as it was before a GradScaler scaled it, times the gradient that it was given: a gradient of a
     scalar multiplies it. None where it cannot be known, as for a vector that is given a gradient."""
-    plain = as_plain(tensor) if isinstance(tensor, Tensor) else None
-    if plain is None or plain.numel() != 1 or plain.is_complex():
-        return None
-    if gradient is None:
-        return take(plain.detach()) if ledger.scaler is None else _unscaled(ledger, tensor, plain)
-    factor = as_plain(gradient)
-    if factor is None or ledger.scaler is not None:
-        return None
     with torch.no_grad():
+        plain = local_of(tensor)
+        if isinstance(plain, str) or plain.numel() != 1 or plain.is_complex():
+            return None
+        if gradient is None:
+            return take(plain.detach()) if ledger.scaler is None else _unscaled(ledger, tensor, plain)
+        factor = local_of(gradient)
+        if isinstance(factor, str) or ledger.scaler is not None:
+            return None
         return take((plain.detach() * factor).reshape(()))
-
-
-@untraced
-def as_plain(tensor: Tensor) -> Tensor | None:
-    """Return a tensor without its subclass, or None where its value cannot be read without communication.
-
-    A distributed tensor is its local part where each rank holds all of it.
-    """
-    kind = type(tensor)
-    if kind is Tensor or kind is torch.nn.Parameter:
-        return tensor
-    placements = getattr(tensor, "placements", None)
-    if placements is not None:
-        return tensor._local_tensor if all(p.is_replicate() for p in placements) else None  # type: ignore[attr-defined]
-    if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        return None
-    with torch._C.DisableTorchFunctionSubclass():
-        return tensor.as_subclass(Tensor)  # type: ignore[arg-type]
 
 
 @untraced

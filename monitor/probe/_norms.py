@@ -3,46 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import Any, Literal
 
 from torch import Tensor
 
-from monitor.probe._gradients import MAX_CLIPS, ClipNote, RawClip, gradients_of, total_norms
+from monitor.probe._gradients import MAX_CLIPS, Norms, RawClip, absence_of, norms_of
 from monitor.probe._ledger import current
-from monitor.probe._values import Value
+from monitor.probe._scaler import ScaledBy, scale_of
+from monitor.probe._values import Value, divided
 
 MAX_STRIDE = 1000
+CLIPPED_TWICE = "clipped in parts that overlap"
+L2 = 2.0
 
 
 class NormMeter:
     """Keep the clips since the last step, and measure the norm where none did.
 
     Args:
-        optimizer: whose gradients are measured.
+        optimizer: whose gradients are measured. Held weakly: ``optimizer()`` is None once it is gone.
         every: "auto", "off" or a stride in steps.
         budget: share of the step time that "auto" may use.
         max_stride: the most steps that "auto" leaves between two measurements.
+        on_error: takes ``(component, exception)`` of a measurement that failed.
     """
 
     def __init__(
-        self, optimizer: Any, every: str | int = "auto", budget: float = 0.01, max_stride: int = MAX_STRIDE
+        self,
+        optimizer: Any,
+        every: str | int = "auto",
+        budget: float = 0.01,
+        max_stride: int = MAX_STRIDE,
+        on_error: Callable[[str, Exception], None] = lambda *_: None,
     ) -> None:
         self.clips: list[RawClip] = []
         self.number = 0
         self.is_on = every != "off"
-        self.optimizer = optimizer
+        self.optimizer: Callable[[], Any] = weakref.ref(optimizer)
         self.num_groups = self.num_params = -1
+        self.absence: str | None = None
+        """Why totals that torch works out from these gradients are not those of all ranks; None: they are."""
+        self.scaled_by: ScaledBy | None = None
         self._is_auto = every == "auto"
         self._stride = int(every) if isinstance(every, int) else 1
         self._budget = budget
         self._max_stride = max_stride
+        self._on_error = on_error
         self._next = 0
         self._seconds = 0.0
         self._at, self._time = -1, 0.0
         self._ids: frozenset[int] = frozenset()
-        self._count()
 
     # ------------------------------------------------------------------------------------------------- clips
 
@@ -50,8 +63,8 @@ class NormMeter:
         self,
         kind: Literal["norm", "value"],
         threshold: float,
-        norms: Sequence[Value],
-        measure: Sequence[Value],
+        norms: Norms,
+        measure: Norms,
         covered: frozenset[int] | None,
     ) -> None:
         """Keep a clip of this optimizer's gradients, made now. It belongs to the coming step."""
@@ -68,62 +81,77 @@ class NormMeter:
 
     def coverage(self, params: Sequence[Tensor], is_shared: bool) -> frozenset[int] | None:
         """Return which of the optimizer's parameters are among ``params``, by id; None for all of them."""
-        if len(self.optimizer.param_groups) != self.num_groups:
-            self._count()
+        self._params()
         if len(params) >= self.num_params and not is_shared:
             return None
         covered = self._ids.intersection(map(id, params))
         return None if len(covered) == len(self._ids) else covered
 
-    def _count(self) -> None:
-        self.num_groups = len(self.optimizer.param_groups)
-        self._ids = frozenset(id(p) for g in self.optimizer.param_groups for p in g["params"])
-        self.num_params = len(self._ids)
+    def _params(self) -> list[Tensor]:
+        """Return the parameters; look anew at what they are if a param group has come or gone."""
+        groups = self.optimizer().param_groups
+        params = [p for g in groups for p in g["params"]]
+        if len(groups) != self.num_groups:
+            self.num_groups = len(groups)
+            self._ids = frozenset(map(id, params))
+            self.num_params = len(self._ids)
+            self.absence = absence_of(params)
+        return params
 
     # ------------------------------------------------------------------------------------------------- norms
 
-    def take(self) -> Sequence[Value]:
-        """Return the parts of the gradient norm before clipping: what a clip measured, and the rest measured now."""
-        covered: set[int] = set()
+    def take(self) -> Norms:
+        """Return the parts of the gradient norm before clipping: what clips measured, and the rest measured now."""
+        covered: frozenset[int] = frozenset()
         parts: list[Value] = []
-        clips = [ClipNote._make(clip) for clip in self.clips]
-        for note in clips:
-            if note.norms is None:
+        for _, _, norms, _, ids, _, _ in self.clips:
+            clipped = self._ids if ids is None else ids
+            if norms is None or (covered and clipped <= covered):
                 continue
-            if note.param_ids is None:
-                if not parts:
-                    return note.norms
-                break
-            if covered.isdisjoint(note.param_ids):
-                if not note.norms:
-                    return ()
-                covered |= note.param_ids
-                parts += note.norms
+            if not covered.isdisjoint(clipped):
+                return CLIPPED_TWICE  # the norm of the others alone is not known
+            if ids is None or not norms or isinstance(norms, str):
+                return norms
+            covered |= ids
+            parts += norms
+        if covered and covered == self._ids:
+            return parts
         if not self.is_due:
             return ()
-        rest = (p for g in self.optimizer.param_groups for p in g["params"])
-        (norms,) = self._measure((p for p in rest if id(p) not in covered) if covered else rest, 2.0)
-        return parts + norms
+        (rest,) = self._measure((p for p in self._params() if id(p) not in covered), L2)
+        return rest if isinstance(rest, str) else parts + list(rest)
 
-    def of_clipped(
-        self, covered: frozenset[int] | None, params: Iterable[Tensor], *norm_types: float
-    ) -> list[list[Value]]:
+    def of_clipped(self, covered: frozenset[int] | None, params: Iterable[Tensor], *norm_types: float) -> list[Norms]:
         """Measure this optimizer's share of what is clipped; nothing where this step's norm is not due."""
         if not self.is_due:
-            return [[] for _ in norm_types]
+            return [()] * len(norm_types)
         ids = self._ids if covered is None else covered
         return self._measure((p for p in params if id(p) in ids), *norm_types)
+
+    def unscaled(self, norms: Norms) -> Norms:
+        """Return L2 norms of the gradients as they are now without the scale that a GradScaler has given them."""
+        scale = scale_of(self.optimizer(), self.scaled_by, self.number)
+        return norms if scale is None or isinstance(norms, str) else [divided(norm, scale) for norm in norms]
 
     @property
     def is_due(self) -> bool:
         """Tell whether the coming step is one whose gradient norm is measured."""
         return self.is_on and (self.number >= self._next or self.number == self._at)
 
-    def _measure(self, params: Iterable[Tensor], *norm_types: float) -> list[list[Value]]:
-        """Compute norms of the gradients there are, one list of values (by device) for each type of norm."""
+    def _measure(self, params: Iterable[Tensor], *norm_types: float) -> list[Norms]:
+        """Compute norms of the gradients there are, one for each type. A failure costs the norm, and nothing else."""
+        if self.absence is not None:
+            return [self.absence] * len(norm_types)
         start = perf_counter()
-        grads = gradients_of(params)
-        norms = [total_norms(grads, norm_type) for norm_type in norm_types]
+        try:
+            norms = [
+                self.unscaled(found) if norm_type == L2 else found
+                for found, norm_type in zip(norms_of(params, *norm_types), norm_types, strict=True)
+            ]
+        except Exception as error:  # noqa: BLE001
+            self._on_error("probe", error)
+            self._next = self.number + self._max_stride
+            return [f"measuring it failed: {type(error).__name__}"] * len(norm_types)
         self._seconds += perf_counter() - start
         if self.number != self._at:
             self._pace(start)

@@ -10,6 +10,7 @@ of ours is reported, never raised, and the original is always called exactly onc
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pkgutil import resolve_name
@@ -72,6 +73,12 @@ def _install() -> None:
             _set(resolve_name(owner), attribute, make)
         except Exception as error:  # noqa: BLE001
             report(error)
+    for module, name, attribute, make in (  # whoever uses them has imported them
+        ("fully_sharded_data_parallel", "FullyShardedDataParallel", "clip_grad_norm_", _clipping.watch_sharded_clip),
+        ("sharded_grad_scaler", "ShardedGradScaler", "scale", _scaler.watch_scale),
+    ):
+        if (imported := sys.modules.get(f"torch.distributed.fsdp.{module}")) is not None:
+            _set(getattr(imported, name), attribute, make)
     for name, make in (
         ("clip_grad_norm_", _clipping.watch_clip_norm),
         ("_clip_grads_with_norm_", _clipping.watch_clip_with_norm),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 
 from monitor.probe._compilation import untraced
 from monitor.probe._ledger import Ledger, current
@@ -15,11 +17,26 @@ if TYPE_CHECKING:
     from monitor.probe._steps import StepProbe
 
 Amp = tuple[Value | None, Value | None, Value | None]
-"""Found an overflow, scale of the gradients, scale."""
+"""Found an overflow, None (norms are unscaled where they are measured), scale."""
+
+
+class ScaledBy(NamedTuple):
+    """The GradScaler that made an optimizer's last step: both by id, the optimizer as the scaler was given it."""
+
+    scaler: int
+    optimizer: int
+    number: int
+
+
+MAX_SCALERS = 64
+SCALING: dict[int, tuple[weakref.ref[Any], int]] = {}
+"""The scalers that have scaled a loss, by id, each with the id of its states at that time: ``update`` makes new
+ones."""
 
 
 def watch_scale(original: Any) -> Any:
     """Remember a loss as it was before it is scaled."""
+    SCALING.clear()  # of an earlier run
 
     def scale(self: Any, outputs: Any) -> Any:
         scaled = original(self, outputs)
@@ -40,7 +57,9 @@ def watch_scaler_step(original: Any) -> Any:
             return original(self, optimizer, *args, **kwargs)
         number = probe.number
         note_scaler(self)
+        probe.norms.scaled_by = ScaledBy(id(self), id(optimizer), number)
         result = original(self, optimizer, *args, **kwargs)
+        probe.norms.scaled_by = ScaledBy(id(self), id(optimizer), probe.number)
         if probe.number == number:
             probe.on_skipped(self, inner)
         return result
@@ -64,18 +83,40 @@ def note_scaler(scaler: Any, outputs: Any = None, scaled: Any = None) -> None:
     try:
         ledger = current()
         ledger.scaler = scaler
+        if outputs is not None:
+            _note_scaling(scaler)
         if isinstance(outputs, Tensor) and outputs.numel() == 1:
             ledger.note_unscaled(scaled, take(outputs))
     except Exception as error:  # noqa: BLE001
         report(error)
 
 
+def _note_scaling(scaler: Any) -> None:
+    if len(SCALING) >= MAX_SCALERS:
+        SCALING.clear()
+    SCALING.pop(id(scaler), None)  # the last one is the latest
+    SCALING[id(scaler)] = weakref.ref(scaler), id(scaler._per_optimizer_states)
+
+
+def scale_of(optimizer: Any, scaled_by: ScaledBy | None, number: int) -> Value | None:
+    """Return what the gradients of an optimizer that has made ``number`` steps are multiplied by; None: by nothing."""
+    of_step = getattr(optimizer, "grad_scale", None)  # a fused optimizer divides by it
+    if isinstance(of_step, Tensor):
+        return taken(of_step)
+    if scaled_by is None:
+        scaled_by = ScaledBy(next(reversed(SCALING), 0), id(optimizer), 0)
+    reference, states = SCALING.get(scaled_by.scaler, (None, 0))
+    scaler = reference() if reference is not None else None
+    if scaler is None or scaled_by.number != number or id(scaler._per_optimizer_states) != states:
+        return None
+    state = scaler._per_optimizer_states.get(scaled_by.optimizer)
+    return taken(scaler._scale) if state is None or state["stage"] is OptState.READY else None
+
+
 @untraced
 def amp_values(ledger: Ledger, optimizer: Any) -> Amp:
     """Return what a fused optimizer's step was given by the scaler."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    grad_scale = getattr(optimizer, "grad_scale", None)
-    return taken(found_inf), taken(grad_scale), taken(ledger.scaler._scale)
+    return taken(getattr(optimizer, "found_inf", None)), None, taken(ledger.scaler._scale)
 
 
 def taken(value: Any) -> Value | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import get_ident
 from time import perf_counter, sleep
 from typing import Any, Protocol
@@ -15,21 +16,22 @@ from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
 from monitor.probe import _patches
-from monitor.probe._attribution import LossAttribution, Pass
+from monitor.probe._attribution import LossAttribution, Pass, is_zeroed
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
-from monitor.probe._gradients import RawClip
+from monitor.probe._gradients import Norms, RawClip
 from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger, underway
 from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
-from monitor.probe._values import Value
+from monitor.probe._values import product
 
 FACTOR = "monitor_lr_factor"
-"""Key of a param group under which a factor other than 1 is kept."""
+"""Key of a param group under which a loaded state has left a factor other than 1."""
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
+_MAX_FRAMES = 16
 _HOOK_ATTRIBUTES = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _INITIAL: tuple[Any, ...] = ("initial",)
 """Stands for a step that only makes the optimizer's state: see :meth:`StepProbe._is_initial`."""
@@ -37,6 +39,12 @@ _INITIAL: tuple[Any, ...] = ("initial",)
 
 class Door(Protocol):
     """What stands between the schedule and the update. The real one is ``control``'s; it is handed in."""
+
+    def held(self, optimizer: Any) -> Mapping[int, Any]:
+        """Return what is in force, empty while every factor is 1: the same object for as long as the run."""
+
+    def scales(self, optimizer: Any) -> Sequence[Any] | None:
+        """Return what the optimizer itself multiplies the LR of each group by in its next update; None: by nothing."""
 
     def enter(self, optimizer: Any) -> Sequence[float]:
         """Multiply every group's LR by its factor; return the factors."""
@@ -87,7 +95,7 @@ class StepProbe:
         self.wants_details = True
         self._tape = tape
         self._on_boundary = on_boundary
-        self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride)
+        self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride, on_error)
         self.attribution = LossAttribution(self._parameters, self._drop_clips)
         self._handles: list[Any] = []
         self._restore: Callable[[Optimizer | None], None] = _nothing
@@ -124,7 +132,7 @@ class StepProbe:
             return
         _patches.add(self)
         self._restore = _make_hookable(optimizer)
-        pre, post = self._make_hooks()
+        pre, post = self._make_hooks(optimizer)
         self._handles = [optimizer.register_step_pre_hook(pre), optimizer.register_step_post_hook(post)]
         if self._is_nested:  # the guard tells a step that has failed from one inside another
             self._has_guard = _patches.guard(type(optimizer))
@@ -163,12 +171,13 @@ class StepProbe:
 
     # ------------------------------------------------------------------------------------------------ hooks
 
-    def _make_hooks(self) -> tuple[Any, Any]:
+    def _make_hooks(self, optimizer: Optimizer) -> tuple[Any, Any]:
         """Build the hooks as closures: each name that they use costs no attribute look-up on the hot path. None of
         these is the optimizer: its hooks would keep it alive."""
         door, tape, append, key = self.door, self._tape, self._tape.append, self.key
         clock, ident, ledgers, numbers, meter = perf_counter, get_ident, LEDGERS, tape.numbers, self.norms
         attribution, vacancy, step = self.attribution, self._vacancy, Kind.STEP
+        held, is_scaled = door.held(optimizer), door.scales(optimizer) is not None
 
         def pre_hook(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
@@ -188,7 +197,7 @@ class StepProbe:
                     self.thread, self._ledger = get_ident(), ledger
                 replaced = evaluation = details = None
                 losses: Sequence[Pass] = ()
-                norms: Sequence[Value] = ()
+                norms: Norms = ()
                 if (len(args) > 1 or kwargs) and has_closure(args, kwargs):
                     evaluation = FirstEvaluation(attribution, meter, self.on_error)
                     replaced = evaluation.wrap(args, kwargs)
@@ -205,7 +214,7 @@ class StepProbe:
                         losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
                         attribution.num_discarded = 0
                     else:
-                        losses = attribution.take(underway())
+                        losses = attribution.take(underway(), is_unscaled=ledger.scaler is not None)
                         if not losses and _is_initial(optimizer):
                             self._open = _INITIAL
                             return None
@@ -214,7 +223,7 @@ class StepProbe:
                         norms = clips[0][2] or ()
                     elif clips or meter.is_on:
                         norms = meter.take()
-                scheduled, is_plain = [], True
+                scheduled, is_plain = [], not (held or is_scaled)
                 for group in optimizer.param_groups:
                     lr = group.get("lr")
                     scheduled.append(lr)
@@ -321,13 +330,14 @@ class StepProbe:
         if self._beside:
             self.door.leave()  # what a step on another thread still uses is put back before it is multiplied again
             scheduled = [g.get("lr") for g in optimizer.param_groups]
-        scheduled = _lr_values(scheduled)
-        if not any(FACTOR in group for group in optimizer.param_groups):
+        groups, scales = optimizer.param_groups, self.door.scales(optimizer)
+        scheduled = _lr_values(scheduled, scales)
+        if not self.door.held(optimizer) and not any(FACTOR in group for group in groups):
             return scheduled, None, None
         if not self._has_guard:
             self._has_guard = _patches.guard(type(optimizer))
         factors = self.door.enter(optimizer)
-        applied = _lr_values([g.get("lr") for g in optimizer.param_groups])
+        applied = _lr_values([g.get("lr") for g in groups], scales)
         return scheduled, applied, factors
 
     def _details(self, optimizer: Any) -> Details:
@@ -346,8 +356,8 @@ class StepProbe:
                 self.abandon()  # the last step raised
             ledger = current()
             self.norms.clips = []
-            losses = self.attribution.take()
-            scheduled = _lr_values([g.get("lr") for g in optimizer.param_groups])
+            losses = self.attribution.take(is_unscaled=True)
+            scheduled = _lr_values([g.get("lr") for g in optimizer.param_groups], self.door.scales(optimizer))
             amp = (None, None, taken(scaler._scale))
             ledger.scaler = None
             end = perf_counter()
@@ -383,7 +393,7 @@ def _make_hookable(optimizer: Optimizer) -> Callable[[Optimizer | None], None]:
             delattr(optimizer, name)
         if wrapped is not original and vars(kind).get("step") is wrapped:
             if original is None:
-                del kind.step  # type: ignore[attr-defined]
+                del kind.step
             else:
                 kind.step = original  # type: ignore[method-assign]
 
@@ -420,16 +430,32 @@ def _first_evaluation(opened: tuple[Any, ...]) -> tuple[tuple[Any, ...], Sequenc
 
 def _is_initial(optimizer: Any) -> bool:
     """Tell whether a step without a loss is only to make the optimizer's state, as torch.distributed.checkpoint makes
-    one: before there is any state, with learning rates of 0 and a gradient for every parameter."""
+    one: before there is any state, with learning rates of 0 and gradients of 0 for all parameters."""
     rates = [group.get("lr") for group in optimizer.param_groups]
     if getattr(optimizer, "state", None) or any(isinstance(lr, Tensor) and not lr.is_cpu for lr in rates) or any(rates):
         return False
-    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    return all(p.grad is not None for p in trained)
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    return _is_made_by_checkpoint() or all(
+        g is not None and is_zeroed(getattr(g, "_local_tensor", g)) for g in gradients
+    )
 
 
-def _lr_values(lrs: Sequence[Any]) -> list[Any]:
-    return [taken(lr) if isinstance(lr, Tensor) else lr for lr in lrs]
+def _is_made_by_checkpoint() -> bool:
+    """Tell whether torch.distributed.checkpoint is making the step: gradients on a device are not looked at."""
+    frame = sys._getframe(1)
+    for _ in range(_MAX_FRAMES):
+        if frame is None or frame.f_code.co_name == "_init_optim_state":
+            return frame is not None
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def _lr_values(lrs: Sequence[Any], scales: Sequence[Any] | None) -> list[Any]:
+    values = [taken(lr) if isinstance(lr, Tensor) else lr for lr in lrs]
+    if scales is None:
+        return values
+    own = [taken(scale) if isinstance(scale, Tensor) else scale for scale in scales]
+    return [product(lr, scale) for lr, scale in zip(values, own, strict=True)]
 
 
 def _plain(value: Any) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from monitor._records import Clip, ParamGroup, Sample, Step
 from monitor.probe._attribution import Pass
-from monitor.probe._gradients import ClipNote, RawClip
+from monitor.probe._gradients import ClipNote, Norms, RawClip
 from monitor.probe._notes import Note, phases_of
 from monitor.probe._values import Value
 
@@ -37,7 +37,7 @@ class Opened(NamedTuple):
     applied: Sequence[Any] | None
     factors: Sequence[float] | None
     losses: Sequence[Pass]
-    norms: Sequence[Value]
+    norms: Norms
     details: Details | None
     evaluation: object = None
 
@@ -177,15 +177,13 @@ class Tape:
     def _resolve_step(self, entry: StepEntry, reader: _Reader, wall_offset: float) -> Step | None:
         opened = Opened._make(entry.opened)
         loss = reader.total(opened.losses)
-        found_inf, grad_scale, amp_scale = (reader.read(v) for v in entry.amp or (None, None, None))
+        found_inf, _, amp_scale = (reader.read(v) for v in entry.amp or (None, None, None))
         norm = reader.norm(opened.norms)
         clips = tuple(reader.clip(ClipNote._make(clip)) for clip in entry.clips)
         scheduled = [reader.read(v) for v in opened.scheduled]
         applied = scheduled if opened.applied is None else [reader.read(v) for v in opened.applied]
         if not reader.is_complete:
             return None
-        if norm is not None and grad_scale:
-            norm /= grad_scale
         if opened.details is not None:
             self._details[entry.optimizer] = opened.details
         if found_inf:
@@ -203,6 +201,7 @@ class Tape:
             duration=None if last is None else entry.time - last,
             loss=loss,
             gradient_norm=norm,
+            gradient_norm_reason=opened.norms if isinstance(opened.norms, str) else None,
             groups=_groups(scheduled, applied, opened.factors, self._details.get(entry.optimizer)),
             clips=clips,
             amp_scale=amp_scale,
@@ -228,8 +227,8 @@ def _groups(
             ParamGroup(
                 i,
                 details.names[i] if has_details and details else None,
-                math.nan if lr is None else lr,
-                math.nan if (used := applied[i]) is None else used,
+                lr,
+                applied[i],
                 1.0 if factors is None else factors[i],
                 details.weight_decay[i] if has_details and details else None,
                 details.momentum[i] if has_details and details else None,
@@ -264,15 +263,17 @@ class _Reader:
         numbers = [self.read(v) for v in values]
         return None if not numbers or None in numbers else sum(n for n in numbers if n is not None)
 
-    def norm(self, values: Sequence[Value]) -> float | None:
-        numbers = [n for n in (self.read(v) for v in values) if n is not None]
-        return _hypot(numbers) if len(numbers) == len(values) and numbers else None
+    def norm(self, values: Norms) -> float | None:
+        numbers = [self.read(v) for v in values] if not isinstance(values, str) else []
+        return None if None in numbers or not numbers else _hypot([n for n in numbers if n is not None])
 
     def clip(self, note: ClipNote) -> Clip:
-        numbers = [n for n in (self.read(v) for v in note.measure) if n is not None]
+        norm = self.norm(note.measure)
+        if norm is None:
+            return Clip(note.kind, note.threshold, None)
         if note.kind == "value":
-            return Clip("value", note.threshold, any(n > note.threshold for n in numbers))
-        norm = _hypot(numbers) if numbers else math.nan
+            extremes = [self.read(v) for v in note.measure]
+            return Clip("value", note.threshold, any(e is not None and e > note.threshold for e in extremes))
         factor = min(1.0, note.threshold / (norm + 1e-6)) if not math.isnan(norm) else math.nan
         return Clip("norm", note.threshold, factor < 1.0, factor)
 

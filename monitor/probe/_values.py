@@ -13,7 +13,10 @@ device and fetched by the recorder thread.
 from __future__ import annotations
 
 import ctypes
+import math
+import operator
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -116,6 +119,39 @@ class _Clone:
 
     def poll(self) -> float | None:
         return float(self._tensor)
+
+
+class _Combined:
+    """Two values multiplied or divided, once both have arrived."""
+
+    __slots__ = ("_combine", "_first", "_second")
+
+    def __init__(self, combine: Callable[[float, float], float], first: Value, second: Value) -> None:
+        self._combine, self._first, self._second = combine, first, second
+
+    def poll(self) -> float | None:
+        first, second = (v if isinstance(v, int | float) else v.poll() for v in (self._first, self._second))
+        return None if first is None or second is None else self._combine(first, second)
+
+
+def _combined(combine: Callable[[float, float], float], first: Value, second: Value) -> Value:
+    if isinstance(first, int | float) and isinstance(second, int | float):
+        return combine(first, second)
+    return _Combined(combine, first, second)
+
+
+def product(first: Value | None, second: Value | None) -> Value | None:
+    """Multiply two values, of which either may still be on its way; None if one is not known."""
+    return None if first is None or second is None else _combined(operator.mul, first, second)
+
+
+def divided(value: Value, by: Value) -> Value:
+    """Divide a value by another, of which either may still be on its way."""
+    return _combined(_ratio, value, by)
+
+
+def _ratio(value: float, by: float) -> float:
+    return value / by if by else math.nan
 
 
 _LANES: dict[torch.dtype, PinnedLane] = {}

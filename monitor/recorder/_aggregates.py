@@ -56,6 +56,7 @@ class OptimizerAggregate:
         self._clipped: deque[bool] = deque(maxlen=window)
         self._norm: float | None = None
         self._norm_step: int | None = None
+        self._norm_reason: str | None = None
         self._histogram = Counts(GRADIENT_NORM_BOUNDS)
         self._sums = {True: 0.0, False: 0.0}
         self._loss_counts = {True: 0, False: 0}
@@ -76,10 +77,13 @@ class OptimizerAggregate:
             self._skipped += 1
             return
         self.steps += 1
+        self.loss = step.loss
         if step.loss is not None:
             self._add_loss(step.loss, step.global_step)
         if step.gradient_norm is not None:
             self._add_norm(step.gradient_norm, step.global_step)
+        elif self._norm is None and step.gradient_norm_reason is not None:
+            self._norm_reason = step.gradient_norm_reason
         self._add_clips(step)
 
     def amend_loss(self, loss: float) -> None:
@@ -96,7 +100,6 @@ class OptimizerAggregate:
         self.best, self.best_step = state["best"], state["best_step"]
 
     def _add_loss(self, loss: float, step: int) -> None:
-        self.loss = loss
         if not math.isfinite(loss):
             self._nonfinite["loss"] += 1
             return
@@ -111,7 +114,7 @@ class OptimizerAggregate:
             self.best, self.best_step = self.ema, step
 
     def _add_norm(self, norm: float, step: int) -> None:
-        self._norm, self._norm_step = norm, step
+        self._norm, self._norm_step, self._norm_reason = norm, step, None
         if math.isfinite(norm):
             self._norms.append(norm)
             self._histogram.observe(norm)
@@ -119,14 +122,16 @@ class OptimizerAggregate:
             self._nonfinite["gradient"] += 1
 
     def _add_clips(self, step: Step) -> None:
-        for kind in {c.kind for c in step.clips}:
+        known = [c for c in step.clips if c.is_clipped is not None]
+        for kind in {c.kind for c in known}:
             self._checks[kind] += 1
-            self._clips[kind] += any(c.is_clipped for c in step.clips if c.kind == kind)
+            self._clips[kind] += any(c.is_clipped for c in known if c.kind == kind)
         if step.clips:
             self._clip_threshold = step.clips[-1].threshold
-            factors = [c.factor for c in step.clips if c.factor is not None]
+            factors = [c.factor for c in known if c.factor is not None]
             self._clip_factor = math.prod(factors) if factors else None
-            self._clipped.append(any(c.is_clipped for c in step.clips))
+        if known:
+            self._clipped.append(any(c.is_clipped for c in known))
 
     def view(self) -> OptimizerSnapshot:
         """Return an immutable copy; the window's figures are worked out here, not at every step."""
@@ -152,6 +157,7 @@ class OptimizerAggregate:
             loss_negative_count=self._loss_counts[False],
             gradient_norm=self._norm,
             gradient_norm_step=self._norm_step,
+            gradient_norm_reason=self._norm_reason,
             gradient_norm_window_max=max(norms, default=None),
             gradient_norm_window_median=median(norms) if norms else None,
             gradient_norm_histogram=self._histogram.view(),
@@ -174,6 +180,7 @@ class PaceAggregate:
         self._hooks: deque[float] = deque(maxlen=window)
         self._histogram = Counts(STEP_SECONDS_BOUNDS)
         self._phases = dict.fromkeys(PHASES, 0.0)
+        self._hooks_since = 0.0  # of all optimizers, since the last step of the first one
         self.hook_seconds = 0.0
         self.last_time: float | None = None
 
@@ -183,10 +190,14 @@ class PaceAggregate:
         self.hook_seconds += step.hook_seconds
         for phase, seconds in step.phases.items():
             self._phases[phase] += max(0.0, seconds)
-        if is_first_optimizer and step.duration is not None and step.duration > 0:
+        self._hooks_since += step.hook_seconds
+        if not is_first_optimizer:
+            return
+        if step.duration is not None and step.duration > 0:
             self._durations.append(step.duration)
             self._histogram.observe(step.duration)
-        self._hooks.append(step.hook_seconds)
+            self._hooks.append(self._hooks_since)
+        self._hooks_since = 0.0
 
     @property
     def steps_per_second(self) -> float | None:

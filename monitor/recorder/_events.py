@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import replace
 from itertools import count
 
-from monitor._records import DETECTOR_KINDS, Event
+from monitor._records import EVENT_KINDS, Event
 
 CAPACITY = 2000
 
@@ -18,16 +18,16 @@ class EventLog:
         self._events: deque[Event] = deque(maxlen=capacity)
         self._seq = count(1)
         self._ids = count(1)
-        self._open: dict[tuple[str, str | None, int], int] = {}
+        self._open: dict[tuple[str, str | None, int, str | None], int] = {}
         self.last_seq = 0
-        self.totals = dict.fromkeys(DETECTOR_KINDS, 0)
-        self.active = dict.fromkeys(DETECTOR_KINDS, False)
+        self.totals = dict.fromkeys(EVENT_KINDS, 0)
+        self.active = dict.fromkeys(EVENT_KINDS, False)
         self.last_time: dict[str, float] = {}
         self.last_step: dict[str, int] = {}
 
     def add(self, event: Event, time: float) -> Event:
         """Give an event its number, id and time (if it has none) and keep it; an end takes the id of its start."""
-        key = (event.kind, event.optimizer, event.start_step)
+        key = (event.kind, event.optimizer, event.start_step, event.details.get("name"))
         is_end = event.end_step is not None and key in self._open
         event_id = self._open.pop(key) if is_end else next(self._ids)
         self.last_seq = next(self._seq)

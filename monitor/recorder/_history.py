@@ -43,12 +43,14 @@ class _Bucket:
         "seconds",
         "seconds_count",
         "time",
+        "wall_time",
     )
 
-    def __init__(self, step: Step, ema: float | None, cursor: int) -> None:
+    def __init__(self, step: Step, ema: float | None, cursor: int, wall_time: float) -> None:
         loss, norm = step.loss, step.gradient_norm
         self.first = self.last = step.global_step
         self.time = step.time
+        self.wall_time = wall_time
         self.cursor = cursor
         self.count = 1
         self.ema = ema
@@ -66,9 +68,10 @@ class _Bucket:
 
     def merge(self, other: _Bucket) -> None:
         """Take in the bucket that follows."""
-        self.last, self.time, self.cursor, self.ema, self.lrs = (
+        self.last, self.time, self.wall_time, self.cursor, self.ema, self.lrs = (
             other.last,
             other.time,
+            other.wall_time,
             other.cursor,
             other.ema,
             other.lrs,
@@ -115,9 +118,10 @@ class SeriesHistory:
         self._stride = 1
         self._lock = threading.Lock()
 
-    def add(self, step: Step, ema: float | None, cursor: int) -> None:
-        """Append one step; ``cursor`` numbers the steps of all optimizers of the run together."""
-        bucket = _Bucket(step, ema, cursor)
+    def add(self, step: Step, ema: float | None, cursor: int, wall_time: float) -> None:
+        """Append one step; ``cursor`` numbers the steps of all optimizers of the run together, ``wall_time`` is what is
+        shown as its time."""
+        bucket = _Bucket(step, ema, cursor, wall_time)
         with self._lock:
             self._append(bucket)
 
@@ -137,7 +141,7 @@ class SeriesHistory:
         whole.append(bucket.copy())
 
     def time_of(self, cursor: int) -> float:
-        """Return the Unix time of the last step up to a cursor, at the resolution there is; 0 if there is none."""
+        """Return the ``Step.time`` of the last step up to a cursor, at the resolution there is; 0 if there is none."""
         with self._lock:
             buckets = self._raw if self._raw and cursor >= self._raw[0].cursor else self._whole
             return next((b.time for b in reversed(buckets) if b.cursor <= cursor), 0.0)
@@ -177,7 +181,7 @@ def columns(buckets: list[_Bucket]) -> dict[str, Any]:
 
     return {
         "step": [b.last for b in buckets],
-        "time": [b.time for b in buckets],
+        "time": [b.wall_time for b in buckets],
         "count": [b.count for b in buckets],
         "loss": [b.loss for b in buckets],
         "loss_min": [b.loss_min if b.loss_count else None for b in buckets],

@@ -14,6 +14,7 @@ from monitor.recorder._aggregates import OptimizerAggregate, PaceAggregate, Thro
 from monitor.recorder._events import EventLog
 from monitor.recorder._history import SeriesHistory, columns
 from monitor.recorder._rounds import Rounds
+from monitor.recorder._sight import LossSight
 
 MAX_NAMES = 64
 WORK_SECONDS = 0.0002
@@ -48,10 +49,12 @@ class Recorder:
         target_steps, stall_timeout: shown as they are.
         detect: called with each step or validation loss, in order; returns events. Must not raise.
         on_event: called with every event, in order. Must not raise.
-        on_tick: called once a round with the Unix time, before the snapshot is published. Must not raise.
+        on_tick: called once a round with the time on the clock of ``Step.time``, before the snapshot is published.
+            Must not raise.
         on_error: takes ``(room, exception)``.
         interval: seconds between rounds.
-        clock, counter: Unix time and the tape's monotonic clock.
+        clock: Unix time, for what is shown. It may be set while the run goes on.
+        counter: the tape's monotonic clock, for ages, durations and rates.
         rest: called with seconds to let the training thread go on.
     """
 
@@ -81,9 +84,13 @@ class Recorder:
         self._on_error = on_error
         self._clock = clock
         self._counter = counter
+        self._began = counter()
+        self._offset = clock() - self._began  # once for all: no setting of the clock moves what is measured
+        self._set_by = 0.0  # how far the wall clock has been set since then
         self._rest = rest
         self._aggregates = {key: OptimizerAggregate(key, name, window) for key, name in optimizers.items()}
         self._history = {key: SeriesHistory() for key in optimizers}
+        self._sights = {key: LossSight(key) for key in optimizers}
         self._first = next(iter(optimizers))
         self._pace = PaceAggregate(window)
         self._samples = Throughput(window)
@@ -97,6 +104,7 @@ class Recorder:
         self._inbox: deque[Event] = deque(maxlen=1000)
         self._state: State = "starting"
         self._end_time: float | None = None
+        self._elapsed: float | None = None
         self._snapshot = Snapshot(
             run=run,
             state="starting",
@@ -134,7 +142,7 @@ class Recorder:
                 self._contained(self._digest_step, self._held.pop(key))
         while self._inbox:
             self._contained(self._add_event, self._inbox.popleft())
-        self._contained(lambda: self._on_tick(self._clock()))
+        self._contained(lambda: self._on_tick(self._counter() + self._offset))
         try:
             self._snapshot = self._build()
         except Exception as error:  # noqa: BLE001
@@ -144,7 +152,8 @@ class Recorder:
 
     def _drain(self) -> None:
         rested = self._counter()
-        for record in self._source.drain(self._clock() - rested):
+        self._set_by = self._clock() - rested - self._offset
+        for record in self._source.drain(self._offset):
             self._contained(self._digest, record)
             if self._counter() - rested > WORK_SECONDS and not self._rounds.is_awaited:
                 self._rest(REST_SECONDS)
@@ -175,9 +184,10 @@ class Recorder:
         aggregate.add(step)
         self._pace.add(step, step.optimizer == self._first)
         self._num_digested += 1
-        self._history[step.optimizer].add(step, aggregate.ema, self._num_digested)
+        self._history[step.optimizer].add(step, aggregate.ema, self._num_digested, step.time + self._set_by)
         for event in self._detect(step):
             self._add_event(event)
+        self._say(self._sights[step.optimizer].add(step))
 
     def _digest_sample(self, sample: Sample) -> None:
         if sample.kind == "loss":
@@ -205,6 +215,7 @@ class Recorder:
             self._held[key] = replace(held, loss=sample.value)
         else:
             self._aggregates[key].amend_loss(sample.value)
+            self._say(self._sights[key].amend(sample.step))
 
     def _keep(self, where: dict[str, float], sample: Sample) -> None:
         if sample.name in where or len(where) < MAX_NAMES:
@@ -213,6 +224,10 @@ class Recorder:
             self._num_refused_names += 1
             if self._num_refused_names == 1:
                 _LOG.warning("more than %d names logged; %r and other new ones are left out", MAX_NAMES, sample.name)
+
+    def _say(self, event: Event | None) -> None:
+        if event is not None:
+            self._add_event(event)
 
     def _add_event(self, event: Event) -> None:
         self._on_event(self.log.add(event, self._clock()))
@@ -225,6 +240,7 @@ class Recorder:
 
     def set_state(self, state: State, end_time: float | None = None) -> None:
         """Set what the next snapshot shows as the run's state."""
+        self._elapsed = None if end_time is None else self._counter() - self._began
         self._state, self._end_time = state, end_time
 
     @property
@@ -246,8 +262,9 @@ class Recorder:
             last,
             state=state,
             time=self._clock(),
+            elapsed_seconds=self._counter() - self._began if self._elapsed is None else self._elapsed,
             end_time=self._end_time,
-            last_step_time=pace.last_time,
+            last_step_time=None if pace.last_time is None else pace.last_time + self._set_by,
             optimizers=optimizers,
             samples_total=self._samples.total,
             tokens_total=self._tokens.total,
@@ -280,8 +297,9 @@ class Recorder:
                 aggregate.load_smoothing(state[key])
 
     def time_of(self, cursor: int) -> float:
-        """Return the Unix time of the last step up to a cursor of :meth:`history`; 0 before the first step."""
-        return max(h.time_of(cursor) for h in self._history.values())
+        """Return the time of the last step up to a cursor of :meth:`history`, in seconds of ``counter``; 0 before the
+        first step."""
+        return max(0.0, max(h.time_of(cursor) for h in self._history.values()) - self._offset)
 
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the course of each optimizer after a cursor as columns, at most ``points`` each, and the next cursor.

@@ -69,11 +69,12 @@ class Gate:
 
         The CSRF token goes behind the # of the address, which a browser sends to nobody. The cookie goes to every port
         of this machine, whoever serves there, and must not be enough for a change: no answer to it holds the token.
+        The address is relative: behind a reverse proxy the page may stand below a path that is not known here.
         """
         self.grant_of_guess(token)
         cookie = self.sessions.open(token) or ""
         csrf = self.sessions.csrf_of(self.sessions.grant_of_cookie(cookie))
-        response = lead(f"/#csrf={csrf}" if csrf else "/")
+        response = lead(f"./#csrf={csrf}" if csrf else "./")
         response.set_cookie(
             cookie_name(),
             cookie,

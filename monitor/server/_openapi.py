@@ -108,7 +108,7 @@ def _alerts() -> dict[str, Any]:
             "Acts once per fingerprint and startsAt on firing alerts with this run's `run_id` and a `remediation` "
             "that is allowed. A refused remediation is told as 422 or 409; the others are queued all the same."
         ),
-        "parameters": [_header("X-CSRF-Token", "Needed with the session cookie: logging in leads to /#csrf=...")],
+        "parameters": [_header("X-CSRF-Token", "Needed with the session cookie: logging in leads to ./#csrf=...")],
         "requestBody": {"required": True, "content": _json("AlertNotification")},
         "responses": {"200": done, **_problems(401, 409, 413, 415, 422)},
     }
@@ -180,7 +180,7 @@ def _post(operation: str, summary: str, body: str, *, is_body_needed: bool = Fal
             "summary": summary,
             "parameters": [
                 _header("Idempotency-Key", "The same key within 24 h is the same command."),
-                _header("X-CSRF-Token", "Needed with the session cookie: logging in leads to /#csrf=..."),
+                _header("X-CSRF-Token", "Needed with the session cookie: logging in leads to ./#csrf=..."),
                 _header(ACTOR_HEADER, "Who asks, for the audit: ada@workstation.", f"^{ACTOR_PATTERN}$"),
             ],
             "requestBody": {"required": is_body_needed, "content": _json(body)},

@@ -108,7 +108,7 @@ _FORM = """<!doctype html>
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 form { max-width: 26rem; margin: 18vh auto 0; padding: 0 1rem } h1 { font-size: 1.25rem }
 input, button { font: inherit; padding: .5rem .75rem; width: 100%; box-sizing: border-box; margin-top: .5rem }
-</style></head><body><main><form method="post" action="/login">
+</style></head><body><main><form method="post" action="login">
 <h1>This training run is watched</h1>
 <p>The run's log shows a URL with its token; its folder keeps it in the file <code>token</code>.</p>{note}
 <label for="token">Token</label>

@@ -28,6 +28,8 @@ _NO_GPU: _Values = (None,) * len(_GPU_COLUMNS)
 class _Row(NamedTuple):
     """What the page shows of one round; ``gpus`` is by torch device index."""
 
+    number: int
+    counter: float
     time: float
     host: _Values
     gpus: dict[int, _Values]
@@ -52,15 +54,16 @@ class SystemHistory:
         if reading.host is not None:
             host = tuple(read(reading.host) for read in _HOST_COLUMNS.values())
         gpus = {gpu.index: tuple(read(gpu) for read in _GPU_COLUMNS.values()) for gpu in reading.gpus}
-        row = _Row(reading.time, host, gpus)
         with self._lock:
+            row = _Row(self._count, reading.counter, reading.time, host, gpus)
             for level, rows in enumerate(self._levels):
                 if self._count % self._stride**level == 0:
                     rows.append(row)
             self._count += 1
 
-    def columns(self, since_time: float = 0.0, points: int = 1000) -> dict[str, Any]:
-        """Give the rounds after ``since_time`` as columns, ready for JSON, at most ``points`` of them.
+    def columns(self, since: float = 0.0, points: int = 1000) -> dict[str, Any]:
+        """Give the rounds after ``since``, in seconds of the monotonic clock, as columns, ready for JSON, at most
+        ``points`` of them.
 
         Columns are equally long; None stands where there was no reading. The newest round is always among them.
 
@@ -69,7 +72,7 @@ class SystemHistory:
         """
         if points < 1:
             raise ValueError(f"points must be at least 1, got {points}")
-        rows = [row for row in self._rows() if row.time > since_time]
+        rows = [row for row in self._rows() if row.counter > since]
         step = -(-len(rows) // points) or 1
         rows = rows[(len(rows) - 1) % step :: step]
         indices = sorted({index for row in rows for index in row.gpus})
@@ -88,8 +91,8 @@ class SystemHistory:
             levels = [list(rows) for rows in self._levels]
         joined: list[_Row] = []
         for rows in levels:
-            oldest = joined[0].time if joined else float("inf")
-            joined = [row for row in rows if row.time < oldest] + joined
+            oldest = joined[0].number if joined else self._count
+            joined = [row for row in rows if row.number < oldest] + joined
         return joined
 
 

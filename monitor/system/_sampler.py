@@ -58,7 +58,7 @@ class SystemSampler:
         on_error: Callable[[str, BaseException], None],
         *,
         clock: Callable[[], float] = time.time,
-        timer: Callable[[], float] = time.monotonic,
+        timer: Callable[[], float] = time.perf_counter,
         history: SystemHistory | None = None,
     ) -> None:
         if not interval > 0:
@@ -109,14 +109,15 @@ class SystemSampler:
             reading, host=None, gpus=(), collections={**dict.fromkeys(reading.collections, failed), name: failed}
         )
 
-    def history(self, since_time: float = 0.0, points: int = 1000) -> dict[str, Any]:
-        """Give the rounds after ``since_time`` as columns, ready for JSON, at most ``points`` of them.
+    def history(self, since: float = 0.0, points: int = 1000) -> dict[str, Any]:
+        """Give the rounds after ``since``, in seconds of ``timer``, as columns, ready for JSON, at most ``points`` of
+        them.
 
         ``{"time": [...], "cpu_ratio": [...], "memory_used_bytes": [...], "tree_resident_bytes": [...], "gpus":
         {"0": {"utilization_ratio": [...], "memory_used_bytes": [...], "temperature_celsius": [...],
         "power_watts": [...]}}}``; None where there was no reading.
         """
-        return self._history.columns(since_time, points)
+        return self._history.columns(since, points)
 
     def sample(self) -> SystemReading:
         """Make one round now, on the calling thread, and publish it."""
@@ -128,7 +129,7 @@ class SystemSampler:
         if gpus.failure is not None:
             collections["gpu"] = replace(collections["gpu"], is_success=False, message=str(gpus.failure))
             self._report(gpus.failure)
-        reading = SystemReading(self._clock(), host, gpus.gpus, collections)
+        reading = SystemReading(self._clock(), host, gpus.gpus, collections, self._timer())
         self._history.append(reading)
         self._reading = reading
         return reading

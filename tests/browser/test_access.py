@@ -149,7 +149,7 @@ def test_what_a_change_needs_is_kept_by_the_page_alone(visit) -> None:
     page = seen.page
     expect(page.locator("#state")).to_have_text("Running")
     assert page.url == f"{seen.server.url}/"
-    assert page.evaluate("localStorage.getItem('monitor-csrf')") is not None
+    assert page.evaluate("localStorage.getItem('monitor-csrf /')") is not None
     page.reload()
     change(page)
     expect(page.locator(".outcome").first).to_contain_text("waiting for the next optimizer step")

@@ -57,6 +57,7 @@ def attach(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     with ExitStack() as stack:
 
         def make(optimizer: Any, *args: Any, **settings: Any) -> Run:
+            stack.callback(lambda: optimizer)  # a run keeps none alive
             quick = {"serve": False, "gpu": False, "directory": str(tmp_path), "linger": 0, **settings}
             return stack.enter_context(monitor.attach(optimizer, *args, **quick))
 

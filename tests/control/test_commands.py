@@ -16,12 +16,15 @@ from monitor.control import Commands, audit, describe
 from monitor.control._commands import MAX_KEPT
 from tests.control.conftest import noting
 
+YEAR = 365 * 86400.0
+
 
 class Desk:
     """A queue with a clock that the test moves, and what it was told."""
 
     def __init__(self, timeout: float = 600.0) -> None:
         self.now = 1000.0
+        self.set_by = 0.0
         self.finished: list[CommandRecord] = []
         self.num_calls = 0
         self.queue = Commands(
@@ -29,7 +32,8 @@ class Desk:
             on_waiting=self._called,
             on_finished=self.finished.append,
             timeout=timeout,
-            clock=lambda: self.now,
+            clock=lambda: self.now + self.set_by,
+            counter=lambda: self.now,
         )
 
     def _called(self) -> None:
@@ -55,15 +59,29 @@ def test_a_command_that_no_step_takes_expires() -> None:
     desk = Desk(timeout=30)
     command = desk.queue.submit("reduce", source="api", factor=0.5)
     desk.now += 29.9
-    desk.queue.expire(desk.now)
+    desk.queue.expire()
     assert command.status == "pending"
     desk.now += 0.1
-    desk.queue.expire(desk.now)
+    desk.queue.expire()
     assert (command.status, command.record.message) == ("expired", "no optimizer step within 30 s")
     assert command.record.finished == 1030.0
     assert desk.queue.take() is None
     assert desk.queue.totals == {("reduce", "api", "expired"): 1}
     assert desk.queue.last_applied == {}
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR])
+def test_a_clock_that_is_set_expires_nothing(jump: float) -> None:
+    """The timeout is measured, not read off the wall clock; that one is shown."""
+    desk = Desk(timeout=30)
+    command = desk.queue.submit("reduce", source="api", factor=0.5)
+    desk.set_by = jump
+    desk.now += 29.9
+    desk.queue.expire()
+    assert command.status == "pending"
+    desk.now += 0.1
+    desk.queue.expire()
+    assert (command.status, command.record.finished) == ("expired", 1030.0 + jump)
 
 
 def test_what_was_taken_does_not_expire() -> None:
@@ -72,7 +90,7 @@ def test_what_was_taken_does_not_expire() -> None:
     command = desk.queue.submit("reduce", source="api", factor=0.5)
     taken = desk.queue.take()
     desk.now += 100
-    desk.queue.expire(desk.now)
+    desk.queue.expire()
     desk.queue.close()
     assert taken is command
     assert command.status == "pending"

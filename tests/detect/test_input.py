@@ -143,7 +143,9 @@ def test_every_kind_of_the_design_has_one_detector() -> None:
     from monitor._records import DETECTOR_KINDS
 
     assert sorted(detector.kind for detector in default_detectors()) == sorted(DETECTOR_KINDS)
-    assert [detector.kind for detector in rl_detectors()] == ["nonfinite", "stuck", "stall", "slowdown"]
+    assert [detector.kind for detector in rl_detectors()] == [
+        *("nonfinite", "nonfinite_metric", "stuck", "stall", "slowdown")
+    ]
 
 
 def test_the_state_of_another_kind_is_refused() -> None:

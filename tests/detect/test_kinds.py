@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 
 import pytest
 
-from monitor._records import Clip
+from monitor._records import Clip, Event, Sample, Step
 from monitor.detect import (
     ClippingDetector,
+    Detector,
     DetectorSet,
     GradientExplosionDetector,
     GradientVanishingDetector,
     NonfiniteDetector,
+    NonfiniteMetricDetector,
     SlowdownDetector,
     StallDetector,
     StuckDetector,
@@ -38,10 +41,89 @@ def test_a_flickering_loss_is_one_event() -> None:
     assert (start.step, end.start_step, end.end_step) == (11, 11, 24)
 
 
-def test_a_nonfinite_gradient_without_a_scaler_is_trouble_at_once() -> None:
+def found(records: list[Step]) -> list[tuple[int, int, str]]:
+    """(step, onset, of what) of each nonfinite event that begins."""
+    events = events_of(NonfiniteDetector(), records)
+    return [(event.step, event.start_step, event.details["of"]) for event in events if event.end_step is None]
+
+
+def test_a_nan_gradient_norm_without_a_scaler_is_trouble_at_once() -> None:
     """Nobody skips that step: the weights are gone."""
-    events = events_of(NonfiniteDetector(), norms([1.0] * 5 + [math.inf]))
-    assert [(event.step, event.details["of"]) for event in events] == [(6, "gradient")]
+    assert found(norms([1.0] * 5 + [math.nan])) == [(6, 6, "gradient")]
+
+
+def test_a_lone_infinite_gradient_norm_is_no_trouble() -> None:
+    """In fp16 a sum of squares overflows now and then; two in a row come and go as well, with losses or without."""
+    values = [1.0] * 5 + [math.inf] + [1.0] * 5 + [math.inf] * 2 + [1.0] * 5
+    assert found(norms(values)) == []
+    assert found(steps([2.0] * len(values), gradient_norm=values)) == []
+
+
+def test_three_infinite_gradient_norms_in_a_row_are_trouble_from_the_first_on() -> None:
+    """A row is one of norms: a step at which none was measured neither adds to it nor ends it."""
+    assert found(norms([1.0] * 5 + [math.inf] * 9)) == [(8, 6, "gradient")]
+    values = [1.0, math.inf, None, None, math.inf, None, math.inf, None]
+    assert found(steps([2.0] * 8, gradient_norm=values)) == [(7, 2, "gradient")]
+
+
+@pytest.mark.parametrize("unseen", [0, 3])
+def test_an_infinite_gradient_norm_that_the_loss_follows_is_the_onset(unseen: int) -> None:
+    """The loss tells that the gradients were infinite indeed, at the step that spoilt the weights."""
+    losses = [2.0] * 5 + [2.0] + [2.0] * unseen + [math.nan] * 4
+    values = [1.0] * 5 + [math.inf] + [None] * (unseen + 4)
+    assert found(steps(losses, gradient_norm=values)) == [(7 + unseen, 6, "loss")]
+
+
+def test_a_skipped_step_before_a_bad_loss_is_no_onset() -> None:
+    """A step that the scaler skipped has not touched the weights."""
+    records = [step(1, 2.0, gradient_norm=math.inf, amp_scale=1024.0, is_skipped=True)]
+    assert found([*records, step(2, math.nan, gradient_norm=1.0, amp_scale=512.0)]) == [(2, 2, "loss")]
+
+
+def logged(watch: Detector, kind: str, values: list[float], name: str = "x", first: int = 1) -> list[Event]:
+    samples = [Sample(kind, name, value, number, 0.0) for number, value in enumerate(values, first)]
+    return [event for sample in samples if (event := watch.observe(sample)) is not None]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("metric", "the metric 'x'"), ("val_loss", "the validation loss 'x'")])
+@pytest.mark.parametrize(("bad", "shown"), [(math.nan, "NaN"), (math.inf, "infinite"), (-math.inf, "infinite")])
+def test_a_logged_value_that_is_not_finite_is_one_event(kind: str, name: str, bad: float, shown: str) -> None:
+    """A warning that names the value lasts until it is finite again, however often it is logged meanwhile."""
+    start, end = logged(NonfiniteMetricDetector(), kind, [1.0, 2.0, bad, bad, bad, 1.0, 1.0])
+    assert (start.kind, start.severity, start.step, start.end_step) == ("nonfinite_metric", "warning", 3, None)
+    assert start.message == f"{name} is {shown} at step 3"
+    assert (end.start_step, end.end_step, end.message) == (3, 6, f"{name} is finite again from step 6")
+
+
+def test_each_logged_name_has_its_own_event() -> None:
+    """A validation loss and a metric of one name are two things, and so are two names at one step."""
+    watch = NonfiniteMetricDetector()
+    assert logged(watch, "val_loss", [math.nan], "validation")[0].message == "the validation loss is NaN at step 1"
+    assert logged(watch, "metric", [math.nan], "validation")[0].details == {"of": "metric", "name": "validation"}
+    assert len(logged(watch, "metric", [math.nan, math.nan], "b")) == 1
+    assert [event.end_step for event in logged(watch, "metric", [1.0], "b", first=3)] == [3]
+
+
+def test_a_logged_value_that_flickers_is_few_events() -> None:
+    """Each event of a name asks for one finite value more before it is over."""
+    watch = NonfiniteMetricDetector()
+    assert len(logged(watch, "metric", [math.nan, 1.0] * 500)) == 3
+
+
+def test_what_is_logged_beyond_a_bound_of_names_is_passed_over() -> None:
+    """Whoever makes up names without end does not fill the memory."""
+    watch = NonfiniteMetricDetector()
+    events = [event for n in range(1000) for event in logged(watch, "metric", [math.nan], f"m{n}")]
+    assert len(events) == NonfiniteMetricDetector.most_names
+
+
+def test_the_state_of_logged_values_is_resumed() -> None:
+    """An open event of a name ends in the resumed run, from a state that went through JSON."""
+    watch, resumed = NonfiniteMetricDetector(), NonfiniteMetricDetector()
+    logged(watch, "metric", [math.nan])
+    resumed.load_state_dict(json.loads(json.dumps(watch.state_dict())))
+    (end,) = logged(resumed, "metric", [1.0], first=2)
+    assert (end.start_step, end.end_step) == (1, 2)
 
 
 def overflows(scales: list[float]) -> list[int]:

@@ -227,3 +227,17 @@ def test_samples_follow_the_step_they_belong_to(tmp_path: Path) -> None:
     """A validation loss is fed after the training loss of its step."""
     records = read_curve(write(tmp_path, "step,loss,val_loss\n1,3,4\n")).records
     assert [type(record) for record in records] == [Step, Sample]
+
+
+def test_a_validation_loss_that_is_nan_is_found(tmp_path: Path) -> None:
+    """It is one event from its first NaN on, and the training loss beside it is as it is."""
+    rows = "".join(f"{n},{2 - n / 50},{'nan' if n >= 10 else 2.1}\n" for n in range(30))
+    result = run(write(tmp_path, "step,loss,val_loss\n" + rows), "--json")
+    (event,) = (json.loads(line) for line in result.output.splitlines())
+    assert (event["kind"], event["severity"], event["step"], event["end_step"]) == (
+        "nonfinite_metric",
+        "warning",
+        10,
+        None,
+    )
+    assert (event["value"], event["message"]) == (None, "the validation loss is NaN at step 10")

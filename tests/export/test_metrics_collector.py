@@ -8,7 +8,7 @@ from prometheus_client.utils import floatToGoString
 
 from monitor._records import (
     ACTIONS,
-    DETECTOR_KINDS,
+    EVENT_KINDS,
     OUTCOMES,
     PHASES,
     SOURCES,
@@ -120,8 +120,8 @@ def test_counters_start_at_zero_for_every_label_value():
     found = scrape(EMPTY)
     counters = {name: samples for name, samples in found.items() if name.endswith("_total")}
     assert {number for samples in counters.values() for _, number in samples} == {0}
-    assert {pairs["kind"] for pairs, _ in found["training_events_total"]} == set(DETECTOR_KINDS)
-    assert {pairs["kind"] for pairs, _ in found["training_event_active"]} == set(DETECTOR_KINDS)
+    assert {pairs["kind"] for pairs, _ in found["training_events_total"]} == set(EVENT_KINDS)
+    assert {pairs["kind"] for pairs, _ in found["training_event_active"]} == set(EVENT_KINDS)
     assert {pairs["phase"] for pairs, _ in found["training_phase_duration_seconds_total"]} == set(PHASES)
     commands = {tuple(pairs.values()) for pairs, _ in found["training_control_commands_total"]}
     assert commands == {(a, s, o) for a in ACTIONS for s in SOURCES for o in OUTCOMES}

@@ -46,6 +46,50 @@ def test_openmetrics_is_served_where_it_is_asked_for(accept):
     assert body.endswith("# EOF\n")
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;q=0,text/plain",
+        "application/openmetrics-text; q=0.000, */*",
+        "application/openmetrics-text;version=1.0.0;q=0",
+        "Application/OpenMetrics-Text;Q=0,*/*;q=0.1",
+        "application/*;q=0,*/*",
+        "application/openmetrics-text;q=0.2,text/plain;q=0.9",
+        "application/openmetrics-text;q=0.2,text/*;q=0.9",
+        "*/*;q=0",
+        "text/plain;q=0",
+        "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+    ],
+)
+def test_what_is_not_acceptable_is_not_served(accept):
+    """A quality of 0 excludes OpenMetrics, a lower one puts text first; where nothing is acceptable there is text."""
+    body, content_type = render(accept)
+    assert content_type == TEXT
+    assert "# EOF" not in body
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "text/plain;q=0,*/*",
+        "text/plain;q=0.5,application/openmetrics-text;q=0.6",
+        "text/plain,application/openmetrics-text",
+        "APPLICATION/OPENMETRICS-TEXT; version=1.0.0",
+        "application/openmetrics-text;q=much,text/plain;q=0.5",
+        "text/plain;q=0.1,application/*;q=0.2",
+    ],
+)
+def test_openmetrics_is_served_where_it_is_wanted_as_much(accept):
+    """Named and wanted no less than text it is served; a quality that is none counts as 1."""
+    assert render(accept)[1].startswith("application/openmetrics-text; version=1.0.0")
+
+
+def test_the_most_wanted_version_is_served():
+    """Of several elements of one format the order is that of their quality, not of the header."""
+    _, content_type = render("text/plain;version=0.0.4;q=0.3,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4")
+    assert content_type == "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
+
+
 def test_the_strict_parser_reads_the_openmetrics_output():
     """The reference parser takes the whole scrape: units, state set, info, histograms and counters."""
     families = {family.name: family for family in parse_openmetrics(render(OPENMETRICS)[0])}

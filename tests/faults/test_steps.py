@@ -269,7 +269,7 @@ def test_logging_a_value_whose_repr_raises_is_contained(tmp_path: Path) -> None:
 
 def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
     """Losses and clips that no step ever takes do not pile up, and the loss of the step that does come is unknown."""
-    from monitor.probe import _gradients, _ledger
+    from monitor.probe import _attribution, _gradients, _ledger
 
     parameter = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([parameter], lr=0.0)
@@ -283,7 +283,7 @@ def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
                 nn.utils.clip_grad_norm_([parameter], 1.0)
         assert len(ledger.notes) <= _ledger.MAX_NOTES
         assert len(probe.norms.clips) <= _gradients.MAX_CLIPS
-        assert len(probe.attribution.sole.passes) <= _ledger.MAX_NOTES
+        assert len(probe.attribution.sole.passes) <= _attribution.MAX_PASSES
         optimizer.step()
         run.flush()
         assert run.snapshot().optimizers[0].loss is None

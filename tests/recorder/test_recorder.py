@@ -186,7 +186,7 @@ def test_history_keeps_extremes_at_any_length() -> None:
     history = SeriesHistory()
     for i in range(1, 100_001):
         loss = 77.0 if i == 31_415 else math.nan if i == 60_000 else 1.0
-        history.add(step(i, loss), 1.0, i)
+        history.add(step(i, loss), 1.0, i, 0.0)
     whole = columns(history.points(0, 100_000))
     assert len(whole["step"]) <= 2 * SIZE
     assert sum(whole["count"]) == 100_000
@@ -202,7 +202,7 @@ def test_history_increments_are_complete_and_fine() -> None:
     """Asking from the last cursor on gives every step after it, one by one, while the ring holds them."""
     history = SeriesHistory()
     for i in range(1, 5_001):
-        history.add(step(i, float(i)), None, i)
+        history.add(step(i, float(i)), None, i, 0.0)
     assert columns(history.points(4_990, 100))["loss"] == [float(i) for i in range(4_991, 5_001)]
     assert history.points(5_000, 100) == []
     assert history.time_of(4_990) == 100.0 + 4_990
@@ -229,10 +229,144 @@ def test_reading_history_changes_nothing() -> None:
     """Coarse reads merge copies, not what is kept."""
     history = SeriesHistory(size=8)
     for i in range(1, 200):
-        history.add(step(i, float(i)), None, i)
+        history.add(step(i, float(i)), None, i, 0.0)
     before = columns(history.points(0, 10_000))
     history.points(0, 3)
     assert columns(history.points(0, 10_000)) == before
+
+
+YEAR = 365 * 86400.0
+
+
+class Clocks:
+    """A wall clock that can be set and a monotonic one, in a tape whose entries carry the latter."""
+
+    num_dropped = drained_sequence = last_sequence = 0
+
+    def __init__(self) -> None:
+        self.counter, self.wall = 50.0, 1000.0
+        self.records: list[Step | Sample] = []
+
+    def go(self, seconds: float) -> None:
+        self.counter += seconds
+        self.wall += seconds
+
+    def drain(self, wall_offset: float) -> list[Step | Sample]:
+        out, self.records = [replace(r, time=r.time + wall_offset) for r in self.records], []
+        return out
+
+    def recorder(self, **settings) -> Recorder:
+        settings.setdefault("on_error", lambda room, error: pytest.fail(f"{room}: {error!r}"))
+        return Recorder(self, RUN, {"sgd": "SGD"}, clock=lambda: self.wall, counter=lambda: self.counter, **settings)
+
+
+@pytest.mark.parametrize("jump", [YEAR, -YEAR])
+def test_a_clock_that_is_set_moves_what_is_shown_and_nothing_that_is_measured(jump: float) -> None:
+    """Times are today's; ages, durations, rates and the detectors' time go on as if nothing had happened."""
+    clocks, ticks, seen = Clocks(), [], []
+    rec = clocks.recorder(on_tick=ticks.append, detect=lambda r: seen.append(r.time) or ())
+    for number in range(1, 7):
+        clocks.go(2.0)
+        if number == 4:
+            clocks.wall += jump
+        clocks.records = [
+            step(number, time=clocks.counter, duration=2.0),
+            Sample("tokens", "tokens", 100.0, number, clocks.counter),
+        ]
+        rec.run_once()
+    snapshot = rec.snapshot
+    assert [b - a for a, b in itertools.pairwise(seen)] == [2.0] * 5
+    assert [b - a for a, b in itertools.pairwise(ticks)] == [2.0] * 5
+    assert (snapshot.time, snapshot.last_step_time) == (1012.0 + jump, 1012.0 + jump)
+    assert snapshot.elapsed_seconds == 12.0
+    assert (snapshot.steps_per_second, snapshot.tokens_per_second) == (0.5, 50.0)
+    times = rec.history(0, 100)["optimizers"]["sgd"]["time"]
+    assert times == [1002.0, 1004.0, 1006.0, 1008.0 + jump, 1010.0 + jump, 1012.0 + jump]
+    assert [rec.time_of(cursor) for cursor in (0, 3, 4)] == [0.0, 56.0, 58.0]
+
+
+def test_the_last_step_ages_by_the_monotonic_clock() -> None:
+    """After the wall clock was set, the last step is as old as it is, not a year older."""
+    clocks = Clocks()
+    rec = clocks.recorder()
+    clocks.records = [step(1, time=clocks.counter)]
+    rec.run_once()
+    clocks.go(5.0)
+    clocks.wall += YEAR
+    rec.run_once()
+    assert rec.snapshot.last_step_time is not None
+    assert rec.snapshot.time - rec.snapshot.last_step_time == 5.0
+
+
+def test_the_end_stops_the_time_that_a_run_has_taken() -> None:
+    """What has elapsed is frozen with the end, whatever either clock does then."""
+    clocks = Clocks()
+    rec = clocks.recorder()
+    clocks.go(7.0)
+    rec.set_state("finished", clocks.wall)
+    clocks.go(100.0)
+    rec.run_once()
+    assert rec.snapshot.elapsed_seconds == 7.0
+
+
+def test_the_overhead_is_that_of_all_optimizers() -> None:
+    """Of 80 optimizers that step in turn, the hooks of all count against the time of one turn."""
+    keys = {f"o{i}": "SGD" for i in range(80)}
+    source = Source()
+    rec = Recorder(source, RUN, keys, window=4, on_error=lambda room, error: pytest.fail(f"{room}: {error!r}"))
+    source.records = [
+        step(turn, optimizer=key, duration=None if turn == 1 else 0.1, hook_seconds=0.0005)
+        for turn in range(1, 11)
+        for key in keys
+    ]
+    rec.run_once()
+    assert rec.snapshot.overhead_ratio == pytest.approx(80 * 0.0005 / 0.1)
+    assert rec.snapshot.hook_seconds == pytest.approx(800 * 0.0005)
+
+
+def test_a_step_without_a_loss_shows_none() -> None:
+    """The loss of an earlier step is never shown as that of the last one; what is smoothed stays."""
+    view = digest([step(1, 2.0), step(2, None)]).snapshot.optimizers[0]
+    assert (view.loss, view.loss_ema, view.loss_best) == (None, 2.0, 2.0)
+
+
+def test_a_skipped_step_keeps_the_loss_before() -> None:
+    """What a GradScaler skips is no step, and the last step is the one before."""
+    view = digest([step(1, 2.0), step(2, None, is_skipped=True)]).snapshot.optimizers[0]
+    assert view.loss == 2.0
+
+
+def told(rec: Recorder) -> list[tuple[str, str, int, int, int | None]]:
+    return [(e.kind, e.severity, e.step, e.start_step, e.end_step) for e in rec.log.since(0)]
+
+
+def test_ten_steps_without_a_loss_are_told_once() -> None:
+    """The event names the optimizer, the step and the cure; it ends with the next loss and never comes again."""
+    steps = [
+        step(1, 2.0),
+        *[step(i, None) for i in range(2, 40)],
+        step(40, 2.0),
+        *[step(i, None) for i in range(41, 80)],
+    ]
+    rec = digest(steps)
+    assert told(rec) == [("capture", "warning", 11, 2, None), ("capture", "warning", 11, 2, 40)]
+    message = rec.log.since(0)[0].message
+    assert message.startswith("no loss is known for sgd since step 2: its gradients did not come from backward()")
+    assert message.endswith("report it with run.log(loss=...)")
+    assert (rec.snapshot.events_total["capture"], rec.snapshot.events_active["capture"]) == (1, False)
+
+
+def test_nine_steps_without_a_loss_and_skipped_ones_are_nothing_to_tell() -> None:
+    """Ten in a row are it, and a skipped step is none."""
+    steps = [step(i, None if i % 10 else 2.0) for i in range(1, 60)]
+    skipped = [step(60, None, is_skipped=True)] * 30
+    assert told(digest([*steps, *skipped])) == []
+
+
+def test_a_loss_that_is_logged_after_each_step_is_known() -> None:
+    """What is captured is nothing there, and what is logged counts."""
+    records = [r for i in range(1, 40) for r in (step(i, None), Sample("loss", "sgd", 2.0, i, 0.0))]
+    assert told(digest(records)) == []
 
 
 def test_the_recorder_lets_the_training_thread_go_on_while_it_digests() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import urljoin
 
 import pytest
 from flask import Flask
@@ -162,7 +163,7 @@ def test_the_url_of_the_log_becomes_a_session(client: FlaskClient) -> None:
     """The token leaves the address bar; the cookie is out of reach of scripts and other sites."""
     response = client.get(f"/?token={TOKEN}")
     assert response.status_code == 303
-    assert re.fullmatch("/#csrf=[0-9a-f]{64}", response.headers["Location"])
+    assert re.fullmatch(r"\./#csrf=[0-9a-f]{64}", response.headers["Location"])
     cookie = response.headers["Set-Cookie"]
     assert re.match(r"monitor_session_80=[\w-]+\.[0-9a-f]{64}; ", cookie)
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
@@ -175,9 +176,34 @@ def test_a_link_on_another_site_still_opens_the_page(client: FlaskClient) -> Non
     """Browsers withhold a Strict cookie along a cross-site redirect, so there the page refreshes itself."""
     response = client.get(f"/?token={TOKEN}", headers={"Sec-Fetch-Site": "cross-site"})
     assert response.status_code == 200
-    assert re.search('http-equiv="refresh" content="0; url=/#csrf=[0-9a-f]{64}"', response.text)
+    assert re.search(r'http-equiv="refresh" content="0; url=\./#csrf=[0-9a-f]{64}"', response.text)
     assert TOKEN not in response.text
     assert "Set-Cookie" in response.headers
+
+
+@pytest.mark.parametrize("prefix", ["", "/user/ada/proxy/9477"])
+@pytest.mark.parametrize("token", [TOKEN, READ_TOKEN])
+def test_the_way_in_stays_below_the_path_of_a_proxy(client: FlaskClient, prefix: str, token: str) -> None:
+    """A proxy that takes a path prefix off: every address that the login gives leads back below that prefix."""
+    page = f"https://hub.example.org{prefix}/"
+    form = client.get("/", headers={"Accept": "text/html"}).text
+    actions = re.findall('action="([^"]*)"', form) + re.findall('action="([^"]*)"', refused_form(client))
+    assert [urljoin(page, action) for action in actions] == [f"{page}login"] * 2
+    redirects = [
+        (page, client.get(f"/?token={token}").headers["Location"]),
+        (f"{page}login", client.post("/login", data={"token": token}).headers["Location"]),
+        (page, refresh_of(client, token)),
+    ]
+    assert [urljoin(base, to).partition("#")[0] for base, to in redirects] == [page] * 3
+
+
+def refused_form(client: FlaskClient) -> str:
+    return client.post("/login", data={"token": "wrong"}, headers={"Accept": "text/html"}).text
+
+
+def refresh_of(client: FlaskClient, token: str) -> str:
+    text = client.get(f"/?token={token}", headers={"Sec-Fetch-Site": "cross-site"}).text
+    return text.partition("url=")[2].partition('"')[0]
 
 
 @pytest.mark.parametrize(("base", "is_secure"), [("https://localhost", True), ("http://localhost", False)])
@@ -202,7 +228,7 @@ def test_a_browser_without_a_session_gets_a_form(client: FlaskClient) -> None:
     """A person sees where to put the token; a program gets a problem."""
     page = client.get("/", headers={"Accept": "text/html,*/*;q=0.8"})
     assert page.status_code == 401
-    assert '<form method="post" action="/login">' in page.text
+    assert '<form method="post" action="login">' in page.text
     assert "<script" not in page.text
     assert client.get("/", headers={"Accept": "application/json"}).content_type == "application/problem+json"
 
@@ -210,7 +236,7 @@ def test_a_browser_without_a_session_gets_a_form(client: FlaskClient) -> None:
 def test_the_form_opens_a_session_without_a_script(client: FlaskClient) -> None:
     """POST /login with the right token leads to the page."""
     response = client.post("/login", data={"token": f" {TOKEN} "})
-    assert (response.status_code, response.headers["Location"].partition("=")[0]) == (303, "/#csrf")
+    assert (response.status_code, response.headers["Location"].partition("=")[0]) == (303, "./#csrf")
     assert client.get(f"{API}/run").status_code == 200
 
 
@@ -281,7 +307,7 @@ def test_a_bearer_needs_no_csrf_header(client: FlaskClient) -> None:
 
 def test_a_read_only_session_may_look_alone(client: FlaskClient, run: FakeRun) -> None:
     """The page of the read token knows that it cannot control."""
-    assert client.get(f"/?token={READ_TOKEN}").headers["Location"] == "/"
+    assert client.get(f"/?token={READ_TOKEN}").headers["Location"] == "./"
     assert client.get(f"{API}/run").json["page"] == {"can_control": False}
     assert client.post(f"{API}/pause", headers={"X-CSRF-Token": ""}).status_code == 403
     assert not run.commands()
@@ -374,7 +400,7 @@ def test_a_stale_link_on_another_site_shows_the_form(client: FlaskClient) -> Non
     """A person who follows a link with the token of an earlier run sees why, and where to put the right one."""
     page = client.get("/?token=stale", headers={"Sec-Fetch-Site": "cross-site", "Accept": "text/html"})
     assert page.status_code == 403
-    assert '<form method="post" action="/login">' in page.text
+    assert '<form method="post" action="login">' in page.text
 
 
 def test_guessing_does_not_lock_out_a_page_that_is_open(client: FlaskClient) -> None:

@@ -268,7 +268,7 @@ def test_an_interval_that_is_none_is_refused(interval):
 
 def fill(history, count, start=0):
     for i in range(start, start + count):
-        history.append(SystemReading(time=float(i), host=HOST))
+        history.append(SystemReading(time=float(i), host=HOST, counter=float(i)))
 
 
 def test_the_history_is_columns_ready_for_json():
@@ -305,11 +305,11 @@ def test_the_history_is_columns_ready_for_json():
 
 
 def test_the_history_gives_increments():
-    """since_time leaves out what the reader has; at the end there is nothing left."""
+    """since leaves out what the reader has; at the end there is nothing left."""
     history = SystemHistory()
     fill(history, 10)
-    assert history.columns(since_time=6.0)["time"] == [7.0, 8.0, 9.0]
-    assert history.columns(since_time=9.0) == {
+    assert history.columns(since=6.0)["time"] == [7.0, 8.0, 9.0]
+    assert history.columns(since=9.0) == {
         "time": [],
         "cpu_ratio": [],
         "memory_used_bytes": [],
@@ -318,12 +318,23 @@ def test_the_history_gives_increments():
     }
 
 
+@pytest.mark.parametrize("jump", [3e7, -3e7])
+def test_a_clock_that_is_set_loses_no_round(jump):
+    """Rounds are told apart and asked for by the monotonic clock; the wall clock is only what is shown."""
+    history = SystemHistory(capacity=20, levels=2, stride=8)
+    fill(history, 50)
+    for i in range(50, 60):
+        history.append(SystemReading(time=i + jump, host=HOST, counter=float(i)))
+    assert history.columns(since=57.0)["time"] == [58.0 + jump, 59.0 + jump]
+    assert len(history.columns(since=-1.0)["time"]) == 20 + 5
+
+
 @pytest.mark.parametrize("points", [1, 2, 3, 7, 99, 100, 1000])
 def test_the_newest_round_survives_thinning(points):
     """However few points are asked for, they are evenly spaced and end with the newest."""
     history = SystemHistory()
     fill(history, 100)
-    times = history.columns(since_time=-1.0, points=points)["time"]
+    times = history.columns(since=-1.0, points=points)["time"]
     assert len(times) <= points
     assert times[-1] == 99.0
     assert len({later - earlier for earlier, later in itertools.pairwise(times)}) <= 1
@@ -333,7 +344,7 @@ def test_the_history_is_bounded_and_covers_hours():
     """After days of rounds it holds no more rows than its levels, in order, the last ones in full."""
     history = SystemHistory(capacity=20, levels=3, stride=8)
     fill(history, 10_000)
-    times = history.columns(since_time=-1.0, points=10**6)["time"]
+    times = history.columns(since=-1.0, points=10**6)["time"]
     assert len(times) <= 60
     assert times == sorted(set(times))
     assert times[-20:] == [float(i) for i in range(9980, 10_000)]

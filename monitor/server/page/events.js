@@ -43,7 +43,7 @@ const isOngoing = (event) => event.end_step === null && event.severity !== "info
 export function ongoing(events, active) {
   const latest = new Map();
   for (const event of events) {
-    if (isOngoing(event) && active[event.kind]) latest.set(`${event.kind} ${event.optimizer}`, event);
+    if (isOngoing(event) && active[event.kind]) latest.set(`${event.kind} ${event.optimizer} ${event.details?.name}`, event);
   }
   const rank = (event) => (event.severity === "critical" ? 0 : 1);
   return [...latest.values()].sort((a, b) => rank(a) - rank(b) || b.step - a.step).slice(0, MAX_NOTICES);

@@ -199,11 +199,14 @@ export function learningRate({ series, rows, isLog, theme, events, groups }) {
   };
 }
 
-export function gradientNorm({ series, rows, isLog, theme, events }) {
+export function gradientNorm({ series, rows, isLog, theme, events, optimizer }) {
   const read = binned(series, rows);
   const [steps, norm, lowest] = [read("step", lastOf), read("gradient_norm", mean), read("gradient_norm", least)];
   const [highest, threshold] = [read("gradient_norm_max", most), read("clip_threshold", lastOf)];
-  if (!has(norm) && !series.marks.some(({ name }) => name === "gradient_norm")) return { empty: "No gradient norm yet." };
+  if (!has(norm) && !series.marks.some(({ name }) => name === "gradient_norm")) {
+    const reason = optimizer?.gradient_norm_reason;
+    return { empty: reason ? `No gradient norm: ${reason}.` : "No gradient norm yet." };
+  }
   const marks = eventMarks(events.filter((event) => /gradient|clipping|nonfinite/.test(event.kind)), steps, theme);
   const bad = nonfiniteMarks(series, "gradient_norm", steps, shown(norm, isLog), theme);
   return {

@@ -68,11 +68,13 @@ export class Series {
     return true;
   }
 
-  /** Leave out what came before: readings of the system go by time while the cursor counts steps, so some come twice. */
+  /** Leave out what came before: readings of the system go by time while the cursor counts steps, so some come twice.
+   *  Where the last one is older than what is here, the clock was set back meanwhile. */
   #unseen(incoming) {
     const newest = this.get("time").at(-1);
     if (newest === undefined) return incoming;
-    const first = (incoming.get("time") ?? []).findIndex((time) => time > newest);
+    const times = incoming.get("time") ?? [];
+    const first = times.at(-1) < newest ? times.lastIndexOf(newest) + 1 : times.findIndex((time) => time > newest);
     return new Map([...incoming].map(([name, values]) => [name, first < 0 ? [] : values.slice(first)]));
   }
 

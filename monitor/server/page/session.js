@@ -1,6 +1,7 @@
 // What only the page at this very address knows: a browser sends cookies to every port of a machine, this to none.
 
-const KEY = "monitor-csrf";
+// The path belongs to it: a proxy may serve several runs at one origin.
+const KEY = `monitor-csrf ${location.pathname}`;
 let known = null;
 
 /** Take what logging in left behind the # out of the address bar and keep it for this origin, port included. */

@@ -57,7 +57,7 @@ export class Strip {
     setText(byId("run-name"), run.run.name || run.run.run_id);
     setText(byId("run-id"), run.run.run_id);
     this.#progress(run, optimizer);
-    this.#loss(optimizer);
+    this.#loss(run.run, optimizer);
     this.#rates(optimizer);
     this.#speed(run);
     const step = optimizer ? `${format.integer(optimizer.global_step)} · loss ${format.number(optimizer.loss)} · ` : "";
@@ -89,7 +89,7 @@ export class Strip {
       setAttribute(byId("progress-bar"), "value", share);
       parts.push(`${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %`);
     }
-    const elapsed = (run.end_time ?? run.time) - run.run.start_time;
+    const elapsed = run.elapsed_seconds;
     if (isEnded(run)) parts.push(`took ${format.duration(elapsed)}`, `ended ${format.clock(run.end_time)}`);
     else {
       if (target && run.eta_seconds !== null) parts.push(`${format.duration(run.eta_seconds)} left`);
@@ -98,11 +98,14 @@ export class Strip {
     setText(byId("progress-text"), parts.join(" · "));
   }
 
-  #loss(optimizer) {
+  #loss(info, optimizer) {
     const { loss = null, loss_ema: smooth = null, loss_best: best = null, loss_best_step: bestStep = null, nonfinite = {} } = optimizer ?? {};
     const bad = (nonfinite.loss ?? 0) + (nonfinite.gradient ?? 0);
     const history = bad ? `${format.integer(bad)} non-finite so far` : "";
-    this.tiles.loss.show(loss, format.number(loss), [`smoothed ${format.number(smooth)}`, history].filter(Boolean).join(", "), notFinite(loss) ? "critical" : null);
+    const unknown = loss === null && optimizer?.steps ? "not known for the last step" : "";
+    const share = info.world_size > 1 ? `on rank ${info.rank} of ${info.world_size}` : "";
+    const words = [unknown, share, `smoothed ${format.number(smooth)}`, history].filter(Boolean).join(", ");
+    this.tiles.loss.show(loss, format.number(loss), words, notFinite(loss) ? "critical" : null);
     this.tiles.best.show(best, format.number(best), bestStep === null ? "" : `smoothed, at step ${format.integer(bestStep)}`);
   }
 
@@ -117,9 +120,9 @@ export class Strip {
     this.tiles["learning-rate"].show(highest, format.rate(highest),
       groups.length ? `${which}, ${isReduced ? `${span(factors, format.factor)} of the schedule` : "as scheduled"}` : "");
 
-    const { gradient_norm: norm = null, gradient_norm_step: at = null, global_step: step = null, gradient_norm_window_max: most = null, clip_threshold: threshold = null, clip_share: share = null } = optimizer ?? {};
+    const { gradient_norm: norm = null, gradient_norm_step: at = null, gradient_norm_reason: reason = null, global_step: step = null, gradient_norm_window_max: most = null, clip_threshold: threshold = null, clip_share: share = null } = optimizer ?? {};
     const when = at === null || at === step ? "" : `at step ${format.integer(at)}`;
-    this.tiles["gradient-norm"].show(norm, format.number(norm), [when, most === null ? "" : `at most ${format.number(most)} of late`].filter(Boolean).join(", "), notFinite(norm) ? "critical" : null);
+    this.tiles["gradient-norm"].show(norm, format.number(norm), [reason, when, most === null ? "" : `at most ${format.number(most)} of late`].filter(Boolean).join(", "), notFinite(norm) ? "critical" : null);
     this.tiles.clipped.show(share, format.percent(share), threshold === null ? "no clipping seen" : `to a norm of ${format.rate(threshold)}`);
   }
 
