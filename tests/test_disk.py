@@ -31,7 +31,6 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     """Return a disk that is given a minute: it answers at once, but the machine may be busy."""
-    monkeypatch.setattr(_disk, "PATIENCE_SECONDS", 60.0)
     monkeypatch.setattr(_disk, "MOMENT_SECONDS", 60.0)
     monkeypatch.setattr(_disk, "_LATE", [])
     made = Disk()

@@ -133,6 +133,7 @@ def test_undo_shows_what_it_takes_back(visit) -> None:
     expect(page.locator(".outcome")).to_contain_text("undo: waiting")  # the run has it
     run.advance(1)
     expect(page.locator(".outcome")).to_contain_text("undo applied at step 303")
+    expect(page.locator("#control .groups .factor").first).to_have_text("×0.5")
     page.get_by_role("radio", name="Restore").check()
     factors = [[cell.split(" ")[1] for cell in row[1:]] for row in cells(review(page))]
     assert factors == [["×0.5", "×1"], ["×1", "×1"]]

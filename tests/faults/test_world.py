@@ -175,6 +175,8 @@ def test_disk_that_hangs_from_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A hung disk holds up attach and the end by less than 2 s each, the training not at all; told once."""
+    for module in ("_disk", "_outlets"):
+        monkeypatch.setattr(f"monitor.{module}.PATIENCE_SECONDS", 1.5)
     disk = HungDisk(tmp_path / "runs", monkeypatch)
     model = make_model()
     optimizer = optimizer_of(model)

@@ -97,6 +97,6 @@ def test_a_killed_run_is_shown_as_down_until_the_next_one_starts(prometheus: Pro
 
     wait_until(lambda: {"TrainingTargetDown", "TrainingRunVanished"} <= pending(), "the alerts are on their way")
     with attach(runs, name="next") as run:
-        assert [path.stem for path in (runs / "targets").iterdir()] == [run.id]
+        wait_until(lambda: {path.stem for path in (runs / "targets").iterdir()} == {run.id}, "its file is removed")
         wait_until(lambda: not prometheus.query(f'up{{run_id="{run_id}"}}'), "the target is gone")
         assert "TrainingRunVanished" in pending()
