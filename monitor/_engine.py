@@ -221,6 +221,8 @@ class Engine:
     def _on_tick(self, now: float) -> None:
         self._training.want_details()
         self._training.commands.expire()
+        for message, optimizer in self._training.blind_spots():
+            self._journal.note_capture(message, optimizer)
         for event in self._detection.tick(now, is_excused=self._training.is_excused()):
             self._recorder.post(event)
 

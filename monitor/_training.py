@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 from torch.optim import Optimizer
@@ -15,7 +16,10 @@ from monitor._logged import LoggedValues
 from monitor._records import CommandRecord
 from monitor._settings import Settings
 from monitor.control import Boundary, Commands, Door, LearningRates
-from monitor.probe import StepProbe, Tape
+from monitor.probe import Blindness, StepProbe, Tape, last_forward, watch_forward
+
+QUIET_SECONDS = 10.0
+"""How long nothing has to happen on the training thread before forward passes are looked for."""
 
 
 class TrainingSide:
@@ -43,6 +47,7 @@ class TrainingSide:
         self._failures = failures
         self._first_thread = threading.get_ident()
         self._last_activity = 0.0
+        self._quiet_seconds = min(QUIET_SECONDS, settings.stall_timeout / 4)
         num_groups = sum(len(o.param_groups) for o in optimizers.values())
         self.tape = Tape(num_groups, on_error=failures.note)
         self._logged = LoggedValues(self.tape, failures.note)
@@ -78,6 +83,8 @@ class TrainingSide:
             )
             for key, optimizer in optimizers.items()
         ]
+
+        self._blindness = Blindness(self.probes)
 
     def open(self) -> None:
         """Put every hook and patch in place."""
@@ -120,10 +127,17 @@ class TrainingSide:
             probe.wants_details = True
 
     def is_excused(self) -> bool:
-        """Tell whether a pause, a checkpoint, or batches without steps (a validation) explain the lack of steps."""
-        activity = max(p.last_activity for p in self.probes)
+        """Tell whether a pause, a checkpoint, batches or forward passes without steps (a validation) explain the lack
+        of steps. Forward passes are looked for only when nothing else has happened for some seconds."""
+        activity = max(last_forward(), *(p.last_activity for p in self.probes))
         has_moved, self._last_activity = activity > self._last_activity, activity
+        if not has_moved and perf_counter() - activity > self._quiet_seconds:
+            watch_forward()
         return has_moved or self.boundary.is_busy
+
+    def blind_spots(self) -> list[tuple[str, str]]:
+        """Return, once for each optimizer, why its steps are not seen, and its name."""
+        return self._blindness.look()
 
     def is_trained_by(self, thread: int | None) -> bool:
         """Tell whether this thread, by its identifier, has made the latest steps."""

@@ -236,7 +236,7 @@ class TestStatus:
     def test_an_ended_run_took_its_time(self, folder: RunFolder) -> None:
         """After the end there is neither an age nor a time left, but how long the run took."""
         document = call_json("status")
-        document = {**document, "state": "finished", "end_time": document["run"]["start_time"] + 4000}
+        document = {**document, "state": "finished", "end_time": 1.0, "elapsed_seconds": 4000.0}
         folder.finish("finished", end_time=1.0, final=document)
         text = call("status", "fake").stdout
         assert row_of(text, "time") == "took 1 h 6 min"

@@ -26,6 +26,7 @@ FRONT = {
     "_run",
     "_engine",
     "_training",
+    "_optimizers",
     "_reports",
     "_outlets",
     "_disk",
@@ -48,7 +49,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_command": set(),
     "_settings": {"_errors", "_records"},
     "_known": set(),
-    "_optimizers": set(),
     "_folder": {"_known"},
     "detect": LEAVES,
     "recorder": LEAVES | {"detect"},
@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # library -> rooms that may import it. A library that is not named here may be imported by no room.
 OUTSIDE: dict[str, set[str]] = {
-    "torch": {"probe", "control", "_engine", "_training", "_reports", "_attach", "_identity", "_logged"},
+    "torch": {"probe", "control", "_engine", "_training", "_reports", "_attach", "_optimizers", "_identity", "_logged"},
     "prometheus_client": {"export"},
     "psutil": {"system"},
     "pynvml": {"system"},

@@ -142,6 +142,7 @@ class Commands:
             QueueFullError: too many are waiting.
             ClosedRunError: the run has ended.
         """
+        self._refuse_after_the_end(action)
         record = CommandRecord(
             secrets.token_hex(8), action, source, self._clock(), _plain(factor), groups, over_steps, actor, reason
         )
@@ -153,8 +154,7 @@ class Commands:
         deadline = self._counter() + self._timeout
         command = Command(record, self._is_training_thread, deadline=deadline, begin_at=begin_at)
         with self._lock:
-            if self._is_closed:
-                raise ClosedRunError(f"the run has ended and takes no more commands; {action} was not applied")
+            self._refuse_after_the_end(action)
             if len(self._waiting) >= MAX_WAITING:
                 raise QueueFullError(
                     f"{MAX_WAITING} commands are waiting for the next optimizer step already; wait for it and try again"
@@ -165,6 +165,10 @@ class Commands:
                 self._kept.pop(next(iter(self._kept)))
         self._on_waiting()
         return command
+
+    def _refuse_after_the_end(self, action: str) -> None:
+        if self._is_closed:
+            raise ClosedRunError(f"the run has ended and takes no more commands; {action} was not applied")
 
     def _refuse(self, record: CommandRecord) -> None:
         if record.action not in ACTIONS:

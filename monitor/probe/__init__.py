@@ -1,13 +1,16 @@
 """The only code on the training thread: hooks and patches that note facts and append them to the tape.
 
 The way of a sample: the patches (:mod:`._loss`, :mod:`._clipping`, :mod:`._scaler`, :mod:`._loading`, put in and taken
-out by :mod:`._patches`) write into the thread's :class:`~._ledger.Ledger`; the step hooks of :mod:`._steps` close the
-ledger at each optimizer step and append one entry to the :class:`~._tape.Tape`; the recorder thread drains the tape.
+out by :mod:`._patches`) write into the thread's :class:`~._ledger.Ledger` and into each optimizer's
+:class:`~._attribution.LossAttribution`; the step hooks of :mod:`._steps` take what is in both at each optimizer step
+and append one entry to the :class:`~._tape.Tape`; the recorder thread drains the tape.
 """
 
-from monitor.probe._ledger import current as current_ledger
+from monitor.probe._blindness import Blindness
+from monitor.probe._forward import last_forward
+from monitor.probe._patches import watch_forward
 from monitor.probe._steps import StepProbe
 from monitor.probe._tape import SampleEntry, Tape
 from monitor.probe._values import Value, take
 
-__all__ = ["SampleEntry", "StepProbe", "Tape", "Value", "current_ledger", "take"]
+__all__ = ["Blindness", "SampleEntry", "StepProbe", "Tape", "Value", "last_forward", "take", "watch_forward"]

@@ -118,10 +118,10 @@ class LossAttribution:
         parameters."""
         is_reached = self._settle(one) or self._newest is one
         self.num_unreached = 0 if is_reached else self.num_unreached + 1
-        if self._is_altered and is_reached:
-            self._norm = norm_of(self._witnesses[0].gradient())
         if roots is not None:
             self._follow(one, roots, is_reached)
+        if self._is_altered and is_reached:
+            self._norm = norm_of(self._witnesses[0].gradient())
         return is_reached
 
     def is_reached_by(self, thread: int, roots: Any) -> bool:

@@ -212,7 +212,7 @@ class StepProbe:
                         and not attribution.logged
                     ):
                         losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
-                        attribution.num_discarded = 0
+                        attribution.num_discarded = attribution.num_unreached = 0
                     else:
                         losses = attribution.take(underway(), is_unscaled=ledger.scaler is not None)
                         if not losses and _is_initial(optimizer):

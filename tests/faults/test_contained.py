@@ -20,6 +20,7 @@ import monitor.detect
 import monitor.probe
 import monitor.recorder
 from monitor.detect import Detector
+from monitor.probe._values import has_no_accelerator
 from tests.faults.injection import Fault, InjectedError, faults_in
 from tests.faults.loops import (
     assert_same,
@@ -42,6 +43,7 @@ CONTAINERS = {
     "monitor.probe._clipping._measure_before",
     "monitor.probe._clipping._note_norm_clip",
     "monitor.probe._clipping._note_value_clip",
+    "monitor.probe._clipping.note_clipped",
     "monitor.probe._patches._abandon",
     "monitor.probe._closures.FirstEvaluation._measure",
     "monitor.probe._steps.StepProbe.on_skipped",
@@ -69,6 +71,7 @@ REASONS = {
         "monitor.probe._steps._nothing",
     },
     "reads the user's own iterable, whose exceptions are the user's": {"monitor.probe._clipping._as_list"},
+    "makes the user's own clip, whose exceptions are the user's": {"monitor.probe._clipping._noted"},
     "hands a failure on": {
         f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping", "_loading")
     },
@@ -193,7 +196,11 @@ PATCHED = {
     "torch.autograd.backward",
     "torch.amp.grad_scaler.GradScaler.scale",
     "torch.amp.grad_scaler.GradScaler.step",
-    "torch.optim.optimizer.Optimizer.zero_grad",
+    *(
+        ()
+        if has_no_accelerator()
+        else ("torch.optim.optimizer.Optimizer.zero_grad", "torch.nn.modules.module.Module.zero_grad")
+    ),
     "torch.utils.data.dataloader._BaseDataLoaderIter.__next__",
     "torch.nn.utils.clip_grad.clip_grad_norm_",
     "torch.nn.utils.clip_grad.clip_grad_value_",

@@ -50,11 +50,13 @@ FOREIGN = torch.optim.lr_scheduler.ExponentialLR(ADAM, 0.9)
             ([1],),
             {},
             TypeError,
-            "optimizer must be a torch.optim.Optimizer or a mapping of names to them, got list",
+            "optimizer must be a torch.optim.Optimizer, a list of them or a mapping of names to them, got int",
         ),
         ((None,), {}, TypeError, "or a mapping of names to them, got NoneType"),
         (({"a": make_model()},), {}, TypeError, "or a mapping of names to them, got Sequential"),
-        (({},), {}, ValueError, "attach needs at least one optimizer, got an empty mapping"),
+        (({},), {}, ValueError, "attach needs at least one optimizer, got an empty dict"),
+        (([],), {}, ValueError, "attach needs at least one optimizer, got an empty list"),
+        (([SGD, SGD],), {}, ValueError, "stands under two names in ['0', '1']; name it once"),
         (
             ({"a": SGD, "b": SGD},),
             {},
@@ -179,7 +181,8 @@ def test_unknown_group_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     """A group that does not exist is refused with the list of those that do."""
     model = make_model()
     groups = [{"params": [p], "name": f"layer{i}"} for i, p in enumerate(model.parameters())]
-    with watch(torch.optim.SGD(groups, lr=0.1), tmp_path) as run:
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    with watch(optimizer, tmp_path) as run:
         for wanted in (7, "head", "SGD/9"):
             with pytest.raises(monitor.CommandRefusedError) as refusal:
                 run.reduce_lr(0.5, groups=[wanted])
