@@ -16,6 +16,8 @@ import monitor
 from monitor.probe._ledger import LEDGERS
 
 NUM_STEPS = 6
+NUM_MADE = 19
+"""Steps that ``everything`` makes: one is skipped, one fails, one only makes the optimizer's state."""
 
 
 def watch(optimizer: Any, tmp_path: Path, *args: Any, **settings: Any) -> monitor.Run:
@@ -87,7 +89,8 @@ def everything(attach: Attach) -> list[Tensor]:
             factor = float("inf") if i == 1 else 0.5
             scaler.scale(mse_loss(model(x), y) * factor).backward()
             torch.autograd.backward([scaler.scale(mse_loss(model(x), y) * factor)])
-            scaler.unscale_(optimizer)
+            if i != 3:
+                scaler.unscale_(optimizer)
             _clip(model, i)
             if run is not None and i == 2:
                 run.log(loss=0.75)
@@ -110,7 +113,42 @@ def everything(attach: Attach) -> list[Tensor]:
         optimizer.step(closure)
         if run is not None:
             run.log(loss=0.25)
+        _unusual_gradients(model, optimizer, batches)
     return weights_of(model)
+
+
+def _unusual_gradients(model: nn.Sequential, optimizer: torch.optim.Optimizer, batches: Any) -> None:
+    """Change gradients by hand: zeroed, scaled, replaced; reach some parameters, and none; initial state, as
+    torch.distributed.checkpoint makes it."""
+    (x, y), *_ = batches
+    for i in range(12):
+        optimizer.zero_grad()
+        mse_loss(model(x), y).backward()
+        if i == 0:
+            model[0].weight.grad.zero_()
+            model[0].bias.grad.zero_()
+            model.zero_grad(set_to_none=False)
+        (mse_loss(model(x), y) * 8.0).backward()
+        if i > 8:
+            for parameter in model.parameters():
+                parameter.grad.div_(8.0)
+        optimizer.step()
+    for _ in range(2):
+        x.clone().requires_grad_().sum().backward()
+        optimizer.zero_grad()
+        model[0](x).sum().backward()
+        optimizer.step()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    state, optimizer.state = optimizer.state, type(optimizer.state)(dict)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.state = state
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr
 
 
 def _clip(model: nn.Module, i: int) -> None:

@@ -23,6 +23,7 @@ from monitor.detect import Detector
 from monitor.probe._values import has_no_accelerator
 from tests.faults.injection import Fault, InjectedError, faults_in
 from tests.faults.loops import (
+    NUM_MADE,
     assert_same,
     everything,
     make_batches,
@@ -64,6 +65,7 @@ REASONS = {
     "takes them out": {
         "monitor.probe._patches.remove",
         "monitor.probe._patches._uninstall",
+        "monitor.probe._forward.disarm",
         *(f"monitor.probe.{room}._after_fork_in_child" for room in ("_patches", "_ledger")),
         "monitor.probe._steps.StepProbe.close",
         "monitor.probe._steps.StepProbe._is_between_steps",
@@ -73,11 +75,19 @@ REASONS = {
     "reads the user's own iterable, whose exceptions are the user's": {"monitor.probe._clipping._as_list"},
     "makes the user's own clip, whose exceptions are the user's": {"monitor.probe._clipping._noted"},
     "hands a failure on": {
-        f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping", "_loading")
+        *(f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping")),
+        *(f"monitor.probe.{room}.report" for room in ("_loading", "_made")),
     },
+    "several threads, or a failure of ours; tests/probe shows them": {
+        "monitor.probe._attribution.LossAttribution.is_reached_by",
+        *("monitor.probe._steps.StepProbe." + n for n in ("_makes_way", "_part", "_spoil")),
+        "monitor.probe._loss._nothing",
+    },
+    "a tensor subclass; tests/probe/test_gradients.py shows it": {"monitor.probe._gradients._plain"},
     "needs a device; tests/faults/test_values.py shows it on memory of the host": {
         *("monitor.probe._values." + n for n in ("_Cell.poll", "_Clone.poll", "PinnedLane.send", "PinnedLane.read")),
-        *("monitor.probe._values." + n for n in ("PinnedLane.disown", "PinnedLane._reclaim")),
+        *("monitor.probe._values." + n for n in ("PinnedLane.disown", "PinnedLane._reclaim", "_Combined.poll")),
+        "monitor.probe._attribution.LossAttribution.watch_zeroing",
     },
     "called by the user or by a server's thread": {
         "monitor.probe._tape.Tape.drained_sequence",
@@ -97,7 +107,7 @@ REASONS = {
 }
 EXEMPT = CONTAINERS.union(*REASONS.values())
 FAULTS = {f.label: f for f in faults_in(monitor.probe, monitor.recorder, monitor.control, monitor.detect)}
-RECORDERS = re.compile(r"tape|phases_of$")
+RECORDERS = re.compile(r"tape|phases_of$|_blindness|_forward\.(last_forward|arm)$|watch_forward$")
 """What of the probe is called on the recorder's thread, where the test of what is called does not look."""
 TESTED = sorted(set(FAULTS) - EXEMPT)
 
@@ -192,15 +202,13 @@ def _is_patched(function: FunctionType) -> bool:
     return any("/monitor/probe/" in f.__code__.co_filename for f in (function, *cells) if isinstance(f, FunctionType))
 
 
+HAS_DEVICE = not has_no_accelerator()
 PATCHED = {
     "torch.autograd.backward",
     "torch.amp.grad_scaler.GradScaler.scale",
     "torch.amp.grad_scaler.GradScaler.step",
-    *(
-        ()
-        if has_no_accelerator()
-        else ("torch.optim.optimizer.Optimizer.zero_grad", "torch.nn.modules.module.Module.zero_grad")
-    ),
+    "torch.optim.optimizer.Optimizer.__init__",
+    *(f"torch.{name}.zero_grad" for name in ("optim.optimizer.Optimizer", "nn.modules.module.Module") if HAS_DEVICE),
     "torch.utils.data.dataloader._BaseDataLoaderIter.__next__",
     "torch.nn.utils.clip_grad.clip_grad_norm_",
     "torch.nn.utils.clip_grad.clip_grad_value_",
@@ -281,8 +289,8 @@ def test_a_failing_detector_costs_its_events_only(tmp_path: Path, expected: list
     assert_same(everything(armed), expected)
     assert armed.run is not None
     snapshot = armed.run.snapshot()
-    assert snapshot.errors == {"detect": 6}
-    assert snapshot.optimizers[0].steps == 5
+    assert snapshot.errors == {"detect": NUM_MADE + 1}
+    assert snapshot.optimizers[0].steps == NUM_MADE
 
 
 @pytest.mark.parametrize("error", [InjectedError, SystemExit, KeyboardInterrupt])
@@ -299,7 +307,7 @@ def test_a_failing_on_event_is_contained(
     assert armed.run is not None
     snapshot = armed.run.snapshot()
     assert snapshot.errors["on_event"] >= 2
-    assert snapshot.optimizers[0].steps == 5
+    assert snapshot.optimizers[0].steps == NUM_MADE
 
 
 def test_a_patch_without_a_place_is_reported_and_the_others_are_put_in(

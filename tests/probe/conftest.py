@@ -17,6 +17,7 @@ class Watched:
     """Probes that share a tape, as in a run."""
 
     def __init__(self, *optimizers: Optimizer, **settings: Any) -> None:
+        self.optimizers = optimizers  # a probe keeps none alive
         self.tape = Tape()
         self.errors: list[Exception] = []
         self.doors = [Door() for _ in optimizers]
