@@ -257,4 +257,5 @@ def test_a_threads_ledger_goes_with_it() -> None:
     thread.start()
     thread.join()
     assert idents[0] not in LEDGERS
-    assert LEDGERS[threading.get_ident()] is current()
+    ledger = current()
+    assert LEDGERS[threading.get_ident()] is ledger
