@@ -41,7 +41,8 @@ from overhead_peers import LOGS, Blocks  # noqa: E402
 import monitor  # noqa: E402
 from monitor._demo import load_example  # noqa: E402
 
-PARTS = ("hooks", "peers", "step", "scrape", "memory")
+PARTS = ("hooks", "peers", "many", "step", "scrape", "memory")
+NUM_OPTIMIZERS = 80
 US = 1e6
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -286,6 +287,47 @@ def scraping(port: int) -> Iterator[None]:
     finally:
         scraper.kill()
         scraper.wait()
+
+
+def many(args: argparse.Namespace, folder: Path) -> list[str]:
+    """One optimizer a layer, as optimizers that are stepped inside backward have: what each further one costs."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    layers = [torch.nn.Linear(64, 64) for _ in range(NUM_OPTIMIZERS)]
+    optimizers = {f"layer{i}": torch.optim.SGD(layer.parameters(), 1e-3) for i, layer in enumerate(layers)}
+
+    def one_step() -> None:
+        x = torch.randn(64, 64)
+        for layer in layers:
+            x = torch.tanh(layer(x))
+        x.square().mean().backward()
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad()
+
+    rows = []
+    for gradient_norm in ("off", "auto"):
+        blocks = Blocks("bare", "monitor")
+        for _ in range(6 if args.quick else 20):
+            blocks.run("bare", one_step, 40, warm_up=5)
+            with monitor.attach(
+                optimizers, directory=str(folder), serve=False, gpu=False, gradient_norm=gradient_norm
+            ) as run:
+                blocks.run("monitor", one_step, 40, warm_up=30)
+                run.flush(60.0)
+                ratio = run.snapshot().overhead_ratio or 0.0
+        found = blocks.result("monitor", "bare")
+        added = found["added_own"] / NUM_OPTIMIZERS
+        figures = [f"{found['step'] * 1e3:.1f}", f"{added * 1e6:.1f}", f"{ratio:.1%}"]
+        rows.append([f"`gradient_norm={gradient_norm!r}`", *figures])
+    return [
+        "### Many optimizers",
+        "",
+        f"{NUM_OPTIMIZERS} optimizers, one a layer. CPU time of the training thread, blocks of 40 steps by turns. It",
+        "includes waiting for the interpreter lock while the recorder digests 80 steps for each of these.",
+        "",
+        *table(["", "step without, ms", "added a step of one optimizer, us", "`overhead_ratio`"], rows),
+    ]
 
 
 def free_port() -> int:
