@@ -132,9 +132,8 @@ class LossAttribution:
             is_reached = self._threads[thread] = self._is_reached_from(roots)
         return is_reached
 
-    def _settle(self, underway: Pass | None, *, is_unscaled: bool = False) -> bool:
-        """Bring every witness up to date; what has changed is the work of the pass under way, if there is one.
-        ``is_unscaled``: a GradScaler may have divided the gradients."""
+    def _settle(self, underway: Pass | None) -> bool:
+        """Bring every witness up to date; what has changed is the work of the pass under way, if there is one."""
         is_reached = is_cleared = is_altered = False
         for witness in self._witnesses:
             gradient = witness.gradient()
@@ -144,10 +143,10 @@ class LossAttribution:
                 witness.passes.append(underway)
                 witness.touched |= 1 << self._num_learnt
                 is_reached = True
-            elif witness.passes and (gradient is None or is_zeroed(gradient)):
+            elif witness.passes and (gradient is None or self._is_zeroed(gradient)):
                 witness.passes = []
                 is_cleared = True
-            elif witness.passes and not is_unscaled:
+            elif witness.passes:
                 is_altered = True
             witness.see(gradient)
         if is_reached:
@@ -157,6 +156,14 @@ class LossAttribution:
         if is_cleared:
             self._note_cleared()
         return is_reached
+
+    def _is_zeroed(self, gradient: Tensor) -> bool:
+        """Tell whether the loop has zeroed this gradient. The gradient of a single witness may be zero by nature: there
+        all of them are to be."""
+        if not is_zeroed(gradient) or len(self._witnesses) > 1:
+            return is_zeroed(gradient)
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        return all(is_zeroed(getattr(g, "_local_tensor", g)) for g in gradients)
 
     def _note_altered(self) -> None:
         """Have the losses say what the gradients do, now that the loop itself has changed them. The first time there is
@@ -222,9 +229,9 @@ class LossAttribution:
 
     # --------------------------------------------------------------------------------------------------- step
 
-    def take(self, underway: Pass | None = None, *, is_unscaled: bool = False) -> list[Pass]:
+    def take(self, underway: Pass | None = None) -> list[Pass]:
         """Return the passes whose gradient the step that begins now applies: empty if none is known."""
-        self._settle(underway, is_unscaled=is_unscaled)
+        self._settle(underway)
         passes, logged = self._union(), self.logged
         self.drop()
         self.num_discarded = self.num_unreached = 0
@@ -262,7 +269,7 @@ class LossAttribution:
         return False
 
     def refresh(self) -> None:
-        """Take what has just changed the gradients in place, such as a clip, for no reason to look into them."""
+        """Take what has just changed the gradients in place, a clip or an unscaling, for no doing of the loop's."""
         for witness in self._witnesses:
             gradient = witness.gradient()
             if gradient is not None and id(gradient) == witness.grad_id:

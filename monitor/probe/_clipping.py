@@ -21,7 +21,7 @@ from monitor.probe._ledger import current
 from monitor.probe._notes import Kind
 from monitor.probe._scaler import SCALING
 from monitor.probe._values import has_no_accelerator, take
-from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, report
+from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, note_changed, report
 
 if TYPE_CHECKING:
     from monitor.probe._norms import NormMeter
@@ -74,7 +74,7 @@ def _noted(owned: Owned, max_norm: Any, clip: Callable[[], Any]) -> Any:
     finally:
         _INSIDE.discard(get_ident())
     _note_norm_clip(owned, max_norm, total)
-    note_clipped()
+    note_changed()
     return total
 
 
@@ -117,21 +117,11 @@ def watch_clip_with_norm(original: Any) -> Any:
         else:
             original(parameters, max_norm, total_norm, foreach)
         if witness is None:
-            note_clipped()
+            note_changed()
         else:
             witness.version += 1  # every gradient has been multiplied in place, once
 
     return _clip_grads_with_norm_
-
-
-@untraced
-def note_clipped() -> None:
-    """Have the gradients that a clip has just changed known for the same ones."""
-    try:
-        for attribution in ATTRIBUTIONS:
-            attribution.refresh()
-    except Exception as error:  # noqa: BLE001
-        report(error)
 
 
 def watch_clip_value(original: Any) -> Any:
@@ -141,7 +131,7 @@ def watch_clip_value(original: Any) -> Any:
         params, parameters = _as_list(parameters)
         _note_value_clip(params, clip_value)
         original(parameters, clip_value, *args, **kwargs)
-        note_clipped()
+        note_changed()
 
     return clip_grad_value_
 

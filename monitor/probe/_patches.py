@@ -67,6 +67,7 @@ def _install() -> None:
         *(() if has_no_accelerator() else zeroing),  # on the CPU a gradient that was zeroed can be read
         ("torch.amp.GradScaler.scale", _scaler.watch_scale),
         ("torch.amp.GradScaler.step", _scaler.watch_scaler_step),
+        ("torch.amp.GradScaler.unscale_", _scaler.watch_unscale),
         ("torch.utils.data.dataloader._BaseDataLoaderIter.__next__", _loading.watch_next),
     ):
         owner, _, attribute = name.rpartition(".")

@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import OptState
 from monitor.probe._compilation import untraced
 from monitor.probe._ledger import Ledger, current
 from monitor.probe._values import Value, take
-from monitor.probe._watched import probe_of, report
+from monitor.probe._watched import note_changed, probe_of, report
 
 if TYPE_CHECKING:
     from monitor.probe._steps import StepProbe
@@ -45,6 +45,17 @@ def watch_scale(original: Any) -> Any:
         return scaled
 
     return scale
+
+
+def watch_unscale(original: Any) -> Any:
+    """Notice that a scaler divides gradients."""
+
+    def unscale_(self: Any, optimizer: Any) -> Any:
+        result = original(self, optimizer)
+        note_changed()
+        return result
+
+    return unscale_
 
 
 def watch_scaler_step(original: Any) -> Any:

@@ -214,7 +214,7 @@ class StepProbe:
                         losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
                         attribution.num_discarded = attribution.num_unreached = 0
                     else:
-                        losses = attribution.take(underway(), is_unscaled=ledger.scaler is not None)
+                        losses = attribution.take(underway())
                         if not losses and _is_initial(optimizer):
                             self._open = _INITIAL
                             return None
@@ -356,7 +356,7 @@ class StepProbe:
                 self.abandon()  # the last step raised
             ledger = current()
             self.norms.clips = []
-            losses = self.attribution.take(is_unscaled=True)
+            losses = self.attribution.take()
             scheduled = _lr_values([g.get("lr") for g in optimizer.param_groups], self.door.scales(optimizer))
             amp = (None, None, taken(scaler._scale))
             ledger.scaler = None

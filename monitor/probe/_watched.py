@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from monitor.probe._compilation import untraced
+
 if TYPE_CHECKING:
     from monitor.probe._attribution import LossAttribution
     from monitor.probe._norms import NormMeter
@@ -23,6 +25,16 @@ def probe_of(optimizer: Any) -> StepProbe | None:
     """Return the probe that watches an optimizer. An id may be a dead optimizer's before it is another's."""
     probe = PROBES.get(id(optimizer))
     return probe if probe is not None and probe.optimizer is optimizer else None
+
+
+@untraced
+def note_changed() -> None:
+    """Have the gradients that torch has just changed, by a clip or an unscaling, known for the same ones."""
+    try:
+        for attribution in ATTRIBUTIONS:
+            attribution.refresh()
+    except Exception as error:  # noqa: BLE001
+        report(error)
 
 
 def report(error: Exception) -> None:

@@ -327,6 +327,35 @@ def test_a_clip_of_torchs_and_an_unscaling_are_no_alteration(watch: Any) -> None
     assert losses(watched) == {"SGD": [25.0] * LONG}
 
 
+def test_a_gradient_that_is_zero_by_nature_is_not_taken_for_cleared(watch: Any) -> None:
+    """A loss that happens to have no gradient, or a parameter that it does not depend on, whatever scales it."""
+    gate, weight = scalars(0.0, 2.0)
+    opt = torch.optim.SGD([gate, weight], lr=0.0)
+    watched = watch(opt)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for i in range(2 * LONG):
+        loss = weight * 2 + gate * 0 if i < LONG else (weight + gate) * 0 + 4
+        scaler.scale(loss).backward()
+        scaler.step(opt)
+        scaler.update()
+        opt.zero_grad()
+    assert losses(watched) == {"SGD": [4.0] * (2 * LONG)}
+
+
+def test_a_clip_by_hand_of_a_zero_gradient_among_others_clears_nothing(watch: Any) -> None:
+    """The smallest parameter, the one that is looked at, has a gradient of zero."""
+    gate, weight = nn.Parameter(torch.tensor(0.0)), nn.Parameter(torch.ones(3))
+    opt = torch.optim.SGD([gate, weight], lr=0.0)
+    watched = watch(opt)
+    for _ in range(LONG):
+        (weight.sum() + gate * 0).backward()
+        for p in (gate, weight):
+            p.grad.mul_(0.5)
+        opt.step()
+        opt.zero_grad()
+    assert losses(watched) == {"SGD": [None] + [3.0] * (LONG - 1)}
+
+
 def test_overlapping_backward_passes_of_threads_are_told_apart(watch: Any) -> None:
     """Two models, two optimizers, two threads that are inside backward at the same time."""
     weights = scalars(1.0, 1.0)
