@@ -206,7 +206,7 @@ _GRADIENTS = (
 )
 
 _EVENTS = (
-    _counter("training_events_total", "Events that the detectors raised, by kind.", "kind"),
+    _counter("training_events_total", "Events raised, by kind.", "kind"),
     _gauge("training_event_active", "1 while the condition of this kind holds.", "kind"),
     _gauge(
         "training_last_event_timestamp_seconds",
@@ -312,7 +312,10 @@ _MONITOR = (
     ),
     _gauge("training_monitor_overhead_ratio", "Hook time over step time in the trailing window.", unit="ratio"),
     _counter("training_monitor_errors_total", "Failures of the monitor itself, contained, by room.", "room"),
-    _counter("training_monitor_dropped_steps_total", "Steps lost because the recorder fell behind."),
+    _counter(
+        "training_monitor_dropped_steps_total",
+        "Steps not recorded: the recorder fell behind, or a step overlapped another of the same optimizer.",
+    ),
     _gauge("training_monitor_dropped_series", "Series left out because a bound was reached."),
     _gauge(
         "training_monitor_collect_duration_seconds",

@@ -45,8 +45,8 @@ class LossSight:
     def _message(self, since: int) -> str:
         return (
             f"no loss is known for {self._optimizer} since step {since}: its gradients did not come from backward() of "
-            "a scalar (torch.autograd.grad, an explicit gradient, torch.func or gradients set by hand); report it with "
-            "run.log(loss=...)"
+            "a scalar (torch.autograd.grad, an explicit gradient, torch.func, or gradients set by hand, as with fp32 "
+            "master copies); report it with run.log(loss=...)"
         )
 
     def _end(self, step: int) -> Event | None:
