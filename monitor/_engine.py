@@ -208,7 +208,8 @@ class Engine:
     def _on_tick(self, now: float) -> None:
         self._training.want_details()
         self._training.commands.expire()
-        for event in self._detection.tick(now, is_excused=self._training.is_excused()):
+        is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
+        for event in self._detection.tick(now, is_excused=is_excused):
             self._recorder.post(event)
 
     def _digest(self, record: Step | Sample) -> list[Event]:

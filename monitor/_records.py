@@ -62,8 +62,8 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1. ``time`` is
-    that of the run's own clock: Unix time when the run began, monotonic from then on."""
+    """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1. ``time``
+    is read off the run's own clock: Unix time when the run began, monotonic from then on."""
 
     optimizer: str
     number: int
@@ -97,8 +97,8 @@ class Event:
     """Something that happened. An event that ends is published again under the same ``id`` with ``end_step`` and a
     new ``seq``.
 
-    ``kind`` is one of EVENT_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended), ``internal``
-    (a failure of our own, contained). ``start_step`` is the onset, ``step`` where it was raised.
+    ``kind`` is one of EVENT_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended),
+    ``internal`` (a failure of our own, contained). ``start_step`` is the onset, ``step`` where it was raised.
     """
 
     kind: str

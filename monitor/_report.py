@@ -222,8 +222,8 @@ def progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
 
 
 def elapsed_seconds(run: Document) -> float:
-    """Return how long a run has gone on, by its own monotonic clock; what an earlier version has left on disk holds only
-    times of the wall clock."""
+    """Return how long a run has gone on, by its own monotonic clock; what an earlier version has left on disk holds
+    times of the wall clock alone."""
     end = run["time"] if run["end_time"] is None else run["end_time"]
     elapsed: float = run.get("elapsed_seconds", end - run["run"]["start_time"])
     return elapsed

@@ -15,7 +15,7 @@ from monitor._logged import LoggedValues
 from monitor._records import CommandRecord
 from monitor._settings import Settings
 from monitor.control import Boundary, Commands, Door, LearningRates
-from monitor.probe import StepProbe, Tape
+from monitor.probe import ForwardWatch, StepProbe, Tape
 
 
 class TrainingSide:
@@ -43,6 +43,7 @@ class TrainingSide:
         self._failures = failures
         self._first_thread = threading.get_ident()
         self._last_activity = 0.0
+        self._forward = ForwardWatch()
         num_groups = sum(len(o.param_groups) for o in optimizers.values())
         self.tape = Tape(num_groups, on_error=failures.note)
         self._logged = LoggedValues(self.tape, failures.note)
@@ -89,6 +90,7 @@ class TrainingSide:
         self.boundary.is_closed = True
         self._failures.contain("control", self.boundary.wake)
         self._failures.contain("control", self.commands.close)
+        self._failures.contain("probe", self._forward.close)
 
     @property
     def step(self) -> int:
@@ -108,10 +110,13 @@ class TrainingSide:
         for probe in self.probes:
             probe.wants_details = True
 
-    def is_excused(self) -> bool:
-        """Tell whether a pause, a checkpoint, or batches without steps (a validation) explain the lack of steps."""
-        activity = max(p.last_activity for p in self.probes)
-        has_moved, self._last_activity = activity > self._last_activity, activity
+    def is_excused(self, *, is_stall_near: bool) -> bool:
+        """Tell whether a pause, a checkpoint, or batches or forward passes without steps (a validation) explain the
+        lack of steps. Forward passes are looked for only when a stall is near."""
+        threads = {p.thread for p in self.probes if p.thread}
+        activity = max(self._forward.last_call(threads), *(p.last_activity for p in self.probes))
+        has_moved, self._last_activity = activity > self._last_activity, max(activity, self._last_activity)
+        self._forward.wait_for(threads if is_stall_near and not has_moved else set())
         return has_moved or self.boundary.is_busy
 
     def is_trained_by(self, thread: int | None) -> bool:

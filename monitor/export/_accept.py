@@ -1,4 +1,4 @@
-"""Which exposition format an Accept header asks for (RFC 9110, 12.5.1): quality values over prometheus_client's choice."""
+"""Quality values of the Accept header (RFC 9110, 12.4.2), which prometheus_client does not look at."""
 
 from __future__ import annotations
 

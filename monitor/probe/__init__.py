@@ -5,9 +5,10 @@ out by :mod:`._patches`) write into the thread's :class:`~._ledger.Ledger`; the 
 ledger at each optimizer step and append one entry to the :class:`~._tape.Tape`; the recorder thread drains the tape.
 """
 
+from monitor.probe._forward import ForwardWatch
 from monitor.probe._ledger import current as current_ledger
 from monitor.probe._steps import StepProbe
 from monitor.probe._tape import SampleEntry, Tape
 from monitor.probe._values import Value, take
 
-__all__ = ["SampleEntry", "StepProbe", "Tape", "Value", "current_ledger", "take"]
+__all__ = ["ForwardWatch", "SampleEntry", "StepProbe", "Tape", "Value", "current_ledger", "take"]

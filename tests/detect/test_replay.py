@@ -234,5 +234,10 @@ def test_a_validation_loss_that_is_nan_is_found(tmp_path: Path) -> None:
     rows = "".join(f"{n},{2 - n / 50},{'nan' if n >= 10 else 2.1}\n" for n in range(30))
     result = run(write(tmp_path, "step,loss,val_loss\n" + rows), "--json")
     (event,) = (json.loads(line) for line in result.output.splitlines())
-    assert (event["kind"], event["severity"], event["step"], event["end_step"]) == ("nonfinite_metric", "warning", 10, None)
+    assert (event["kind"], event["severity"], event["step"], event["end_step"]) == (
+        "nonfinite_metric",
+        "warning",
+        10,
+        None,
+    )
     assert (event["value"], event["message"]) == (None, "the validation loss is NaN at step 10")

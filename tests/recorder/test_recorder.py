@@ -257,9 +257,7 @@ class Clocks:
 
     def recorder(self, **settings) -> Recorder:
         settings.setdefault("on_error", lambda room, error: pytest.fail(f"{room}: {error!r}"))
-        return Recorder(
-            self, RUN, {"sgd": "SGD"}, clock=lambda: self.wall, counter=lambda: self.counter, **settings
-        )
+        return Recorder(self, RUN, {"sgd": "SGD"}, clock=lambda: self.wall, counter=lambda: self.counter, **settings)
 
 
 @pytest.mark.parametrize("jump", [YEAR, -YEAR])
@@ -344,7 +342,12 @@ def told(rec: Recorder) -> list[tuple[str, str, int, int, int | None]]:
 
 def test_ten_steps_without_a_loss_are_told_once() -> None:
     """The event names the optimizer, the step and the cure; it ends with the next loss and never comes again."""
-    steps = [step(1, 2.0), *[step(i, None) for i in range(2, 40)], step(40, 2.0), *[step(i, None) for i in range(41, 80)]]
+    steps = [
+        step(1, 2.0),
+        *[step(i, None) for i in range(2, 40)],
+        step(40, 2.0),
+        *[step(i, None) for i in range(41, 80)],
+    ]
     rec = digest(steps)
     assert told(rec) == [("capture", "warning", 11, 2, None), ("capture", "warning", 11, 2, 40)]
     message = rec.log.since(0)[0].message
