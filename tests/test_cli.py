@@ -235,11 +235,22 @@ class TestStatus:
     def test_an_ended_run_took_its_time(self, folder: RunFolder) -> None:
         """After the end there is neither an age nor a time left, but how long the run took."""
         document = call_json("status")
-        document = {**document, "state": "finished", "end_time": document["run"]["start_time"] + 4000}
+        document = {**document, "state": "finished", "elapsed_seconds": 4000.0, "end_time": 2e9}
         folder.finish("finished", end_time=1.0, final=document)
         text = call("status", "fake").stdout
         assert row_of(text, "time") == "took 1 h 6 min"
         assert row_of(text, "step") == "300 of 5,000 (6 %)"
+        del document["elapsed_seconds"]  # left by an earlier version
+        folder.finish("finished", end_time=1.0, final={**document, "end_time": document["run"]["start_time"] + 60})
+        assert row_of(call("status", "fake").stdout, "time") == "took 1 min 0 s"
+
+    @pytest.mark.parametrize("steps", [0, 3])
+    def test_a_loss_that_is_not_known_says_so(self, folder: RunFolder, steps: int) -> None:
+        """A dash has its reason, once there was a step that could have had a loss."""
+        document = call_json("status")
+        optimizer = {**document["optimizers"][0], "loss": None, "loss_ema": None, "loss_best": None, "steps": steps}
+        folder.finish("finished", end_time=1.0, final={**document, "state": "finished", "optimizers": [optimizer]})
+        assert row_of(call("status", "fake").stdout, "loss") == ("-" + " (not known for the last step)" * bool(steps))
 
     def test_json_is_the_document_of_the_api(self) -> None:
         """`status --json` gives what GET /api/v1/run gives, without the page's own part."""

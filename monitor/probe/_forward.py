@@ -84,7 +84,7 @@ def _arm() -> None:
     patched: Any = skipped(__call__)
     patched._torchdynamo_inline = original  # what torch.compile traces while this is in: it never knows of it
     _PATCH[:] = patched, original
-    nn.Module.__call__ = patched
+    nn.Module.__call__ = patched  # type: ignore[method-assign]
 
 
 def _go_off(thread: int) -> None:
@@ -97,7 +97,7 @@ def _go_off(thread: int) -> None:
 def _restore() -> None:
     """Put the original back; somebody who patched after us keeps their patch."""
     if _is_armed():
-        nn.Module.__call__ = _PATCH[1]
+        nn.Module.__call__ = _PATCH[1]  # type: ignore[method-assign]
 
 
 def _after_fork_in_child() -> None:
