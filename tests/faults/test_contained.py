@@ -61,7 +61,7 @@ REASONS = {
     "takes them out": {
         "monitor.probe._patches.remove",
         "monitor.probe._patches._uninstall",
-        *(f"monitor.probe.{room}._after_fork_in_child" for room in ("_patches", "_ledger")),
+        *(f"monitor.probe.{room}._after_fork_in_child" for room in ("_patches", "_ledger", "_forward")),
         "monitor.probe._steps.StepProbe.close",
         "monitor.probe._steps.StepProbe._is_between_steps",
         "monitor.probe._steps._remove_hook",
@@ -69,11 +69,15 @@ REASONS = {
     },
     "reads the user's own iterable, whose exceptions are the user's": {"monitor.probe._clipping._as_list"},
     "hands a failure on": {
-        f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping", "_loading")
+        f"monitor.probe.{room}.report"
+        for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping", "_loading", "_forward")
     },
     "needs a device; tests/faults/test_values.py shows it on memory of the host": {
         *("monitor.probe._values." + n for n in ("_Cell.poll", "_Clone.poll", "PinnedLane.send", "PinnedLane.read")),
         *("monitor.probe._values." + n for n in ("PinnedLane.disown", "PinnedLane._reclaim")),
+    },
+    "needs a stall that is near; tests/probe/test_forward.py makes it fail": {
+        *("monitor.probe._forward." + n for n in ("_arm", "_go_off")),
     },
     "called by the user or by a server's thread": {
         "monitor.probe._tape.Tape.drained_sequence",
@@ -93,7 +97,7 @@ REASONS = {
 }
 EXEMPT = CONTAINERS.union(*REASONS.values())
 FAULTS = {f.label: f for f in faults_in(monitor.probe, monitor.recorder, monitor.control, monitor.detect)}
-RECORDERS = re.compile(r"tape|phases_of$")
+RECORDERS = re.compile(r"tape|phases_of$|ForwardWatch")
 """What of the probe is called on the recorder's thread, where the test of what is called does not look."""
 TESTED = sorted(set(FAULTS) - EXEMPT)
 

@@ -149,6 +149,27 @@ def test_the_call_is_passed_on_as_it_is(quiet: Quiet) -> None:
         Odd()()
 
 
+@pytest.mark.parametrize("name", ["_arm", "_go_off", "_restore", "get_ident", "perf_counter"])
+def test_a_failure_of_ours_does_not_reach_the_call(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever fails about the tripwire is counted, and the call gives what it gives."""
+
+    def fail(*_: Any) -> Any:
+        raise OSError("ours")
+
+    with Quiet(tmp_path).run as run, monkeypatch.context() as patch:
+        engine, me = run._engine, {threading.get_ident()}
+        patch.setattr(_forward, name, fail)
+        engine._failures.contain("probe", lambda: engine._training._forward.wait_for(me))
+        assert nn.Identity()(1) == 1
+        assert run._engine._failures.counts["probe"] >= 1
+        patch.undo()
+        engine._training._forward.wait_for(me)
+        assert nn.Identity()(1) == 1
+    assert not is_armed()
+
+
 def test_a_run_that_ends_leaves_nothing_in(tmp_path: Path) -> None:
     """Closed while armed, and asked once more by a recorder that is late, it does not arm again."""
     quiet = Quiet(tmp_path)
