@@ -370,7 +370,6 @@ def test_what_cannot_be_captured_is_an_event_and_one_line(caplog: pytest.LogCapt
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     with caplog.at_level("WARNING", "monitor"), quick(optimizer) as run:
         for _ in range(30):
-            optimizer.zero_grad()
             parameter.grad = torch.ones(2)
             optimizer.step()
         run._engine._journal.note_capture("backward passes keep coming without a step", "SGD")
@@ -379,5 +378,5 @@ def test_what_cannot_be_captured_is_an_event_and_one_line(caplog: pytest.LogCapt
         assert [(event.severity, event.optimizer, event.end_step) for event in events] == [("warning", "SGD", None)] * 2
         assert run.snapshot().events_total["capture"] == 2
     lines = [record.getMessage() for record in caplog.records]
-    assert [line for line in lines if "no loss is known for SGD since step 1" in line] == [events[0].message]
+    assert [line for line in lines if "no loss is known for SGD since step" in line] == [events[0].message]
     assert [line for line in lines if "keep coming" in line] == ["backward passes keep coming without a step"]
