@@ -48,6 +48,14 @@ class Detection:
                 self._follow_batch_size(record.value)
             return self._contained(lambda: self._sets[self._first].observe(record))
 
+    def is_stall_near(self, now: float) -> bool:
+        """Tell whether a stall comes soon if nothing excuses it."""
+        try:
+            return self._sets[self._first].is_stall_near(now)
+        except Exception as error:  # noqa: BLE001
+            self._on_error("detect", error)
+            return False
+
     def tick(self, now: float, *, is_excused: bool) -> list[Event]:
         """Take the time; return a stall that starts. Only the first optimizer paces the run."""
         with self._lock:

@@ -223,7 +223,8 @@ class Engine:
         self._training.commands.expire()
         for message, optimizer in self._training.blind_spots():
             self._journal.note_capture(message, optimizer)
-        for event in self._detection.tick(now, is_excused=self._training.is_excused()):
+        is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
+        for event in self._detection.tick(now, is_excused=is_excused):
             self._recorder.post(event)
 
     def _digest(self, record: Step | Sample) -> list[Event]:

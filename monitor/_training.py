@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from time import perf_counter
 from typing import Any
 
 from torch.optim import Optimizer
@@ -16,10 +15,7 @@ from monitor._logged import LoggedValues
 from monitor._records import CommandRecord
 from monitor._settings import Settings
 from monitor.control import Boundary, Commands, Door, LearningRates
-from monitor.probe import Blindness, StepProbe, Tape, last_forward, watch_forward
-
-QUIET_SECONDS = 10.0
-"""How long nothing has to happen on the training thread before forward passes are looked for."""
+from monitor.probe import Blindness, ForwardWatch, StepProbe, Tape
 
 
 class TrainingSide:
@@ -47,7 +43,7 @@ class TrainingSide:
         self._failures = failures
         self._first_thread = threading.get_ident()
         self._last_activity = 0.0
-        self._quiet_seconds = min(QUIET_SECONDS, settings.stall_timeout / 4)
+        self._forward = ForwardWatch()
         num_groups = sum(len(o.param_groups) for o in optimizers.values())
         self.tape = Tape(num_groups, on_error=failures.note)
         self._logged = LoggedValues(self.tape, failures.note)
@@ -97,6 +93,7 @@ class TrainingSide:
         self.boundary.is_closed = True
         self._failures.contain("control", self.boundary.wake)
         self._failures.contain("control", self.commands.close)
+        self._failures.contain("probe", self._forward.close)
 
     def let_go(self) -> None:
         """Keep no param group and no function of the user's."""
@@ -126,13 +123,13 @@ class TrainingSide:
         for probe in self.probes:
             probe.wants_details = True
 
-    def is_excused(self) -> bool:
-        """Tell whether a pause, a checkpoint, batches or forward passes without steps (a validation) explain the lack
-        of steps. Forward passes are looked for only when nothing else has happened for some seconds."""
-        activity = max(last_forward(), *(p.last_activity for p in self.probes))
-        has_moved, self._last_activity = activity > self._last_activity, activity
-        if not has_moved and perf_counter() - activity > self._quiet_seconds:
-            watch_forward()
+    def is_excused(self, *, is_stall_near: bool) -> bool:
+        """Tell whether a pause, a checkpoint, or batches or forward passes without steps (a validation) explain the
+        lack of steps. Forward passes are looked for only when a stall is near."""
+        threads = {p.thread for p in self.probes if p.thread}
+        activity = max(self._forward.last_call(threads), *(p.last_activity for p in self.probes))
+        has_moved, self._last_activity = activity > self._last_activity, max(activity, self._last_activity)
+        self._forward.wait_for(threads if is_stall_near and not has_moved else set())
         return has_moved or self.boundary.is_busy
 
     def blind_spots(self) -> list[tuple[str, str]]:

@@ -241,6 +241,17 @@ class TestStatus:
         text = call("status", "fake").stdout
         assert row_of(text, "time") == "took 1 h 6 min"
         assert row_of(text, "step") == "300 of 5,000 (6 %)"
+        del document["elapsed_seconds"]  # left by an earlier version
+        folder.finish("finished", end_time=1.0, final={**document, "end_time": document["run"]["start_time"] + 60})
+        assert row_of(call("status", "fake").stdout, "time") == "took 1 min 0 s"
+
+    @pytest.mark.parametrize("steps", [0, 3])
+    def test_a_loss_that_is_not_known_says_so(self, folder: RunFolder, steps: int) -> None:
+        """A dash has its reason, once there was a step that could have had a loss."""
+        document = call_json("status")
+        optimizer = {**document["optimizers"][0], "loss": None, "loss_ema": None, "loss_best": None, "steps": steps}
+        folder.finish("finished", end_time=1.0, final={**document, "state": "finished", "optimizers": [optimizer]})
+        assert row_of(call("status", "fake").stdout, "loss") == ("-" + " (not known for the last step)" * bool(steps))
 
     def test_json_is_the_document_of_the_api(self) -> None:
         """`status --json` gives what GET /api/v1/run gives, without the page's own part."""

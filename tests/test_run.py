@@ -362,3 +362,21 @@ def test_a_missing_gpu_is_told_to_whom_asked_for_one(
         while given.get("gpu", True) and not run.snapshot().collections:
             run.flush()
     assert any("GPUs are not read" in record.getMessage() for record in caplog.records) == is_told
+
+
+def test_what_cannot_be_captured_is_an_event_and_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Ten steps whose gradients were set by hand are told once, and so is what another part has to say of the kind."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    with caplog.at_level("WARNING", "monitor"), quick(optimizer) as run:
+        for _ in range(30):
+            parameter.grad = torch.ones(2)
+            optimizer.step()
+        run._engine._journal.note_capture("backward passes keep coming without a step", "SGD")
+        run.flush()
+        events = [event for event in run.events() if event.kind == "capture"]
+        assert [(event.severity, event.optimizer, event.end_step) for event in events] == [("warning", "SGD", None)] * 2
+        assert run.snapshot().events_total["capture"] == 2
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line for line in lines if "no loss is known for SGD since step" in line] == [events[0].message]
+    assert [line for line in lines if "keep coming" in line] == ["backward passes keep coming without a step"]

@@ -124,6 +124,17 @@ MONITOR = Group(
             ),
         ),
         Alert(
+            name="TrainingNotCaptured",
+            expression=event("capture"),
+            severity="warning",
+            keep=_KEEP,
+            summary=f"The monitor of {text.RUN_ID} cannot see all of the training",
+            description=(
+                f"Something of {text.RUN_ID}, such as its loss, is not known since about step {text.COUNT}; the log of "
+                "the run says what, and what to do about it."
+            ),
+        ),
+        Alert(
             name="TrainingMonitorErrors",
             expression=per_run("sum", grown("training_monitor_errors_total", 10), "room"),
             severity="info",

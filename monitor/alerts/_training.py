@@ -77,6 +77,16 @@ LOSS = Group(
             description=f"Loss or gradients of {text.RUN_ID} were NaN or infinite at {_AT_STEP}.",
         ),
         Alert(
+            name="TrainingMetricNonfinite",
+            expression=event("nonfinite_metric"),
+            severity="warning",
+            keep="10m",
+            summary=f"A logged value of {text.RUN_ID} is not finite",
+            description=(
+                f"A validation loss or a metric that {text.RUN_ID} logs is NaN or infinite; seen at {_AT_STEP}."
+            ),
+        ),
+        Alert(
             name="TrainingDivergence",
             expression=event("divergence"),
             severity="critical",

@@ -1,4 +1,4 @@
-"""``nonfinite``: the loss or the gradient norm is NaN or infinite; ``nonfinite_metric``: so is a logged value."""
+"""``nonfinite``: the loss or the gradient norm is NaN or infinite; ``nonfinite_metric``: a logged value is."""
 
 from __future__ import annotations
 

@@ -125,6 +125,10 @@ class DetectorSet:
         """Take a logged value, such as ``Sample(kind="val_loss")``; return the events that start or end with it."""
         return [event for detector in self._detectors if (event := detector.observe(sample)) is not None]
 
+    def is_stall_near(self, now: float) -> bool:
+        """Tell whether a stall starts soon if nothing excuses it: then it is worth looking for an excuse."""
+        return any(detector.is_near(now) for detector in self._detectors if isinstance(detector, StallDetector))
+
     def tick(self, now: float, *, is_excused: bool = False) -> list[Event]:
         """Take the time (the clock of ``Step.time``), a few times a minute; return a stall that starts.
 

@@ -77,6 +77,10 @@ class StallDetector(Detector):
                 self._usual = usual + (min(duration, 3.0 * usual + 1e-3) - usual) / self.settings.memory
         return None
 
+    def is_near(self, now: float) -> bool:
+        """Tell whether half of the time has passed after which the run counts as stalled."""
+        return self._time is not None and self._open is None and now - self._time > self.timeout / 2
+
     def tick(self, now: float, *, is_excused: bool = False) -> Event | None:
         """Take the time in the unit of ``Step.time``. ``is_excused``: a validation, a checkpoint or a pause goes on."""
         if self._time is None or self._step is None:

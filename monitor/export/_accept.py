@@ -1,4 +1,4 @@
-"""Choose an exposition format by the quality values of an Accept header (RFC 9110, 12.5.1)."""
+"""Quality values of the Accept header (RFC 9110, 12.4.2), which prometheus_client does not look at."""
 
 from __future__ import annotations
 

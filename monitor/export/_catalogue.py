@@ -102,7 +102,11 @@ _PROGRESS = (
 )
 
 _LOSS = (
-    _gauge("training_loss", "Loss of the last optimizer step; NaN is shown as NaN.", "optimizer"),
+    _gauge(
+        "training_loss",
+        "Loss of the last optimizer step; NaN is shown as NaN, and a loss that is not known is absent.",
+        "optimizer",
+    ),
     _gauge("training_loss_ema", "Exponentially weighted mean of the finite losses.", "optimizer"),
     _gauge("training_loss_window_mean", "Mean of the finite losses in the trailing window.", "optimizer"),
     _gauge("training_loss_window_min", "Lowest finite loss in the trailing window.", "optimizer"),
@@ -206,7 +210,7 @@ _GRADIENTS = (
 )
 
 _EVENTS = (
-    _counter("training_events_total", "Events raised, by kind.", "kind"),
+    _counter("training_events_total", "Events raised, by kind; capture: the monitor cannot see something.", "kind"),
     _gauge("training_event_active", "1 while the condition of this kind holds.", "kind"),
     _gauge(
         "training_last_event_timestamp_seconds",

@@ -7,10 +7,9 @@ and append one entry to the :class:`~._tape.Tape`; the recorder thread drains th
 """
 
 from monitor.probe._blindness import Blindness
-from monitor.probe._forward import last_forward
-from monitor.probe._patches import watch_forward
+from monitor.probe._forward import ForwardWatch
 from monitor.probe._steps import StepProbe
 from monitor.probe._tape import SampleEntry, Tape
 from monitor.probe._values import Value, take
 
-__all__ = ["Blindness", "SampleEntry", "StepProbe", "Tape", "Value", "last_forward", "take", "watch_forward"]
+__all__ = ["Blindness", "ForwardWatch", "SampleEntry", "StepProbe", "Tape", "Value", "take"]

@@ -17,7 +17,7 @@ from pkgutil import resolve_name
 from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-from monitor.probe import _clipping, _forward, _loading, _loss, _made, _scaler
+from monitor.probe import _clipping, _loading, _loss, _made, _scaler
 from monitor.probe._compilation import skipped, untraced
 from monitor.probe._ledger import LEDGERS
 from monitor.probe._values import has_no_accelerator
@@ -92,15 +92,7 @@ def _install() -> None:
             _swap(cell, make(cell.cell_contents))
 
 
-def watch_forward() -> None:
-    """Have the next forward pass noted, for as long as an optimizer is watched."""
-    with _LOCK:
-        if PROBES:
-            _forward.arm()
-
-
 def _uninstall() -> None:
-    _forward.disarm()
     _made.MADE.clear()
     while _UNDO:
         _UNDO.pop()()

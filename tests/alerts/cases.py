@@ -150,7 +150,7 @@ CASES = [
         ),
     ),
     # loss
-    *_events("TrainingLossNonfinite", "nonfinite", "divergence"),
+    *_events("TrainingLossNonfinite", "nonfinite", "nonfinite_metric"),
     _short("TrainingLossNonfinite", "nonfinite"),
     Case(
         "TrainingLossNonfinite",
@@ -189,6 +189,8 @@ CASES = [
         | series("training_nonfinite_total", "0x20", optimizer="AdamW", kind="loss")
         | series("training_global_step", "10+10x20", optimizer="AdamW"),
     ),
+    *_events("TrainingMetricNonfinite", "nonfinite_metric", "nonfinite"),
+    _short("TrainingMetricNonfinite", "nonfinite_metric"),
     *_events("TrainingDivergence", "divergence", "spike"),
     _short("TrainingDivergence", "divergence"),
     *_events("TrainingLossSpike", "spike", "outlier"),
@@ -393,6 +395,7 @@ CASES = [
         outcome="expired",
     ),
     *_kept("TrainingMonitorErrors", "training_monitor_errors_total", room="recorder"),
+    *_events("TrainingNotCaptured", "capture", "stall"),
     Case("TrainingStepsDropped", "none is lost", "5m", _OLD_RUN | _NONE_DROPPED),
     Case(
         "TrainingMonitorErrors",

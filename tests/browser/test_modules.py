@@ -92,6 +92,14 @@ def test_columns_may_come_later_and_readings_twice(page) -> None:
     assert evaluate(page, "series", code) == [[1, 2, 3], [0.1, 0.2, 0.3]]
 
 
+def test_a_clock_that_is_set_back_hides_no_reading(page) -> None:
+    """Readings that came before are told by the newest one shown, also where what follows is older by the clock."""
+    code = """(() => { const s = new m.Series('time'); s.append({time: [1001, 1002], cpu_ratio: [0.1, 0.2]});
+      s.append({time: [1002, 3], cpu_ratio: [0.9, 0.3]}); s.append({time: [3, 4], cpu_ratio: [0.9, 0.4]});
+      s.append({time: [4], cpu_ratio: [0.9]}); return [s.get('time'), s.get('cpu_ratio')]; })()"""
+    assert evaluate(page, "series", code) == [[1001, 1002, 3, 4], [0.1, 0.2, 0.3, 0.4]]
+
+
 def test_undo_is_reckoned_from_the_audit_trail(page) -> None:
     """Changes are taken back one by one; rejected ones were none."""
     code = """(() => { const entry = (id, action, status = 'applied') =>

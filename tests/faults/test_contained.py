@@ -65,8 +65,7 @@ REASONS = {
     "takes them out": {
         "monitor.probe._patches.remove",
         "monitor.probe._patches._uninstall",
-        "monitor.probe._forward.disarm",
-        *(f"monitor.probe.{room}._after_fork_in_child" for room in ("_patches", "_ledger")),
+        *(f"monitor.probe.{room}._after_fork_in_child" for room in ("_patches", "_ledger", "_forward")),
         "monitor.probe._steps.StepProbe.close",
         "monitor.probe._steps.StepProbe._is_between_steps",
         "monitor.probe._steps._remove_hook",
@@ -76,7 +75,7 @@ REASONS = {
     "makes the user's own clip, whose exceptions are the user's": {"monitor.probe._clipping._noted"},
     "hands a failure on": {
         *(f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping")),
-        *(f"monitor.probe.{room}.report" for room in ("_loading", "_made")),
+        *(f"monitor.probe.{room}.report" for room in ("_loading", "_made", "_forward")),
     },
     "several threads, or a failure of ours; tests/probe shows them": {
         "monitor.probe._attribution.LossAttribution.is_reached_by",
@@ -88,6 +87,9 @@ REASONS = {
         *("monitor.probe._values." + n for n in ("_Cell.poll", "_Clone.poll", "PinnedLane.send", "PinnedLane.read")),
         *("monitor.probe._values." + n for n in ("PinnedLane.disown", "PinnedLane._reclaim", "_Combined.poll")),
         "monitor.probe._attribution.LossAttribution.watch_zeroing",
+    },
+    "needs a stall that is near; tests/probe/test_forward.py makes it fail": {
+        *("monitor.probe._forward." + n for n in ("_arm", "_go_off")),
     },
     "called by the user or by a server's thread": {
         "monitor.probe._tape.Tape.drained_sequence",
@@ -107,7 +109,7 @@ REASONS = {
 }
 EXEMPT = CONTAINERS.union(*REASONS.values())
 FAULTS = {f.label: f for f in faults_in(monitor.probe, monitor.recorder, monitor.control, monitor.detect)}
-RECORDERS = re.compile(r"tape|phases_of$|_blindness|_forward\.(last_forward|arm)$|watch_forward$")
+RECORDERS = re.compile(r"tape|phases_of$|_blindness|ForwardWatch|_forward\._(want|restore|is_armed)$")
 """What of the probe is called on the recorder's thread, where the test of what is called does not look."""
 TESTED = sorted(set(FAULTS) - EXEMPT)
 

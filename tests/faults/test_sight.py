@@ -1,9 +1,8 @@
-"""What trains is seen, or a word says that it is not; who evaluates has not stalled."""
+"""What trains is seen, or a word says that it is not."""
 
 from __future__ import annotations
 
 import collections
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ import torch
 from torch import nn
 
 import monitor
-from monitor._training import TrainingSide
-from monitor.probe import _forward
-from tests.faults.loops import make_batches, make_model, train_plainly, watch
+from tests.faults.loops import watch
 
 
 def parameter() -> nn.Parameter:
@@ -190,75 +187,7 @@ def test_who_accumulates_or_skips_is_not_blind(tmp_path: Path) -> None:
         assert captures(run) == []
 
 
-# ------------------------------------------------------------------------------------------------------ activity
-
-
-def side(run: monitor.Run) -> TrainingSide:
-    return run._engine._training
-
-
-def test_forward_passes_without_steps_are_activity(tmp_path: Path) -> None:
-    """An evaluation over tensors in memory excuses the lack of steps; asleep, the thread has no excuse."""
-    model = make_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    original = vars(nn.Module)["__call__"]
-    with watch(optimizer, tmp_path) as run:
-        train_plainly(model, optimizer, make_batches(2))
-        run._engine._recorder.stop(60)  # it asks too
-        training = side(run)
-        training._quiet_seconds = 0.0
-        training.is_excused()
-        assert [training.is_excused() for _ in range(3)] == [False] * 3
-        assert vars(nn.Module)["__call__"] is not original  # armed
-        with torch.no_grad():
-            model(make_batches(1)[0][0])
-        assert vars(nn.Module)["__call__"] is original  # the first call has put it back
-        assert training.is_excused()
-        assert not training.is_excused()
-    assert vars(nn.Module)["__call__"] is original
-    training.is_excused()
-    assert vars(nn.Module)["__call__"] is original  # nothing is armed after the end
-
-
-def test_nothing_is_armed_while_steps_come(tmp_path: Path) -> None:
-    """The tripwire costs a training nothing that makes its steps."""
-    model = make_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with watch(optimizer, tmp_path) as run:
-        for batch in make_batches(4):
-            train_plainly(model, optimizer, [batch])
-            side(run).is_excused()
-            assert not _forward._ARMED
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_forked_child_is_not_armed(tmp_path: Path) -> None:
-    """What a DataLoader worker inherits is torch's own function."""
-    original = vars(nn.Module)["__call__"]
-    _forward.arm()
-    try:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0 if vars(nn.Module)["__call__"] is original else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    finally:
-        _forward.disarm()
-
-
-def test_a_patch_made_over_the_tripwire_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody who patches the forward pass while it is armed keeps their patch."""
-    original = vars(nn.Module)["__call__"]
-    _forward.arm()
-
-    def theirs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return original(self, *args, **kwargs)
-
-    nn.Module.__call__ = theirs  # type: ignore[method-assign]
-    try:
-        _forward.disarm()
-        assert vars(nn.Module)["__call__"] is theirs
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
+# --------------------------------------------------------------------------------------------------- skipped steps
 
 
 def test_skipped_steps_of_a_fused_optimizer_are_not_counted(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
 from monitor._records import (
-    DETECTOR_KINDS,
+    EVENT_KINDS,
     CommandRecord,
     Event,
     GpuReading,
@@ -133,6 +133,7 @@ class FakeRun:
                 run=self._info(),
                 state=self.state,  # type: ignore[arg-type]
                 time=self._clock(),
+                elapsed_seconds=self._clock() - self._start,
                 end_time=self._clock() if self.state in ("finished", "failed", "interrupted") else None,
                 target_steps=TOTAL_STEPS,
                 elapsed_seconds=40.0,
@@ -147,9 +148,9 @@ class FakeRun:
                 validation_losses={"held_out": self._loss_level() + 0.08},
                 metrics={"accuracy": 1 - self._loss_level() / 6},
                 phase_seconds={name: seconds * self._step for name, seconds in PHASES.items()},
-                events_total={kind: sum(e.kind == kind for e in self._events) for kind in DETECTOR_KINDS},
+                events_total={kind: sum(e.kind == kind for e in self._events) for kind in EVENT_KINDS},
                 events_active={
-                    kind: any(e.kind == kind and e.end_step is None for e in self._events) for kind in DETECTOR_KINDS
+                    kind: any(e.kind == kind and e.end_step is None for e in self._events) for kind in EVENT_KINDS
                 },
                 last_event_seq=len(self._events),
                 commands_total=dict(self._totals),
