@@ -87,7 +87,10 @@ def everything(attach: Attach) -> list[Tensor]:
             factor = float("inf") if i == 1 else 0.5
             scaler.scale(mse_loss(model(x), y) * factor).backward()
             torch.autograd.backward([scaler.scale(mse_loss(model(x), y) * factor)])
-            scaler.unscale_(optimizer)
+            if i != 3:
+                scaler.unscale_(optimizer)
+            first = next(model.parameters())
+            first.grad = nn.Parameter(first.grad, requires_grad=False)  # of another class than most
             _clip(model, i)
             if run is not None and i == 2:
                 run.log(loss=0.75)

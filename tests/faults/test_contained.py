@@ -54,6 +54,7 @@ REASONS = {
         *("monitor.probe._loss." + n for n in ("watch_backward", "watch_zero_grad")),
         *("monitor.probe._scaler." + n for n in ("watch_scale", "watch_scaler_step")),
         *("monitor.probe._clipping." + n for n in ("watch_clip_norm", "watch_clip_with_norm", "watch_clip_value")),
+        *("monitor.probe._clipping." + n for n in ("watch_sharded_clip", "_alone")),
         "monitor.probe._loading.watch_next",
         *("monitor.probe._compilation." + n for n in ("skipped", "untraced", "_mark")),
         *("monitor.probe._steps." + n for n in ("_num_steps", "StepProbe.open", "StepProbe._make_hooks")),
@@ -73,7 +74,7 @@ REASONS = {
     },
     "needs a device; tests/faults/test_values.py shows it on memory of the host": {
         *("monitor.probe._values." + n for n in ("_Cell.poll", "_Clone.poll", "PinnedLane.send", "PinnedLane.read")),
-        *("monitor.probe._values." + n for n in ("PinnedLane.disown", "PinnedLane._reclaim")),
+        *("monitor.probe._values." + n for n in ("PinnedLane.disown", "PinnedLane._reclaim", "_Quotient.poll")),
     },
     "called by the user or by a server's thread": {
         "monitor.probe._tape.Tape.drained_sequence",
