@@ -39,6 +39,8 @@ _PATCHED_OWNERS = (
     ("torch.amp.grad_scaler", "GradScaler"),
     ("torch.nn.utils", None),
     ("torch.nn.utils.clip_grad", None),
+    ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel"),
+    ("torch.distributed.fsdp.sharded_grad_scaler", "ShardedGradScaler"),
     ("torch.utils.data.dataloader", "DataLoader"),
     ("torch.utils.data.dataloader", "_BaseDataLoaderIter"),
 )

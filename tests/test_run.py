@@ -17,6 +17,7 @@ from torch import nn
 import monitor
 from monitor._access import Linger
 from monitor._command import own_command
+from monitor.probe._watched import PROBES
 
 
 def make(lr: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -201,6 +202,13 @@ def test_several_optimizers_by_name() -> None:
         run.flush()
         assert [o.key for o in run.snapshot().optimizers] == ["generator", "discriminator"]
         assert set(run.history()["optimizers"]) == {"generator", "discriminator"}
+
+
+def test_optimizers_share_one_budget_for_their_gradient_norms() -> None:
+    """Four optimizers measure their norms within the share of the step time that one alone would have."""
+    optimizers = {str(i): make()[1] for i in range(4)}
+    with quick(optimizers, overhead_budget=0.2):
+        assert [PROBES[id(o)].norms._budget for o in optimizers.values()] == [0.05] * 4
 
 
 class TestLinger:

@@ -7,7 +7,6 @@ inner one does the work for L2 norms, in one function without detours for one op
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from threading import get_ident
 from time import perf_counter
 from types import GeneratorType
@@ -35,6 +34,7 @@ Owned = list[tuple["NormMeter", frozenset[int] | None, Norms | None]]
 
 def watch_clip_norm(original: Any) -> Any:
     """Note clips by another norm than L2; the wrapper of ``_clip_grads_with_norm_`` sees the others."""
+    alone = _alone(original)
 
     def clip_grad_norm_(
         parameters: Any,
@@ -47,35 +47,39 @@ def watch_clip_norm(original: Any) -> Any:
         if (norm_type == 2.0 and not more) or get_ident() in _INSIDE:
             return original(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
         params, parameters = _as_list(parameters)
-        return _noted(
-            _measure_before(params),
-            max_norm,
-            lambda: original(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more),
-        )
+        owned = _measure_before(params)
+        total = alone(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
+        _note_norm_clip(owned, max_norm, total)
+        return total
 
     return clip_grad_norm_
 
 
 def watch_sharded_clip(original: Any) -> Any:
     """Note clips by FullyShardedDataParallel's own method: its total is that of all ranks."""
+    alone = _alone(original)
 
     def clip_grad_norm_(self: Any, max_norm: Any, norm_type: Any = 2.0) -> Any:
         owned = _measure_before(list(self.parameters()), is_total=norm_type == 2.0)
-        return _noted(owned, max_norm, lambda: original(self, max_norm, norm_type))
+        total = alone(self, max_norm, norm_type)
+        _note_norm_clip(owned, max_norm, total)
+        note_changed()
+        return total
 
     return clip_grad_norm_
 
 
-def _noted(owned: Owned, max_norm: Any, clip: Callable[[], Any]) -> Any:
-    """Clip, and note that clip alone: what it calls is part of it."""
-    _INSIDE.add(get_ident())
-    try:
-        total = clip()
-    finally:
-        _INSIDE.discard(get_ident())
-    _note_norm_clip(owned, max_norm, total)
-    note_changed()
-    return total
+def _alone(original: Any) -> Any:
+    """Make the clips that a clipping function calls part of its own."""
+
+    def clip(*args: Any, **kwargs: Any) -> Any:
+        _INSIDE.add(get_ident())
+        try:
+            return original(*args, **kwargs)
+        finally:
+            _INSIDE.discard(get_ident())
+
+    return clip
 
 
 def watch_clip_with_norm(original: Any) -> Any:

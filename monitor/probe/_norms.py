@@ -13,7 +13,7 @@ from torch import Tensor
 from monitor.probe._gradients import MAX_CLIPS, Norms, RawClip, absence_of, norms_of
 from monitor.probe._ledger import current
 from monitor.probe._scaler import ScaledBy, scale_of
-from monitor.probe._values import Value, divided
+from monitor.probe._values import Value, divided, take
 
 MAX_STRIDE = 1000
 CLIPPED_TWICE = "clipped in parts that overlap"
@@ -81,22 +81,20 @@ class NormMeter:
 
     def coverage(self, params: Sequence[Tensor], is_shared: bool) -> frozenset[int] | None:
         """Return which of the optimizer's parameters are among ``params``, by id; None for all of them."""
-        self._params()
+        if len(self.optimizer().param_groups) != self.num_groups:
+            self._count()
         if len(params) >= self.num_params and not is_shared:
             return None
         covered = self._ids.intersection(map(id, params))
         return None if len(covered) == len(self._ids) else covered
 
-    def _params(self) -> list[Tensor]:
-        """Return the parameters; look anew at what they are if a param group has come or gone."""
+    def _count(self) -> None:
         groups = self.optimizer().param_groups
         params = [p for g in groups for p in g["params"]]
-        if len(groups) != self.num_groups:
-            self.num_groups = len(groups)
-            self._ids = frozenset(map(id, params))
-            self.num_params = len(self._ids)
-            self.absence = absence_of(params)
-        return params
+        self.num_groups = len(groups)
+        self._ids = frozenset(map(id, params))
+        self.num_params = len(self._ids)
+        self.absence = absence_of(params)
 
     # ------------------------------------------------------------------------------------------------- norms
 
@@ -118,8 +116,12 @@ class NormMeter:
             return parts
         if not self.is_due:
             return ()
-        (rest,) = self._measure((p for p in self._params() if id(p) not in covered), L2)
-        return rest if isinstance(rest, str) else parts + list(rest)
+        groups = self.optimizer().param_groups
+        if len(groups) != self.num_groups:
+            self._count()
+        rest = (p for g in groups for p in g["params"])
+        (norms,) = self._measure((p for p in rest if id(p) not in covered) if covered else rest, L2)
+        return norms if isinstance(norms, str) else [*parts, *norms]
 
     def of_clipped(self, covered: frozenset[int] | None, params: Iterable[Tensor], *norm_types: float) -> list[Norms]:
         """Measure this optimizer's share of what is clipped; nothing where this step's norm is not due."""
@@ -131,7 +133,10 @@ class NormMeter:
     def unscaled(self, norms: Norms) -> Norms:
         """Return L2 norms of the gradients as they are now without the scale that a GradScaler has given them."""
         scale = scale_of(self.optimizer(), self.scaled_by, self.number)
-        return norms if scale is None or isinstance(norms, str) else [divided(norm, scale) for norm in norms]
+        if scale is None or isinstance(norms, str):
+            return norms
+        by = take(scale.detach())
+        return () if by is None else [divided(norm, by) for norm in norms]
 
     @property
     def is_due(self) -> bool:

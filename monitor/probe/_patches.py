@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LOCK = threading.Lock()
 _UNDO: list[Callable[[], None]] = []
 _GUARDED: set[type] = set()
+_FSDP = "torch.distributed.fsdp"
 
 
 def add(probe: StepProbe) -> None:
@@ -69,18 +70,16 @@ def _install() -> None:
         ("torch.amp.GradScaler.step", _scaler.watch_scaler_step),
         ("torch.amp.GradScaler.unscale_", _scaler.watch_unscale),
         ("torch.utils.data.dataloader._BaseDataLoaderIter.__next__", _loading.watch_next),
+        (f"{_FSDP}.fully_sharded_data_parallel.FullyShardedDataParallel.clip_grad_norm_", _clipping.watch_sharded_clip),
+        (f"{_FSDP}.sharded_grad_scaler.ShardedGradScaler.scale", _scaler.watch_scale),
     ):
         owner, _, attribute = name.rpartition(".")
+        if owner.startswith(_FSDP) and owner.rpartition(".")[0] not in sys.modules:
+            continue  # who has not imported it does not use it
         try:
             _set(resolve_name(owner), attribute, make)
         except Exception as error:  # noqa: BLE001
             report(error)
-    for module, name, attribute, make in (  # whoever uses them has imported them
-        ("fully_sharded_data_parallel", "FullyShardedDataParallel", "clip_grad_norm_", _clipping.watch_sharded_clip),
-        ("sharded_grad_scaler", "ShardedGradScaler", "scale", _scaler.watch_scale),
-    ):
-        if (imported := sys.modules.get(f"torch.distributed.fsdp.{module}")) is not None:
-            _set(getattr(imported, name), attribute, make)
     for name, make in (
         ("clip_grad_norm_", _clipping.watch_clip_norm),
         ("_clip_grads_with_norm_", _clipping.watch_clip_with_norm),

@@ -109,11 +109,11 @@ def _note_scaling(scaler: Any) -> None:
     SCALING[id(scaler)] = weakref.ref(scaler), id(scaler._per_optimizer_states)
 
 
-def scale_of(optimizer: Any, scaled_by: ScaledBy | None, number: int) -> Value | None:
+def scale_of(optimizer: Any, scaled_by: ScaledBy | None, number: int) -> Tensor | None:
     """Return what the gradients of an optimizer that has made ``number`` steps are multiplied by; None: by nothing."""
     of_step = getattr(optimizer, "grad_scale", None)  # a fused optimizer divides by it
     if isinstance(of_step, Tensor):
-        return taken(of_step)
+        return of_step
     if scaled_by is None:
         scaled_by = ScaledBy(next(reversed(SCALING), 0), id(optimizer), 0)
     reference, states = SCALING.get(scaled_by.scaler, (None, 0))
@@ -121,7 +121,8 @@ def scale_of(optimizer: Any, scaled_by: ScaledBy | None, number: int) -> Value |
     if scaler is None or scaled_by.number != number or id(scaler._per_optimizer_states) != states:
         return None
     state = scaler._per_optimizer_states.get(scaled_by.optimizer)
-    return taken(scaler._scale) if state is None or state["stage"] is OptState.READY else None
+    scale: Tensor | None = scaler._scale
+    return scale if state is None or state["stage"] is OptState.READY else None
 
 
 @untraced

@@ -51,9 +51,28 @@ def test_the_details_name_the_rank_where_several_train_together(visit) -> None:
     run.alter = lambda snapshot: replace(snapshot, run=replace(told, world_size=2, rank=1))
     details = visit(run).page.locator("#details")
     expect(details).to_contain_text("rank 1 of 2")
+    expect(details.page.locator("#tile-loss")).to_contain_text("on rank 1 of 2")
     run.alter = lambda snapshot: replace(snapshot, run=told)
     run.advance(1)
     expect(details).not_to_contain_text("Ranks")
+    expect(details.page.locator("#tile-loss")).not_to_contain_text("rank")
+
+
+def test_a_gradient_norm_that_cannot_be_known_is_a_dash_with_its_reason(visit) -> None:
+    """Sharded gradients: the tile says why it has no number."""
+
+    def sharded(snapshot: Snapshot) -> Snapshot:
+        optimizers = [
+            replace(o, gradient_norm=None, gradient_norm_step=None, gradient_norm_reason="sharded over 8 ranks")
+            for o in snapshot.optimizers
+        ]
+        return replace(snapshot, optimizers=tuple(optimizers))
+
+    run = PageRun()
+    run.alter = sharded
+    tile = visit(run).page.locator("#tile-gradient-norm")
+    expect(tile).to_contain_text("sharded over 8 ranks")
+    assert tile.locator("data").get_attribute("value") == ""
 
 
 def test_the_strip_shows_the_numbers_of_the_api(visit) -> None:

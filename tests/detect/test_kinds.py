@@ -178,7 +178,7 @@ def test_a_norm_that_stays_below_a_thousandth_is_vanishing() -> None:
     assert events_of(GradientVanishingDetector(), norms(declining)) == []
 
 
-def clipped(shares: list[bool]) -> list[tuple[int, int | None]]:
+def clipped(shares: list[bool | None]) -> list[tuple[int, int | None]]:
     records = [
         step(number, 2.0, clips=(Clip("norm", 1.0, is_clipped, 0.5),)) for number, is_clipped in enumerate(shares, 1)
     ]
@@ -191,6 +191,8 @@ def test_clipping_at_nearly_every_step_is_reported_after_a_while_and_ends() -> N
     assert clipped([True] * 200 + [False] * 30)[0] == (128, None)
     assert clipped([True] * 200 + [False] * 30)[1][1] is not None
     assert clipped([True, False] * 500) == []
+    assert clipped([None, True] * 127) == []
+    assert clipped([None, True] * 128)[0] == (256, None)
 
 
 def test_fifty_identical_losses_are_stuck() -> None:

@@ -58,6 +58,7 @@ REASONS = {
         *("monitor.probe._loss." + n for n in ("watch_backward", "watch_zero_grad")),
         *("monitor.probe._scaler." + n for n in ("watch_scale", "watch_scaler_step", "watch_unscale")),
         *("monitor.probe._clipping." + n for n in ("watch_clip_norm", "watch_clip_with_norm", "watch_clip_value")),
+        *("monitor.probe._clipping." + n for n in ("watch_sharded_clip", "_alone")),
         "monitor.probe._loading.watch_next",
         *("monitor.probe._compilation." + n for n in ("skipped", "untraced", "_mark")),
         *("monitor.probe._steps." + n for n in ("_num_steps", "StepProbe.open", "StepProbe._make_hooks")),
@@ -72,7 +73,6 @@ REASONS = {
         "monitor.probe._steps._nothing",
     },
     "reads the user's own iterable, whose exceptions are the user's": {"monitor.probe._clipping._as_list"},
-    "makes the user's own clip, whose exceptions are the user's": {"monitor.probe._clipping._noted"},
     "hands a failure on": {
         *(f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping")),
         *(f"monitor.probe.{room}.report" for room in ("_loading", "_made", "_forward")),

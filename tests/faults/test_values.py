@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from monitor._records import Step
 from monitor.probe import Tape, _clipping, _loss, take
 from monitor.probe._tape import GIVE_UP_SECONDS, StepEntry
-from monitor.probe._values import PinnedLane, _Clone
+from monitor.probe._values import PinnedLane, _Clone, divided
 from tests.faults.loops import watch
 
 
@@ -67,6 +67,21 @@ def test_value_is_there_when_it_has_landed_and_not_before() -> None:
     stream.run()
     assert pending.poll() == 0.5
     assert pending.poll() == 0.5
+
+
+def test_quotient_is_there_when_both_have_landed() -> None:
+    """A norm on its way, divided by a scale on its way: the scale is that of the moment of dividing."""
+    lane, stream = make_lane()
+    norm, scale = sent(lane, 512.0), torch.tensor(256.0)
+    quotient = divided(norm, sent(lane, scale))
+    scale.fill_(9.0)
+    stream.run(1)
+    assert quotient.poll() is None
+    stream.run()
+    assert quotient.poll() == quotient.poll() == 2.0
+    assert divided(norm, 128.0).poll() == 4.0
+    assert divided(6.0, 2.0) == 3.0
+    assert math.isnan(divided(6.0, 0.0))
 
 
 @pytest.mark.parametrize("value", [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, 3.4e38, -1.5])

@@ -65,6 +65,17 @@ def test_the_gradient_norm_names_the_step_it_was_measured_at() -> None:
     assert (view.gradient_norm, view.gradient_norm_step, view.global_step) == (5.0, 2, 4)
 
 
+def test_a_norm_that_cannot_be_known_keeps_its_reason_until_there_is_one() -> None:
+    """The reason of the last step that had one stands for the steps at which nothing was measured."""
+    reason = "sharded over 2 ranks"
+    steps = [step(1, gradient_norm=None, gradient_norm_reason=reason), step(2, gradient_norm=None)]
+    view = digest(steps).snapshot.optimizers[0]
+    assert (view.gradient_norm, view.gradient_norm_reason) == (None, reason)
+    steps += [step(3, gradient_norm=5.0), step(4, gradient_norm=None, gradient_norm_reason=reason)]
+    view = digest(steps).snapshot.optimizers[0]
+    assert (view.gradient_norm, view.gradient_norm_step, view.gradient_norm_reason) == (5.0, 3, None)
+
+
 def test_a_nan_loss_is_shown_and_poisons_nothing() -> None:
     """The last loss is NaN; sums, smoothed loss and best stay finite and go on."""
     rec = digest([step(1, 2.0), step(2, math.nan), step(3, math.inf)])
@@ -98,6 +109,13 @@ def test_clips_and_skips_are_counted_by_step() -> None:
     assert view.clip_share == 0.5
     assert (view.steps, view.skipped_steps) == (2, {"amp_overflow": 1})
     assert view.clip_factor == 1.0
+
+
+def test_a_clip_that_could_not_be_measured_counts_neither_way() -> None:
+    """Its threshold is shown; whether it took effect, and by how much, is not."""
+    view = digest([step(1, clips=(Clip("norm", 1.0, None), Clip("value", 0.1, None)))]).snapshot.optimizers[0]
+    assert (view.clip_threshold, view.clip_factor, view.clip_share) == (0.1, None, None)
+    assert view.clip_checks == view.clips == {"norm": 0, "value": 0}
 
 
 def test_speed_and_time_left() -> None:

@@ -136,7 +136,6 @@ class FakeRun:
                 elapsed_seconds=self._clock() - self._start,
                 end_time=self._clock() if self.state in ("finished", "failed", "interrupted") else None,
                 target_steps=TOTAL_STEPS,
-                elapsed_seconds=40.0,
                 last_step_time=last and last["time"],
                 optimizers=(optimizer,),
                 samples_total=32.0 * self._step,

@@ -79,6 +79,11 @@ def by_tensors(mesh: DeviceMesh) -> nn.Module:
     return parallelize_module(plain(), mesh, {**plan, "3": RowwiseParallel(output_layouts=Replicate())})
 
 
+def tensors_in_part(mesh: DeviceMesh) -> nn.Module:
+    """Tensor parallelism of two layers; the first stays plain, and alike on all ranks."""
+    return parallelize_module(plain(), mesh, {"1": ColwiseParallel(), "3": RowwiseParallel()})
+
+
 def in_two_dimensions(mesh: DeviceMesh) -> nn.Module:
     """Tensor parallelism inside, fully sharded outside."""
     net = parallelize_module(plain()[1:], mesh["tp"], {"1": ColwiseParallel(), "3": RowwiseParallel()})
@@ -115,6 +120,12 @@ def no_clip(_: nn.Module, __: list[Tensor]) -> None:
 def by_norm(_: nn.Module, params: list[Tensor]) -> None:
     """Clip as most programs do."""
     clip_grad_norm_(params, MAX_NORM)
+
+
+def by_kind(_: nn.Module, params: list[Tensor]) -> None:
+    """Clip the distributed gradients, and the others, each by their own norm."""
+    for is_distributed in {isinstance(p, DTensor) for p in params}:
+        clip_grad_norm_([p for p in params if isinstance(p, DTensor) is is_distributed], MAX_NORM)
 
 
 def by_extreme(_: nn.Module, params: list[Tensor]) -> None:
@@ -166,6 +177,7 @@ CASES: dict[int, dict[str, tuple[Build, list[Clip]]]] = {
         "fully_shard": (by_fully_shard, ALL_CLIPS),
         "in part": (in_part, [no_clip, by_value]),
         "tensors": (by_tensors, [no_clip]),
+        "tensors in part": (tensors_in_part, [no_clip, by_kind]),
         "replicated": (replicated, [no_clip, by_norm, by_value]),
         "data": (by_data, ALL_CLIPS),
         **{name: (build, [no_clip, by_norm, by_its_method]) for name, build in FLAT.items()},
@@ -190,7 +202,7 @@ def local(tensor: Any) -> Tensor:
 
 def batch_of(build: Build, rank: int) -> Tensor:
     """Return a rank's batch: the same on all where a layer is spread over them."""
-    is_same = build in (by_tensors, in_two_dimensions, replicated)
+    is_same = build in (by_tensors, tensors_in_part, in_two_dimensions, replicated)
     return torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0 if is_same else rank))
 
 

@@ -15,7 +15,7 @@ GROUPS = {1: ("all",), 2: ("one", "all"), 4: ("some", "all")}
 FSDP = "sharded by FullyShardedDataParallel"
 WHOLE = {
     1: ["fully_shard", "tensors", "flat"],
-    2: ["replicated", "data", "flat NO_SHARD True", "flat NO_SHARD False"],
+    2: ["replicated", "tensors in part", "data", "flat NO_SHARD True", "flat NO_SHARD False"],
     4: ["data"],
 }
 ABSENT = {
@@ -27,6 +27,7 @@ ABSENT = {
         "in part, no_clip": "sharded over 2 ranks",
         "in part, by_value": "sharded over 2 ranks",
         "tensors, no_clip": "partial sums over 2 ranks",
+        "tensors in part, no_clip": "sharded over 2 ranks",
         **{f"flat FULL_SHARD {keeps}, {clip}": FSDP for keeps in (True, False) for clip in ("no_clip", "by_norm")},
     },
     4: {"hybrid, no_clip": "sharded over 2 ranks", "two dimensions, no_clip": "sharded over 4 ranks"},
