@@ -21,7 +21,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from monitor import Run
-from tests.control.conftest import attach  # noqa: F401 - a fixture
 
 Attach = Callable[..., Run]
 KINDS = {
