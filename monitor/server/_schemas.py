@@ -89,7 +89,8 @@ def _of(hint: Any) -> Schema:
 
 def _hand_kept() -> dict[str, Schema]:
     string, integer = {"type": "string"}, {"type": "integer"}
-    numbers = array({"anyOf": [ref("Number"), {"type": "null"}]})
+    nullable = {"anyOf": [ref("Number"), {"type": "null"}]}
+    numbers = array(nullable)
     return {
         "Number": {
             "description": "A float; what is not finite is a string, as in Prometheus' own API.",
@@ -115,9 +116,9 @@ def _hand_kept() -> dict[str, Schema]:
                 "optimizer": string,
                 "param_group": integer,
                 "name": {"type": ["string", "null"]},
-                "scheduled": ref("Number"),
+                "scheduled": nullable,
                 "factor": ref("Number"),
-                "applied": ref("Number"),
+                "applied": nullable,
             }
         ),
         "LearningRates": record({"groups": array(ref("GroupRate")), "pending": array(ref("CommandRecord"))}),

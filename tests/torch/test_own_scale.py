@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 from monitor import CommandRefusedError, Run
+from monitor._report import lr_table
 from monitor.control._own_scale import own_scale
+from monitor.export import Exporter
+from monitor.server._json import encode
 
 po = pytest.importorskip("pytorch_optimizer")
 Attach = Callable[..., Run]
@@ -94,7 +98,7 @@ def test_a_change_is_told_in_the_lr_of_the_update(attach: Attach) -> None:
     optimizer.step()
     (change,) = command.record.changes
     assert (change.lr_before, change.lr_after) == (1e-3, 5e-4)
-    with pytest.raises(CommandRefusedError, match=r"below min_lr=0\.1"):
+    with pytest.raises(CommandRefusedError, match=r"below min_lr=0\.1;"):
         run.set_lr_factor(0.05)
 
 
@@ -115,6 +119,23 @@ def test_an_lr_that_is_not_used_is_absent(attach: Attach, is_relative: bool) -> 
     assert run.history()["optimizers"]["AdaFactor"]["lr"]["0"] == {"scheduled": [None] * 3, "applied": [None] * 3}
     with pytest.raises(CommandRefusedError, match="learning rate"):
         run.reduce_lr(0.5)
+
+
+def test_an_absent_lr_has_no_metric_and_is_null_and_a_dash(attach: Attach) -> None:
+    """Never NaN: the other series of the group are there."""
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = po.AdaFactor([parameter], lr=None)
+    run = attach(optimizer)
+    parameter.grad = torch.ones(2, 2)
+    optimizer.step()
+    run.flush()
+    body, _ = Exporter(run.snapshot).render(None)
+    names = {line.partition("{")[0] for line in body.decode().splitlines() if 'param_group="0"' in line}
+    assert "training_learning_rate_factor" in names
+    assert not names & {"training_learning_rate", "training_scheduled_learning_rate"}
+    (group,) = json.loads(encode(run.snapshot()))["optimizers"][0]["groups"]
+    assert (group["scheduled"], group["factor"], group["applied"]) == (None, 1.0, None)
+    assert lr_table([{**group, "optimizer": "AdaFactor", "param_group": 0}])[1].split() == ["0", "-", "-", "1"]
 
 
 def test_groups_that_share_an_lr_are_changed_together(attach: Attach) -> None:

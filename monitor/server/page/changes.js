@@ -38,7 +38,7 @@ export function preview(action, groups, chosen, value, last) {
     .filter(({ group, after }) => (action === "undo" ? after !== undefined : chosen.has(group.key)))
     .map(({ group, after }) => ({
       label: group.label, factorBefore: group.factor, factorAfter: after, before: group.applied,
-      after: after === null ? null : group.scheduled * after,
+      after: after === null || group.scheduled === null ? null : group.scheduled * after,
     }));
 }
 

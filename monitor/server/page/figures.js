@@ -170,6 +170,7 @@ function groupLabel(indices, groups) {
 export function learningRate({ series, rows, isLog, theme, events, groups }) {
   const steps = series.get("step", rows);
   const all = distinctGroups(series, rows).filter(({ applied }) => has(applied));
+  if (!all.length && steps.length) return { empty: "No learning rate in the param groups: the optimizer derives it itself." };
   if (!all.length) return { empty: "No learning rate yet: it appears with the first optimizer step." };
   const lines = all.slice(0, MAX_LINES);
   const label = ({ indices }) => groupLabel(indices, groups);

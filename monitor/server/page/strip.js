@@ -111,14 +111,15 @@ export class Strip {
 
   #rates(optimizer) {
     const groups = optimizer?.groups ?? [];
-    const applied = groups.map((group) => group.applied);
+    const applied = groups.map((group) => group.applied).filter((value) => value !== null);
     const factors = groups.map((group) => group.factor);
     const count = groups.length === 1 ? "1 param group" : `${groups.length} param groups`;
     const isReduced = factors.some((factor) => factor !== 1);
-    const highest = groups.length ? Math.max(...applied) : null;
+    const highest = applied.length ? Math.max(...applied) : null;
+    const isUnknown = groups.length > 0 && !applied.length;
     const which = new Set(applied).size > 1 ? `highest of ${groups.length} groups` : count;
     this.tiles["learning-rate"].show(highest, format.rate(highest),
-      groups.length ? `${which}, ${isReduced ? `${span(factors, format.factor)} of the schedule` : "as scheduled"}` : "");
+      isUnknown ? "not in the param groups: the optimizer derives it itself" : groups.length ? `${which}, ${isReduced ? `${span(factors, format.factor)} of the schedule` : "as scheduled"}` : "");
 
     const { gradient_norm: norm = null, gradient_norm_step: at = null, gradient_norm_reason: reason = null, global_step: step = null, gradient_norm_window_max: most = null, clip_threshold: threshold = null, clip_share: share = null } = optimizer ?? {};
     const when = at === null || at === step ? "" : `at step ${format.integer(at)}`;
