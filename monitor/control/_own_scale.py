@@ -14,6 +14,8 @@ from torch import Tensor
 Group = dict[str, Any]
 Scale = float | Tensor | None
 """None: the LR that is used cannot be told from the group."""
+_BESIDE_DISTANCE = frozenset({"growth_rate", "d0", "d_coef", "fixed_decay", "layer_scale", "numerator_weighted"})
+"""Keys of which each optimizer that estimates a distance has one, in dadaptation, prodigyopt and pytorch_optimizer."""
 
 
 def _distance(group: Group) -> Scale:
@@ -42,7 +44,8 @@ TABLE: tuple[tuple[frozenset[str], Callable[[Group], Scale]], ...] = (
 def own_scale(group: Group) -> Scale:
     """Return what the next update multiplies the group's LR by, its factor aside.
 
-    >>> own_scale({"lr": 1.0, "d": 0.25}), own_scale({"lr": 0.1}), own_scale({"lr": 0.1, "relative_step": True})
+    >>> prodigy = {"lr": 1.0, "d": 0.25, "d_coef": 1.0}
+    >>> own_scale(prodigy), own_scale({"lr": 0.1}), own_scale({"lr": 0.1, "relative_step": True})
     (0.25, 1.0, None)
     """
     scale: float | Tensor = 1.0
@@ -63,6 +66,10 @@ def own_scales(groups: Sequence[Group]) -> list[Scale] | None:
 
 
 def is_shared(group: Group) -> bool:
-    """Tell whether the optimizer uses one LR for all its groups, as those do that estimate a distance."""
+    """Tell whether the optimizer uses one LR for all its groups, as those do that estimate a distance.
+
+    The distance is called ``d``, as is something else in torch's Adafactor: one of the keys beside it tells.
+    """
     d = group.get("d")
-    return isinstance(d, float) or (isinstance(d, Tensor) and d.numel() == 1)
+    is_number = isinstance(d, float) or (isinstance(d, Tensor) and d.numel() == 1)
+    return is_number and not _BESIDE_DISTANCE.isdisjoint(group)

@@ -183,3 +183,9 @@ def test_a_skipped_step_shows_the_scaled_lr(attach: Attach) -> None:
 def test_the_table_of_keys(group: dict[str, Any], expected: float | None) -> None:
     """The keys that mean a scale, and those that only look like one."""
     assert own_scale(group) == expected
+
+
+def test_the_d_of_torchs_adafactor_is_no_distance() -> None:
+    """It is the threshold of its clipping: the LR is shown as it is, and groups may differ in their factors."""
+    optimizer = torch.optim.Adafactor([torch.nn.Parameter(torch.ones(2))], lr=0.1, d=4.0)
+    assert own_scale(optimizer.param_groups[0]) == 1.0
