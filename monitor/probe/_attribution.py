@@ -89,7 +89,8 @@ class LossAttribution:
         self._on_cleared = on_cleared
         self.logged: list[Value] = []
         """The loss that the user has given in the place of what was back-propagated; empty if none."""
-        self._witnesses: list[Witness] = []
+        self.witnesses: list[Witness] = []
+        """The parameters that are looked at; none before the first backward pass."""
         self._num_learnt = 0
         self._num_missed = 0
         self._newest: Pass | None = None
@@ -103,11 +104,11 @@ class LossAttribution:
 
     def begin(self, roots: Any) -> None:
         """Look before a backward pass from ``roots``."""
-        if not self._witnesses:
+        if not self.witnesses:
             self._learn()
         else:
             self._settle(None)
-        for witness in self._witnesses:
+        for witness in self.witnesses:
             if len(witness.passes) >= MAX_PASSES:  # nobody steps: what is kept must not grow without end
                 witness.passes = [(0, None)]
         if self._is_altered:
@@ -121,7 +122,7 @@ class LossAttribution:
         if roots is not None:
             self._follow(one, roots, is_reached)
         if self._is_altered and is_reached:
-            self._norm = norm_of(self._witnesses[0].gradient())
+            self._norm = norm_of(self.witnesses[0].gradient())
         return is_reached
 
     def is_reached_by(self, thread: int, roots: Any) -> bool:
@@ -135,7 +136,7 @@ class LossAttribution:
     def _settle(self, underway: Pass | None) -> bool:
         """Bring every witness up to date; what has changed is the work of the pass under way, if there is one."""
         is_reached = is_cleared = is_altered = False
-        for witness in self._witnesses:
+        for witness in self.witnesses:
             gradient = witness.gradient()
             if not witness.has_changed(gradient):
                 continue
@@ -160,7 +161,7 @@ class LossAttribution:
     def _is_zeroed(self, gradient: Tensor) -> bool:
         """Tell whether the loop has zeroed this gradient. The gradient of a single witness may be zero by nature: there
         all of them are to be."""
-        if not is_zeroed(gradient) or len(self._witnesses) > 1:
+        if not is_zeroed(gradient) or len(self.witnesses) > 1:
             return is_zeroed(gradient)
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
         return all(is_zeroed(getattr(g, "_local_tensor", g)) for g in gradients)
@@ -168,16 +169,16 @@ class LossAttribution:
     def _note_altered(self) -> None:
         """Have the losses say what the gradients do, now that the loop itself has changed them. The first time there is
         nothing to compare with."""
-        witness = self._witnesses[0]
+        witness = self.witnesses[0]
         norm, num_passes = norm_of(witness.gradient()), len(witness.passes)
         by = multiplier(self._norm, norm, self._factor, num_passes) if self._is_altered else None
         self._is_altered, self.sole, self._norm = True, None, norm
         if by != 1.0:
-            for each in self._witnesses:
+            for each in self.witnesses:
                 each.passes = [(number, _times(loss, by)) for number, loss in each.passes]
 
     def _note_cleared(self) -> None:
-        if not any(witness.passes for witness in self._witnesses):
+        if not any(witness.passes for witness in self.witnesses):
             self.num_discarded += 1
             self.logged = []
         self._on_cleared()
@@ -198,7 +199,7 @@ class LossAttribution:
             return  # passes that reach none of these parameters are known, and are checked at powers of two
         if self._is_reached_from(roots):
             self._learn()
-            for witness in self._witnesses:
+            for witness in self.witnesses:
                 witness.passes.append(one)
         else:
             self._knows_others, self.sole = True, None
@@ -209,8 +210,8 @@ class LossAttribution:
     def _learn(self) -> None:
         """Make every parameter a witness; what is known to be in the gradients stays known."""
         known = self._union()
-        self._witnesses = [Witness(p) for p in self._parameters() if p.requires_grad]
-        for witness in self._witnesses if known else ():
+        self.witnesses = [Witness(p) for p in self._parameters() if p.requires_grad]
+        for witness in self.witnesses if known else ():
             witness.passes = list(known)
         self._num_learnt, self._knows_others, self.sole = 0, False, None
         self._threads.clear()
@@ -219,11 +220,11 @@ class LossAttribution:
         """Keep the smallest of the parameters that were reached by the same passes, for the sets that were most often
         reached."""
         smallest: dict[int, Witness] = {}
-        for witness in sorted(self._witnesses, key=lambda w: (not w.is_plain, w.size == 0, w.size)):
+        for witness in sorted(self.witnesses, key=lambda w: (not w.is_plain, w.size == 0, w.size)):
             smallest.setdefault(witness.touched, witness)
         ranked = sorted(smallest.values(), key=lambda w: -w.touched.bit_count())
-        self._witnesses = [w for w in ranked if w.touched][:MAX_WITNESSES]
-        only = self._witnesses[0] if len(self._witnesses) == 1 else None
+        self.witnesses = [w for w in ranked if w.touched][:MAX_WITNESSES]
+        only = self.witnesses[0] if len(self.witnesses) == 1 else None
         is_usual = not self._knows_others and not self._is_altered
         self.sole = only if only is not None and only.is_plain and is_usual else None
 
@@ -240,12 +241,12 @@ class LossAttribution:
     def drop(self) -> None:
         """Forget what is in the gradients: a step has applied it."""
         self.logged = []
-        for witness in self._witnesses:
+        for witness in self.witnesses:
             if witness.passes:
                 witness.passes = []
 
     def _union(self) -> list[Pass]:
-        witnesses = self._witnesses
+        witnesses = self.witnesses
         if len(witnesses) == 1:
             return witnesses[0].passes
         return sorted(dict.fromkeys(chain.from_iterable(w.passes for w in witnesses)), key=lambda one: one[0])
@@ -259,9 +260,9 @@ class LossAttribution:
     @property
     def is_pending(self) -> bool:
         """Tell whether there are gradients that no step has applied."""
-        if not self._witnesses:
+        if not self.witnesses:
             self._learn()
-        for witness in self._witnesses:
+        for witness in self.witnesses:
             gradient = witness.gradient()
             is_other = self.sole is None and id(gradient) != witness.grad_id
             if gradient is not None and (witness.passes or is_other):
@@ -270,14 +271,14 @@ class LossAttribution:
 
     def refresh(self) -> None:
         """Take what has just changed the gradients in place, a clip or an unscaling, for no doing of the loop's."""
-        for witness in self._witnesses:
+        for witness in self.witnesses:
             gradient = witness.gradient()
             if gradient is not None and id(gradient) == witness.grad_id:
                 witness.version = gradient._version
 
     def watch_zeroing(self) -> Callable[[], None]:
         """Look at the gradients before they are zeroed in place; the function returned looks afterwards."""
-        before = [(w, None if (g := w.gradient()) is None else (id(g), g._version)) for w in self._witnesses]
+        before = [(w, None if (g := w.gradient()) is None else (id(g), g._version)) for w in self.witnesses]
 
         def look() -> None:
             is_cleared = False

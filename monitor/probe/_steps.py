@@ -195,6 +195,12 @@ class StepProbe:
                 ledger = ledgers.get(ident()) or open_ledger()
                 if ledger is not self._ledger:
                     self.thread, self._ledger = get_ident(), ledger
+                scheduled, is_plain = [], not (held or is_scaled)
+                for group in optimizer.param_groups:
+                    lr = group.get("lr")
+                    scheduled.append(lr)
+                    if lr.__class__ is not float or FACTOR in group:
+                        is_plain = False
                 replaced = evaluation = details = None
                 losses: Sequence[Pass] = ()
                 norms: Norms = ()
@@ -214,8 +220,9 @@ class StepProbe:
                         losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
                         attribution.num_discarded = attribution.num_unreached = 0
                     else:
-                        losses = attribution.take(underway())
-                        if not losses and _is_initial(optimizer):
+                        if attribution.witnesses:  # else there was no backward pass yet
+                            losses = attribution.take(underway())
+                        if not losses and not (is_plain and scheduled[0]) and _is_initial(optimizer):
                             self._open = _INITIAL
                             return None
                     clips = meter.clips
@@ -223,12 +230,6 @@ class StepProbe:
                         norms = clips[0][2] or ()
                     elif clips or meter.is_on:
                         norms = meter.take()
-                scheduled, is_plain = [], not (held or is_scaled)
-                for group in optimizer.param_groups:
-                    lr = group.get("lr")
-                    scheduled.append(lr)
-                    if lr.__class__ is not float or FACTOR in group:
-                        is_plain = False
                 applied = factors = None
                 if not is_plain:
                     scheduled, applied, factors = self._enter(optimizer, scheduled)
