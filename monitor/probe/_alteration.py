@@ -52,10 +52,12 @@ def multiplier(before: float | None, after: float | None, factor: float | None, 
 
     >>> multiplier(1024.0, 1.0, 1024.0, 1), multiplier(4.0, 1.0, None, 4), multiplier(5.0, 1.0, None, 1)
     (0.0009765625, 0.25, 1.0)
-    >>> multiplier(1024.0, 0.3, 1024.0, 1) is None
-    True
+    >>> multiplier(5.0, 5.0, 1024.0, 1), multiplier(1024.0, 0.3, 1024.0, 1)
+    (1.0, None)
     """
     if before and after:
+        if math.isclose(after, before, rel_tol=TOLERANCE):
+            return 1.0
         for divisor in _divisors(factor, num_passes):
             if math.isclose(after * divisor, before, rel_tol=TOLERANCE):
                 return 1.0 / divisor

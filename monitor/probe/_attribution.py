@@ -10,7 +10,7 @@ one for each group of parameters that are always reached together.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count
 from typing import Any
 
@@ -97,6 +97,8 @@ class LossAttribution:
         self._knows_others = False
         self._threads: dict[int, bool] = {}
         self._is_altered = False
+        self._withheld: list[Pass] = []
+        self._is_withholding = False
         self._factor: float | None = None
         self._norm: float | None = None
 
@@ -111,7 +113,7 @@ class LossAttribution:
         for witness in self.witnesses:
             if len(witness.passes) >= MAX_PASSES:  # nobody steps: what is kept must not grow without end
                 witness.passes = [(0, None)]
-        if self._is_altered:
+        if self._compares:
             self._factor = root_factor(roots)
 
     def end(self, one: Pass, roots: Any) -> bool:
@@ -121,9 +123,39 @@ class LossAttribution:
         self.num_unreached = 0 if is_reached else self.num_unreached + 1
         if roots is not None:
             self._follow(one, roots, is_reached)
-        if self._is_altered and is_reached:
+        if self._compares and is_reached:
             self._norm = norm_of(self.witnesses[0].gradient())
         return is_reached
+
+    @property
+    def _compares(self) -> bool:
+        """Tell whether the norm of a gradient is noted, to see what an alteration has done: until the witnesses are
+        chosen, and of who alters gradients for ever."""
+        return self._is_altered or self._num_learnt < NUM_LEARNING
+
+    def withhold(self, one: Pass, roots: Any, is_alone: bool) -> None:
+        """Keep a pass that no gradient shows, for the next one that does: ``fully_shard`` adds up micro-batches out
+        of sight until it synchronizes. They are those of whole parameters, known by their shapes.
+
+        ``is_alone``: no other optimizer may be meant; else the loss is unknown.
+        """
+        if has_leaf(roots, {parameter.shape for parameter in self._parameters()}):
+            self._is_withholding = True
+            if len(self._withheld) >= MAX_PASSES:
+                self._withheld = [(0, None)]
+            self._withheld.append(one if is_alone else (one[0], None))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Tell whether gradients may be added up out of sight."""
+        return bool(self.witnesses) and not self.witnesses[0].is_plain
+
+    def _release(self) -> None:
+        if self._withheld:
+            for witness in self.witnesses:
+                if witness.passes:
+                    witness.passes = self._withheld + witness.passes
+            self._withheld = []
 
     def is_reached_by(self, thread: int, roots: Any) -> bool:
         """Tell whether a thread, given by ident, trains these parameters, by a backward pass of its own: asked where
@@ -152,6 +184,7 @@ class LossAttribution:
             witness.see(gradient)
         if is_reached:
             self._newest = underway
+            self._release()
         if is_altered:
             self._note_altered()
         if is_cleared:
@@ -167,11 +200,11 @@ class LossAttribution:
         return all(is_zeroed(getattr(g, "_local_tensor", g)) for g in gradients)
 
     def _note_altered(self) -> None:
-        """Have the losses say what the gradients do, now that the loop itself has changed them. The first time there is
-        nothing to compare with."""
+        """Have the losses say what the gradients do, now that the loop itself has changed them. Where it first does
+        so after the witnesses were chosen, there is nothing to compare with."""
         witness = self.witnesses[0]
         norm, num_passes = norm_of(witness.gradient()), len(witness.passes)
-        by = multiplier(self._norm, norm, self._factor, num_passes) if self._is_altered else None
+        by = multiplier(self._norm, norm, self._factor, num_passes) if self._compares else None
         self._is_altered, self.sole, self._norm = True, None, norm
         if by != 1.0:
             for each in self.witnesses:
@@ -195,7 +228,7 @@ class LossAttribution:
             self._knows_others = True
             return
         self._num_missed += 1
-        if self._knows_others and self._num_missed & (self._num_missed - 1):
+        if self._is_withholding or (self._knows_others and self._num_missed & (self._num_missed - 1)):
             return  # passes that reach none of these parameters are known, and are checked at powers of two
         if self._is_reached_from(roots):
             self._learn()
@@ -210,7 +243,7 @@ class LossAttribution:
     def _learn(self) -> None:
         """Make every parameter a witness; what is known to be in the gradients stays known."""
         known = self._union()
-        self.witnesses = [Witness(p) for p in self._parameters() if p.requires_grad]
+        self.witnesses = sorted((Witness(p) for p in self._parameters() if p.requires_grad), key=_is_dear)
         for witness in self.witnesses if known else ():
             witness.passes = list(known)
         self._num_learnt, self._knows_others, self.sole = 0, False, None
@@ -220,7 +253,7 @@ class LossAttribution:
         """Keep the smallest of the parameters that were reached by the same passes, for the sets that were most often
         reached."""
         smallest: dict[int, Witness] = {}
-        for witness in sorted(self.witnesses, key=lambda w: (not w.is_plain, w.size == 0, w.size)):
+        for witness in sorted(self.witnesses, key=_is_dear):
             smallest.setdefault(witness.touched, witness)
         ranked = sorted(smallest.values(), key=lambda w: -w.touched.bit_count())
         self.witnesses = [w for w in ranked if w.touched][:MAX_WITNESSES]
@@ -294,6 +327,11 @@ class LossAttribution:
         return look
 
 
+def _is_dear(witness: Witness) -> tuple[bool, bool, int]:
+    """Order witnesses by what it costs to look at them."""
+    return not witness.is_plain, witness.size == 0, witness.size
+
+
 def _times(loss: Any, by: float | None) -> Any:
     return tuple(product(one, by) for one in loss) if isinstance(loss, tuple) else product(loss, by)
 
@@ -316,15 +354,24 @@ def reaches(roots: Any, parameters: set[int]) -> bool:
 
     The nodes outlive the backward pass for as long as the tensors do. False for a graph that is too large to tell.
     """
+    return any(id(getattr(node, "variable", None)) in parameters for node in _nodes(roots))
+
+
+@untraced
+def has_leaf(roots: Any, shapes: set[torch.Size]) -> bool:
+    """Tell whether the autograd graph behind some tensors leads to a leaf of one of these shapes."""
+    leaves = (getattr(node, "variable", None) for node in _nodes(roots))
+    return any(leaf is not None and leaf.shape in shapes for leaf in leaves)
+
+
+def _nodes(roots: Any) -> Iterator[Any]:
     tensors = roots if isinstance(roots, list | tuple) else (roots,)
     pending = [t.grad_fn for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
     seen = set(pending)
     while pending and len(seen) < MAX_NODES:
         node = pending.pop()
-        if id(getattr(node, "variable", None)) in parameters:
-            return True
+        yield node
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 pending.append(following)
-    return False

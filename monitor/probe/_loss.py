@@ -120,14 +120,20 @@ def end_pass(ledger: Ledger, one: Pass, roots: Any) -> None:
     start = ledger.mark
     if roots is None:
         one = one[0], None
+    is_seen = roots is None
     for attribution in _concerned(ledger, roots):
         sole = attribution.sole
         gradient = None if sole is None else sole.ref().grad  # type: ignore[union-attr]
         if gradient is None or (id(gradient) == sole.grad_id and gradient._version == sole.version):  # type: ignore[union-attr]
-            attribution.end(one, roots)
+            is_seen = attribution.end(one, roots) or is_seen
         else:
+            is_seen = True
             sole.passes.append(one)  # type: ignore[union-attr]
             sole.grad_id, sole.version = id(gradient), gradient._version  # type: ignore[union-attr]
+    if not is_seen:
+        sharded = [attribution for attribution in ATTRIBUTIONS if attribution.is_sharded]
+        for attribution in sharded:
+            attribution.withhold(one, roots, len(sharded) == 1)
     ledger.note(Kind.OURS, start, perf_counter())
 
 

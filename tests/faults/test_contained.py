@@ -77,6 +77,10 @@ REASONS = {
         *(f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping")),
         *(f"monitor.probe.{room}.report" for room in ("_loading", "_made", "_forward")),
     },
+    "a sharded model; tests/torch/test_wrapped_losses.py shows it": {
+        "monitor.probe._attribution.LossAttribution.withhold",
+        "monitor.probe._attribution.has_leaf",
+    },
     "several threads, or a failure of ours; tests/probe shows them": {
         "monitor.probe._attribution.LossAttribution.is_reached_by",
         *("monitor.probe._steps.StepProbe." + n for n in ("_makes_way", "_part", "_spoil")),

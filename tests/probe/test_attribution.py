@@ -260,13 +260,13 @@ def test_a_subclass_of_tensor_is_read(watch: Any) -> None:
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_loss_scaled_by_hand_is_shown_unscaled(watch: Any, in_place: bool) -> None:
-    """Unknown at the first step, where nothing shows what the division was for; right from then on."""
+    """What it was divided by shows in the gradients."""
     torch.manual_seed(0)
     net = nn.Linear(3, 2)
     opt = torch.optim.SGD(net.parameters(), lr=0.01)
     watched = watch(opt)
     expected: list[Any] = []
-    for i in range(LONG):
+    for _ in range(LONG):
         loss = net(X).pow(2).sum()
         (loss * 1024).backward()
         for p in net.parameters():
@@ -276,12 +276,42 @@ def test_a_loss_scaled_by_hand_is_shown_unscaled(watch: Any, in_place: bool) -> 
                 p.grad = p.grad / 1024
         opt.step()
         opt.zero_grad()
-        expected.append(pytest.approx(loss.item()) if i else None)
+        expected.append(pytest.approx(loss.item()))
     assert losses(watched) == {"SGD": expected}
 
 
+def test_a_loss_scaled_by_hand_later_is_unknown_once(watch: Any) -> None:
+    """Where the witnesses have been chosen there is nothing to compare with, the first time."""
+    (weight,) = scalars(5.0)
+    opt = torch.optim.SGD([weight], lr=0.0)
+    watched = watch(opt)
+    for i in range(2 * LONG):
+        scale = 8.0 if i >= LONG else 1.0
+        (weight.square() * scale).backward()
+        if scale != 1.0:
+            weight.grad.div_(scale)
+        opt.step()
+        opt.zero_grad()
+    assert losses(watched) == {"SGD": [25.0] * LONG + [None] + [25.0] * (LONG - 1)}
+
+
+def test_a_gradient_put_elsewhere_is_the_same_gradient(watch: Any) -> None:
+    """DistributedDataParallel moves the gradients into its buckets before the second pass."""
+    (weight,) = scalars(5.0)
+    opt = torch.optim.SGD([weight], lr=0.0)
+    watched = watch(opt)
+    for i in range(3):
+        for _ in range(2):
+            (weight.square() * 2).backward()
+            if i == 0:
+                weight.grad = weight.grad.clone()
+        opt.step()
+        opt.zero_grad()
+    assert losses(watched) == {"SGD": [100.0] * 3}
+
+
 def test_a_clip_by_hand_leaves_the_loss(watch: Any) -> None:
-    """Unknown at the first step; then known for no scaling."""
+    """It is known for no scaling."""
     (weight,) = scalars(5.0)
     opt = torch.optim.SGD([weight], lr=0.0)
     watched = watch(opt)
@@ -290,7 +320,7 @@ def test_a_clip_by_hand_leaves_the_loss(watch: Any) -> None:
         weight.grad.clamp_(-1.0, 1.0)
         opt.step()
         opt.zero_grad()
-    assert losses(watched) == {"SGD": [None] + [25.0] * (LONG - 1)}
+    assert losses(watched) == {"SGD": [25.0] * LONG}
 
 
 def test_a_mean_over_micro_batches_taken_of_the_gradients(watch: Any) -> None:
@@ -304,7 +334,7 @@ def test_a_mean_over_micro_batches_taken_of_the_gradients(watch: Any) -> None:
         weight.grad /= 4
         opt.step()
         opt.zero_grad()
-    assert losses(watched) == {"SGD": [None] + [25.0] * (LONG - 1)}
+    assert losses(watched) == {"SGD": [25.0] * LONG}
 
 
 def test_a_clip_of_torchs_and_an_unscaling_are_no_alteration(watch: Any) -> None:
@@ -353,7 +383,7 @@ def test_a_clip_by_hand_of_a_zero_gradient_among_others_clears_nothing(watch: An
             p.grad.mul_(0.5)
         opt.step()
         opt.zero_grad()
-    assert losses(watched) == {"SGD": [None] + [3.0] * (LONG - 1)}
+    assert losses(watched) == {"SGD": [3.0] * LONG}
 
 
 def test_overlapping_backward_passes_of_threads_are_told_apart(watch: Any) -> None:
@@ -489,5 +519,6 @@ def test_what_a_change_of_gradients_says_of_the_loss() -> None:
     assert multiplier(4096.0, 1.0, 1024.0, 4) == 1 / 4096
     assert multiplier(4.0, 1.0, None, 4) == 0.25
     assert multiplier(4.0, 3.0, None, 1) == 1.0
+    assert multiplier(5.0, 5.0, 1024.0, 1) == 1.0
     assert multiplier(1024.0, 0.3, 1024.0, 1) is None
     assert multiplier(None, None, 1024.0, 1) is None
