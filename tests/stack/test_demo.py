@@ -34,6 +34,8 @@ SILENT = {
     "TrainingRunVanished": "both runs are scraped",
     "TrainingLossNonfinite": _SOUND,
     "TrainingDivergence": _SOUND,
+    "TrainingNotCaptured": _SOUND,
+    "TrainingMetricNonfinite": _SOUND,
     "TrainingPlateau": _SOUND,
     "TrainingOverfitting": _SOUND,
     "TrainingLossStuck": _SOUND,
