@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 TOLERANCE = 1e-2
 """How far a ratio of two norms may be from the one expected; half precision rounds to 1e-3."""
@@ -32,7 +33,8 @@ def root_factor(roots: Any) -> float | None:
     constant = getattr(node, "_saved_other" if second is None else "_saved_self", None)
     if (first is None) is (second is None) or constant is None or constant.numel() != 1 or not constant.is_cpu:
         return None
-    value = float(constant)
+    with _disable_current_modes():  # a dispatch mode, such as FlopCounterMode, is handed a plain number in its place
+        value = float(constant)
     if node.name() == "DivBackward0":
         value = 1.0 / value if value and second is None else 1.0
     return value if value > 1.0 else None

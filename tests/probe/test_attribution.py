@@ -513,6 +513,21 @@ def test_the_factor_of_a_loss(make: Callable[[Any], Any], factor: float | None) 
     assert root_factor(make(scalars(1.0)[0])) == factor
 
 
+def test_losses_under_a_dispatch_mode(watch: Any) -> None:
+    """A mode that sees every operation, as FlopCounterMode does, costs no loss."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    (weight,) = scalars(3.0)
+    opt = torch.optim.SGD([weight], lr=0.0)
+    watched = watch(opt)
+    with FlopCounterMode(display=False):
+        for _ in range(LONG):
+            (weight.square() / 2).backward()
+            opt.step()
+            opt.zero_grad()
+    assert losses(watched) == {"SGD": [4.5] * LONG}
+
+
 def test_what_a_change_of_gradients_says_of_the_loss() -> None:
     """Divided by the factor of the loss, or by the number of passes; nothing for any other change of a scaled loss."""
     assert multiplier(1024.0, 1.0, 1024.0, 1) == 1 / 1024
