@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, count
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from monitor.probe._compilation import untraced
 from monitor.probe._values import Value, product
 
 Pass = tuple[int, Any]
-"""A backward pass: its number, and the loss that was back-propagated (several: a tuple; None: it cannot be known)."""
+"""A backward pass: when it began (``perf_counter``), and the loss that was back-propagated (several: a tuple; None: it cannot be known)."""
 
 NUM_LEARNING = 8
 """Backward passes that reach an optimizer before its witnesses are chosen."""
@@ -33,10 +33,6 @@ MAX_NODES = 50_000
 """Nodes of an autograd graph that are walked at most."""
 MAX_SAMPLED = 65_536
 """Elements of a gradient that are read at most to tell whether it was zeroed."""
-
-next_number = count(1).__next__
-"""Number the backward passes of this process."""
-
 
 class Witness:
     """A parameter that is looked at. ``grad_id`` and ``version`` are those of its gradient when last seen, ``passes``
@@ -67,6 +63,11 @@ class Witness:
     def see(self, gradient: Tensor | None) -> None:
         """Remember the gradient as it is now. Its id, not the tensor: that would keep its memory."""
         self.grad_id, self.version = (0, 0) if gradient is None else (id(gradient), gradient._version)
+
+
+USUAL: list[Witness | None] = [None]
+"""For the hot path: the one parameter that it has to look at; None wherever there is more to do. Set by
+``_watched.expect_usual``, and by nobody else to anything but None."""
 
 
 class LossAttribution:
@@ -121,6 +122,7 @@ class LossAttribution:
         parameters."""
         is_reached = self._settle(one) or self._newest is one
         self.num_unreached = 0 if is_reached else self.num_unreached + 1
+        USUAL[0] = None if self.num_unreached else USUAL[0]
         if roots is not None:
             self._follow(one, roots, is_reached)
         if self._compares and is_reached:
@@ -206,6 +208,7 @@ class LossAttribution:
         norm, num_passes = norm_of(witness.gradient()), len(witness.passes)
         by = multiplier(self._norm, norm, self._factor, num_passes) if self._compares else None
         self._is_altered, self.sole, self._norm = True, None, norm
+        USUAL[0] = None
         if by != 1.0:
             for each in self.witnesses:
                 each.passes = [(number, _times(loss, by)) for number, loss in each.passes]
@@ -213,6 +216,7 @@ class LossAttribution:
     def _note_cleared(self) -> None:
         if not any(witness.passes for witness in self.witnesses):
             self.num_discarded += 1
+            USUAL[0] = None
             self.logged = []
         self._on_cleared()
 
@@ -236,6 +240,7 @@ class LossAttribution:
                 witness.passes.append(one)
         else:
             self._knows_others, self.sole = True, None
+            USUAL[0] = None
 
     def _is_reached_from(self, roots: Any) -> bool:
         return reaches(roots, {id(parameter) for parameter in self._parameters()})
@@ -247,6 +252,7 @@ class LossAttribution:
         for witness in self.witnesses if known else ():
             witness.passes = list(known)
         self._num_learnt, self._knows_others, self.sole = 0, False, None
+        USUAL[0] = None
         self._threads.clear()
 
     def _choose(self) -> None:
@@ -289,6 +295,12 @@ class LossAttribution:
     def log(self, value: Value) -> None:
         """Take the loss of the coming step from the user."""
         self.logged = [value]
+        USUAL[0] = None
+
+    @property
+    def usual(self) -> Witness | None:
+        """The witness that serves alone; None while there is more to look at, or something to put right."""
+        return None if self.logged or self.num_discarded or self.num_unreached else self.sole
 
     @property
     def is_pending(self) -> bool:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from monitor.probe._attribution import USUAL
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import Norms, local_of
 from monitor.probe._ledger import current
 from monitor.probe._notes import Kind
 from monitor.probe._scaler import SCALING
 from monitor.probe._values import has_no_accelerator, take
-from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, note_changed, report
+from monitor.probe._watched import PROBES, SOLE, note_changed, report
 
 if TYPE_CHECKING:
     from monitor.probe._norms import NormMeter
@@ -85,7 +86,7 @@ def _alone(original: Any) -> Any:
 def watch_clip_with_norm(original: Any) -> Any:
     """Note clips by the L2 norm that the function is given."""
     clock, ident, inside, sole, is_host_only = perf_counter, get_ident, _INSIDE, SOLE, has_no_accelerator()
-    scaling = SCALING
+    scaling, usual = SCALING, USUAL
 
     def _clip_grads_with_norm_(
         parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, **more: Any
@@ -110,7 +111,7 @@ def watch_clip_with_norm(original: Any) -> Any:
                 ):
                     measure = (total_norm.item(),)
                     meter.clips.append(("norm", float(max_norm), measure, measure, None, start, clock()))
-                    witness = ATTRIBUTIONS[0].sole
+                    witness = usual[0]
                 else:
                     _note_shared_clip(params, max_norm, total_norm)
                     current().note(Kind.OURS, start, clock())

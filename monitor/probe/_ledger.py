@@ -9,7 +9,7 @@ from threading import get_ident
 from time import perf_counter
 from typing import Any
 
-from monitor.probe._attribution import Pass
+from monitor.probe._attribution import USUAL, Pass
 from monitor.probe._compilation import untraced
 from monitor.probe._notes import Kind, Note
 from monitor.probe._values import Value
@@ -97,6 +97,7 @@ _LOCAL = threading.local()
 def open_ledger() -> Ledger:
     """Make the calling thread's ledger."""
     _LOCAL.tenure = _Tenure()
+    USUAL[0] = None  # of two threads each one's own passes are told apart
     ledger = LEDGERS[get_ident()] = Ledger()
     return ledger
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monitor.probe._attribution import LossAttribution, Pass, next_number
+from monitor.probe._attribution import USUAL, LossAttribution, Pass
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import local_of
 from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, open_ledger
@@ -25,7 +25,7 @@ from monitor.probe._watched import ATTRIBUTIONS, report
 def watch_backward(original: Any) -> Any:
     """Note every backward pass: its loss, what it did to the gradients, and the time it took."""
     clock, ledgers, ident, is_host_only = perf_counter, LEDGERS, get_ident, has_no_accelerator()
-    attributions, number, kind = ATTRIBUTIONS, next_number, Kind.BACKWARD
+    usual, kind = USUAL, Kind.BACKWARD
 
     def backward(
         tensors: Any,
@@ -56,14 +56,14 @@ def watch_backward(original: Any) -> Any:
                         value = back_propagated(account, tensors, None)
                 else:
                     value = back_propagated(account, tensors, grad_variables if grad_tensors is None else grad_tensors)
-                one = number(), value
-                if len(attributions) == 1 and len(ledgers) == 1 and len(notes) < MAX_NOTES:
-                    sole = attributions[0].sole
-                if sole is None:
+                one = start, value
+                sole = usual[0]
+                if sole is None or len(notes) >= MAX_NOTES:
+                    sole = None
                     begin_pass(account, roots)
                     notes = account.notes
                 elif sole.passes:  # a micro-batch, unless what is in the gradients has been thrown away
-                    attributions[0].begin(roots)
+                    ATTRIBUTIONS[0].begin(roots)
                 begin = clock()
                 notes.append((account.mark, start, begin, kind))
                 account.mark = begin

@@ -21,7 +21,7 @@ from monitor.probe import _clipping, _loading, _loss, _made, _scaler
 from monitor.probe._compilation import skipped, untraced
 from monitor.probe._ledger import LEDGERS
 from monitor.probe._values import has_no_accelerator
-from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, probe_of, report
+from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, expect_usual, probe_of, report
 
 if TYPE_CHECKING:
     from monitor.probe._steps import StepProbe
@@ -39,6 +39,7 @@ def add(probe: StepProbe) -> None:
         PROBES[id(probe.optimizer)] = probe
         ATTRIBUTIONS.append(probe.attribution)
         SOLE[0] = probe.norms if is_first else None
+        expect_usual()
         if is_first:
             _install()
 
@@ -50,6 +51,7 @@ def remove(probe: StepProbe) -> None:
             del PROBES[key]
             ATTRIBUTIONS.remove(probe.attribution)
         SOLE[0] = next(iter(PROBES.values())).norms if len(PROBES) == 1 else None
+        expect_usual()
         if not PROBES:
             _uninstall()
 

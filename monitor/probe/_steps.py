@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
 from monitor.probe import _patches
-from monitor.probe._attribution import LossAttribution, Pass, is_zeroed
+from monitor.probe._attribution import USUAL, LossAttribution, Pass, is_zeroed
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import Norms, RawClip
@@ -26,6 +26,7 @@ from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._tape import Details, StepEntry, Tape
 from monitor.probe._values import product
+from monitor.probe._watched import expect_usual
 
 FACTOR = "monitor_lr_factor"
 """Key of a param group under which a loaded state has left a factor other than 1."""
@@ -176,7 +177,7 @@ class StepProbe:
         these is the optimizer: its hooks would keep it alive."""
         door, tape, append, key = self.door, self._tape, self._tape.append, self.key
         clock, ident, ledgers, numbers, meter = perf_counter, get_ident, LEDGERS, tape.numbers, self.norms
-        attribution, vacancy, step = self.attribution, self._vacancy, Kind.STEP
+        attribution, vacancy, step, usual = self.attribution, self._vacancy, Kind.STEP, USUAL
         held, is_scaled = door.held(optimizer), door.scales(optimizer) is not None
 
         def pre_hook(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -208,20 +209,19 @@ class StepProbe:
                     evaluation = FirstEvaluation(attribution, meter, self.on_error)
                     replaced = evaluation.wrap(args, kwargs)
                 else:
-                    sole = attribution.sole
+                    sole = usual[0]
                     gradient = None if sole is None else sole.ref().grad  # type: ignore[union-attr]
                     if (
                         gradient is not None
                         and id(gradient) == sole.grad_id  # type: ignore[union-attr]
                         and gradient._version == sole.version  # type: ignore[union-attr]
                         and sole.passes  # type: ignore[union-attr]
-                        and not attribution.logged
                     ):
                         losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
-                        attribution.num_discarded = attribution.num_unreached = 0
                     else:
                         if attribution.witnesses:  # else there was no backward pass yet
                             losses = attribution.take(underway())
+                            expect_usual()
                         if not losses and not (is_plain and scheduled[0]) and _is_initial(optimizer):
                             self._open = _INITIAL
                             return None
