@@ -65,9 +65,9 @@ class Witness:
         self.grad_id, self.version = (0, 0) if gradient is None else (id(gradient), gradient._version)
 
 
-USUAL: list[Witness | None] = [None]
-"""For the hot path: the one parameter that it has to look at; None wherever there is more to do. Set by
-``_watched.expect_usual``, and by nobody else to anything but None."""
+USUAL: list[Any] = [None, None]
+"""For the hot path: the one :class:`Witness` that it has to look at, None wherever there is more to do; and the norms
+of the same optimizer. Set by ``_watched.expect_usual``; everybody else puts None in the first place."""
 
 
 class LossAttribution:
@@ -244,6 +244,11 @@ class LossAttribution:
 
     def _is_reached_from(self, roots: Any) -> bool:
         return reaches(roots, {id(parameter) for parameter in self._parameters()})
+
+    def relearn(self) -> None:
+        """Look at every parameter again: there are others than before."""
+        if self.witnesses:
+            self._learn()
 
     def _learn(self) -> None:
         """Make every parameter a witness; what is known to be in the gradients stays known."""

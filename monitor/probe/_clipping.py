@@ -19,9 +19,8 @@ from monitor.probe._compilation import untraced
 from monitor.probe._gradients import Norms, local_of
 from monitor.probe._ledger import current
 from monitor.probe._notes import Kind
-from monitor.probe._scaler import SCALING
 from monitor.probe._values import has_no_accelerator, take
-from monitor.probe._watched import PROBES, SOLE, note_changed, report
+from monitor.probe._watched import PROBES, note_changed, report
 
 if TYPE_CHECKING:
     from monitor.probe._norms import NormMeter
@@ -85,8 +84,7 @@ def _alone(original: Any) -> Any:
 
 def watch_clip_with_norm(original: Any) -> Any:
     """Note clips by the L2 norm that the function is given."""
-    clock, ident, inside, sole, is_host_only = perf_counter, get_ident, _INSIDE, SOLE, has_no_accelerator()
-    scaling, usual = SCALING, USUAL
+    clock, ident, inside, usual, is_host_only = perf_counter, get_ident, _INSIDE, USUAL, has_no_accelerator()
 
     def _clip_grads_with_norm_(
         parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, **more: Any
@@ -98,21 +96,19 @@ def watch_clip_with_norm(original: Any) -> Any:
                 params, parameters = _as_list(parameters)
             try:
                 start = clock()
-                meter = sole[0]
+                witness, meter = usual
                 if (
-                    meter is not None
+                    witness is not None
                     and type(total_norm) is Tensor
                     and (is_host_only or total_norm.is_cpu)
                     and len(params) >= meter.num_params
-                    and len(meter.optimizer().param_groups) == meter.num_groups
                     and not meter.clips
-                    and not scaling
-                    and meter.absence is None
                 ):
                     measure = (total_norm.item(),)
                     meter.clips.append(("norm", float(max_norm), measure, measure, None, start, clock()))
-                    witness = usual[0]
+                    witness.version += 1  # every gradient is about to be multiplied in place, once
                 else:
+                    witness = None
                     _note_shared_clip(params, max_norm, total_norm)
                     current().note(Kind.OURS, start, clock())
             except Exception as error:  # noqa: BLE001
@@ -123,8 +119,6 @@ def watch_clip_with_norm(original: Any) -> Any:
             original(parameters, max_norm, total_norm, foreach)
         if witness is None:
             note_changed()
-        else:
-            witness.version += 1  # every gradient has been multiplied in place, once
 
     return _clip_grads_with_norm_
 

@@ -88,6 +88,17 @@ class NormMeter:
         covered = self._ids.intersection(map(id, params))
         return None if len(covered) == len(self._ids) else covered
 
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether a total that torch works out from these gradients is that of all ranks."""
+        if self.num_groups < 0:
+            self._count()
+        return self.absence is None
+
+    def recount(self) -> None:
+        """Take the optimizer for a changed one: a param group was added."""
+        self.num_groups = -1
+
     def _count(self) -> None:
         groups = self.optimizer().param_groups
         params = [p for g in groups for p in g["params"]]

@@ -21,7 +21,7 @@ from monitor.probe import _clipping, _loading, _loss, _made, _scaler
 from monitor.probe._compilation import skipped, untraced
 from monitor.probe._ledger import LEDGERS
 from monitor.probe._values import has_no_accelerator
-from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, expect_usual, probe_of, report
+from monitor.probe._watched import ATTRIBUTIONS, PROBES, expect_usual, probe_of, report
 
 if TYPE_CHECKING:
     from monitor.probe._steps import StepProbe
@@ -38,7 +38,6 @@ def add(probe: StepProbe) -> None:
         is_first = not PROBES
         PROBES[id(probe.optimizer)] = probe
         ATTRIBUTIONS.append(probe.attribution)
-        SOLE[0] = probe.norms if is_first else None
         expect_usual()
         if is_first:
             _install()
@@ -50,7 +49,6 @@ def remove(probe: StepProbe) -> None:
         for key in [key for key, one in PROBES.items() if one is probe]:
             del PROBES[key]
             ATTRIBUTIONS.remove(probe.attribution)
-        SOLE[0] = next(iter(PROBES.values())).norms if len(PROBES) == 1 else None
         expect_usual()
         if not PROBES:
             _uninstall()
@@ -67,6 +65,7 @@ def _install() -> None:
     for name, make in (
         ("torch.autograd.backward", _loss.watch_backward),
         ("torch.optim.Optimizer.__init__", _made.watch_init),
+        ("torch.optim.Optimizer.add_param_group", _made.watch_add_param_group),
         *(() if has_no_accelerator() else zeroing),  # on the CPU a gradient that was zeroed can be read
         ("torch.amp.GradScaler.scale", _scaler.watch_scale),
         ("torch.amp.GradScaler.step", _scaler.watch_scaler_step),

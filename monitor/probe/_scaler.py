@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 from torch.amp.grad_scaler import OptState
 
+from monitor.probe._attribution import USUAL
 from monitor.probe._compilation import untraced
 from monitor.probe._ledger import Ledger, current
 from monitor.probe._values import Value, take
-from monitor.probe._watched import note_changed, probe_of, report
+from monitor.probe._watched import SCALING, note_changed, probe_of, report
 
 if TYPE_CHECKING:
     from monitor.probe._steps import StepProbe
@@ -29,9 +30,6 @@ class ScaledBy(NamedTuple):
 
 
 MAX_SCALERS = 64
-SCALING: dict[int, tuple[weakref.ref[Any], int]] = {}
-"""The scalers that have scaled a loss, by id, each with the id of its states at that time: ``update`` makes new
-ones."""
 
 
 def watch_scale(original: Any) -> Any:
@@ -105,6 +103,7 @@ def note_scaler(scaler: Any, outputs: Any = None, scaled: Any = None) -> None:
 def _note_scaling(scaler: Any) -> None:
     if len(SCALING) >= MAX_SCALERS:
         SCALING.clear()
+    USUAL[0] = None
     SCALING.pop(id(scaler), None)  # the last one is the latest
     SCALING[id(scaler)] = weakref.ref(scaler), id(scaler._per_optimizer_states)
 

@@ -373,6 +373,11 @@ class StepProbe:
         except Exception as error:  # noqa: BLE001
             self.on_error("probe", error)
 
+    def on_new_parameters(self) -> None:
+        """Have the parameters that a new param group has brought looked at as well."""
+        self.norms.recount()
+        self.attribution.relearn()
+
     @property
     def last_activity(self) -> float:
         """When the training thread was last seen to step, to back-propagate or to get a batch (``perf_counter``)."""

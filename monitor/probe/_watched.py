@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from monitor.probe._attribution import USUAL
@@ -10,7 +11,6 @@ from monitor.probe._ledger import LEDGERS
 
 if TYPE_CHECKING:
     from monitor.probe._attribution import LossAttribution
-    from monitor.probe._norms import NormMeter
     from monitor.probe._steps import StepProbe
 
 PROBES: dict[int, StepProbe] = {}
@@ -19,8 +19,9 @@ PROBES: dict[int, StepProbe] = {}
 ATTRIBUTIONS: list[LossAttribution] = []
 """Of the same probes: which losses are in their gradients."""
 
-SOLE: list[NormMeter | None] = [None]
-"""The gradient norms of the only one there is, else None: one look where the hot path has no time for more."""
+SCALING: dict[int, tuple[weakref.ref[Any], int]] = {}
+"""The GradScalers that have scaled a loss, by id, each with the id of its states at that time: ``update`` makes new
+ones."""
 
 
 def probe_of(optimizer: Any) -> StepProbe | None:
@@ -30,10 +31,13 @@ def probe_of(optimizer: Any) -> StepProbe | None:
 
 
 def expect_usual() -> None:
-    """Have the hot path look at one parameter and no more, where one optimizer is trained by one thread and nothing
-    is to be put right."""
-    is_usual = len(ATTRIBUTIONS) == 1 and len(LEDGERS) == 1
-    USUAL[0] = ATTRIBUTIONS[0].usual if is_usual else None
+    """Have the hot path look at one parameter and no more, where one thread trains one optimizer, no GradScaler scales
+    its gradients, and nothing is to be put right."""
+    USUAL[0] = None
+    if len(PROBES) == 1 and len(LEDGERS) == 1 and not SCALING:
+        for probe in list(PROBES.values()):
+            if probe.norms.is_whole:
+                USUAL[:] = probe.attribution.usual, probe.norms
 
 
 @untraced
