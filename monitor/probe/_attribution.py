@@ -31,20 +31,23 @@ MAX_PASSES = 65_536
 """Backward passes that a step may have. Beyond, its loss counts as unknown."""
 MAX_NODES = 50_000
 """Nodes of an autograd graph that are walked at most."""
+UNSEEN = -1
 MAX_SAMPLED = 65_536
 """Elements of a gradient that are read at most to tell whether it was zeroed."""
 
 class Witness:
     """A parameter that is looked at. ``grad_id`` and ``version`` are those of its gradient when last seen, ``passes``
-    the backward passes that are in it, ``touched`` one bit for each of the first passes that have reached it."""
+    the backward passes that are in it, ``touched`` one bit for each of the first passes that have reached it, ``fresh``
+    the version of a gradient that the first pass of a step has made, if it is always the same."""
 
-    __slots__ = ("grad_id", "is_plain", "passes", "ref", "size", "touched", "version")
+    __slots__ = ("fresh", "grad_id", "is_plain", "passes", "ref", "size", "touched", "version")
 
     def __init__(self, parameter: Tensor) -> None:
         self.ref = weakref.ref(parameter)
         self.is_plain = type(parameter) in (Tensor, torch.nn.Parameter)
         self.size = parameter.numel()
         self.grad_id = self.version = self.touched = 0
+        self.fresh: int | None = UNSEEN
         self.passes: list[Pass] = []
         self.see(self.gradient())
 
@@ -53,6 +56,12 @@ class Witness:
         parameter = self.ref()
         gradient = None if parameter is None else parameter.grad
         return gradient if self.is_plain or gradient is None else getattr(gradient, "_local_tensor", gradient)
+
+    def add(self, one: Pass, gradient: Tensor) -> None:
+        """Note a pass that has reached the parameter."""
+        if not self.passes and self.fresh != gradient._version:
+            self.fresh = gradient._version if self.fresh == UNSEEN else None
+        self.passes.append(one)
 
     def has_changed(self, gradient: Tensor | None) -> bool:
         """Tell whether the gradient is another than the one last seen."""
@@ -175,7 +184,7 @@ class LossAttribution:
             if not witness.has_changed(gradient):
                 continue
             if underway is not None and gradient is not None:
-                witness.passes.append(underway)
+                witness.add(underway, gradient)
                 witness.touched |= 1 << self._num_learnt
                 is_reached = True
             elif witness.passes and (gradient is None or self._is_zeroed(gradient)):
@@ -270,7 +279,7 @@ class LossAttribution:
         self.witnesses = [w for w in ranked if w.touched][:MAX_WITNESSES]
         only = self.witnesses[0] if len(self.witnesses) == 1 else None
         is_usual = not self._knows_others and not self._is_altered
-        self.sole = only if only is not None and only.is_plain and is_usual else None
+        self.sole = only if only is not None and only.is_plain and only.fresh is not None and is_usual else None
 
     # --------------------------------------------------------------------------------------------------- step
 

@@ -87,16 +87,12 @@ def watch_backward(original: Any) -> Any:
                     if ledger.notes is not notes:  # a step was made meanwhile
                         ledger.note(kind, ledger.mark, ledger.mark)
                     ledger.mark = clock()
-                    gradient = None if sole is None or roots is None else sole.ref().grad  # type: ignore[union-attr]
+                    gradient = None if sole is None or roots is None or sole.passes else sole.ref().grad  # type: ignore[union-attr]
                     if gradient is None:
                         end_pass(ledger, one, roots)  # type: ignore[arg-type]
-                    else:
-                        grad_id, version = id(gradient), gradient._version
-                        if grad_id != sole.grad_id or version != sole.version:  # type: ignore[union-attr]
-                            sole.passes.append(one)  # type: ignore[union-attr, arg-type]
-                            sole.grad_id, sole.version = grad_id, version  # type: ignore[union-attr]
-                        else:
-                            end_pass(ledger, one, roots)  # type: ignore[arg-type]
+                    else:  # its version is looked at when the step begins
+                        sole.grad_id, sole.version = id(gradient), sole.fresh  # type: ignore[union-attr]
+                        sole.passes.append(one)  # type: ignore[union-attr, arg-type]
                 except Exception as error:  # noqa: BLE001
                     report(error)
 
@@ -128,8 +124,8 @@ def end_pass(ledger: Ledger, one: Pass, roots: Any) -> None:
             is_seen = attribution.end(one, roots) or is_seen
         else:
             is_seen = True
-            sole.passes.append(one)  # type: ignore[union-attr]
-            sole.grad_id, sole.version = id(gradient), gradient._version  # type: ignore[union-attr]
+            sole.add(one, gradient)  # type: ignore[union-attr]
+            sole.see(gradient)  # type: ignore[union-attr]
     if not is_seen:
         sharded = [attribution for attribution in ATTRIBUTIONS if attribution.is_sharded]
         for attribution in sharded:
