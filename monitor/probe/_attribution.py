@@ -32,21 +32,30 @@ MAX_PASSES = 65_536
 MAX_NODES = 50_000
 """Nodes of an autograd graph that are walked at most."""
 UNSEEN = -1
+ASSUMED = -1
+"""Stands for the id of a gradient that was not looked at."""
+NUM_LOOKS = 256
+"""Steps after each of whose first pass a sole witness is looked at, before most of these looks are left out."""
+NUM_ASSUMED = 31
+"""First passes without a look between two with one."""
 MAX_SAMPLED = 65_536
 """Elements of a gradient that are read at most to tell whether it was zeroed."""
 
 class Witness:
     """A parameter that is looked at. ``grad_id`` and ``version`` are those of its gradient when last seen, ``passes``
     the backward passes that are in it, ``touched`` one bit for each of the first passes that have reached it, ``fresh``
-    the version of a gradient that the first pass of a step has made, if it is always the same."""
+    the version of a gradient that the first pass of a step has made, if it is always the same. ``num_assumed`` first
+    passes more are taken to have reached it as they always did, in place of a look."""
 
-    __slots__ = ("fresh", "grad_id", "is_plain", "passes", "ref", "size", "touched", "version")
+    __slots__ = (
+        "fresh", "grad_id", "is_plain", "num_assumed", "num_looks", "passes", "ref", "size", "touched", "version",
+    )  # fmt: skip
 
     def __init__(self, parameter: Tensor) -> None:
         self.ref = weakref.ref(parameter)
         self.is_plain = type(parameter) in (Tensor, torch.nn.Parameter)
         self.size = parameter.numel()
-        self.grad_id = self.version = self.touched = 0
+        self.grad_id = self.version = self.touched = self.num_assumed = self.num_looks = 0
         self.fresh: int | None = UNSEEN
         self.passes: list[Pass] = []
         self.see(self.gradient())
@@ -67,6 +76,8 @@ class Witness:
         """Tell whether the gradient is another than the one last seen."""
         if gradient is None:
             return self.grad_id != 0
+        if self.grad_id == ASSUMED:
+            self.grad_id = id(gradient)
         return id(gradient) != self.grad_id or gradient._version != self.version
 
     def see(self, gradient: Tensor | None) -> None:
@@ -196,6 +207,8 @@ class LossAttribution:
         if is_reached:
             self._newest = underway
             self._release()
+        if self.sole is not None and (is_altered or is_cleared):
+            self.sole.num_looks = self.sole.num_assumed = 0
         if is_altered:
             self._note_altered()
         if is_cleared:
@@ -332,7 +345,7 @@ class LossAttribution:
         """Take what has just changed the gradients in place, a clip or an unscaling, for no doing of the loop's."""
         for witness in self.witnesses:
             gradient = witness.gradient()
-            if gradient is not None and id(gradient) == witness.grad_id:
+            if gradient is not None and witness.grad_id in (id(gradient), ASSUMED):
                 witness.version = gradient._version
 
     def watch_zeroing(self) -> Callable[[], None]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monitor.probe._attribution import USUAL, LossAttribution, Pass
+from monitor.probe._attribution import ASSUMED, NUM_ASSUMED, NUM_LOOKS, USUAL, LossAttribution, Pass, Witness
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import local_of
 from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, open_ledger
@@ -87,12 +87,14 @@ def watch_backward(original: Any) -> Any:
                     if ledger.notes is not notes:  # a step was made meanwhile
                         ledger.note(kind, ledger.mark, ledger.mark)
                     ledger.mark = clock()
-                    gradient = None if sole is None or roots is None or sole.passes else sole.ref().grad  # type: ignore[union-attr]
-                    if gradient is None:
+                    if sole is None or roots is None or sole.passes:
                         end_pass(ledger, one, roots)  # type: ignore[arg-type]
-                    else:  # its version is looked at when the step begins
-                        sole.grad_id, sole.version = id(gradient), sole.fresh  # type: ignore[union-attr]
-                        sole.passes.append(one)  # type: ignore[union-attr, arg-type]
+                    elif sole.num_assumed:
+                        sole.num_assumed -= 1
+                        sole.grad_id, sole.version = ASSUMED, sole.fresh
+                        sole.passes.append(one)
+                    else:
+                        end_first_pass(ledger, one, roots, sole)
                 except Exception as error:  # noqa: BLE001
                     report(error)
 
@@ -131,6 +133,21 @@ def end_pass(ledger: Ledger, one: Pass, roots: Any) -> None:
         for attribution in sharded:
             attribution.withhold(one, roots, len(sharded) == 1)
     ledger.note(Kind.OURS, start, perf_counter())
+
+
+@untraced
+def end_first_pass(ledger: Ledger, one: Any, roots: Any, sole: Witness) -> None:
+    """Look at the only witness after the first backward pass of a step. The version of its gradient is looked at when
+    the step begins."""
+    gradient = sole.ref().grad  # type: ignore[union-attr]
+    if gradient is None:
+        end_pass(ledger, one, roots)
+        return
+    sole.grad_id, sole.version = id(gradient), sole.fresh
+    sole.passes.append(one)
+    sole.num_looks += 1
+    if sole.num_looks > NUM_LOOKS:
+        sole.num_assumed = NUM_ASSUMED
 
 
 def _concerned(ledger: Ledger, roots: Any) -> list[LossAttribution]:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
 from monitor.probe import _patches
-from monitor.probe._attribution import USUAL, LossAttribution, Pass, is_zeroed
+from monitor.probe._attribution import ASSUMED, USUAL, LossAttribution, Pass, is_zeroed
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import Norms, RawClip
@@ -213,8 +213,8 @@ class StepProbe:
                     gradient = None if sole is None else sole.ref().grad  # type: ignore[union-attr]
                     if (
                         gradient is not None
-                        and id(gradient) == sole.grad_id  # type: ignore[union-attr]
                         and gradient._version == sole.version  # type: ignore[union-attr]
+                        and (sole.grad_id == ASSUMED or sole.grad_id == id(gradient))  # type: ignore[union-attr]
                         and sole.passes  # type: ignore[union-attr]
                     ):
                         losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
