@@ -21,8 +21,9 @@ from monitor.probe._alteration import multiplier, norm_of, root_factor
 from monitor.probe._compilation import untraced
 from monitor.probe._values import Value, product
 
-Pass = tuple[int, Any]
-"""A backward pass: when it began (``perf_counter``), and the loss that was back-propagated (several: a tuple; None: it cannot be known)."""
+Pass = tuple[float, Any]
+"""A backward pass: when it began (``perf_counter``), and the loss that was back-propagated (several: a tuple; None: it
+cannot be known)."""
 
 NUM_LEARNING = 8
 """Backward passes that reach an optimizer before its witnesses are chosen."""
@@ -40,6 +41,7 @@ NUM_ASSUMED = 31
 """First passes without a look between two with one."""
 MAX_SAMPLED = 65_536
 """Elements of a gradient that are read at most to tell whether it was zeroed."""
+
 
 class Witness:
     """A parameter that is looked at. ``grad_id`` and ``version`` are those of its gradient when last seen, ``passes``

@@ -143,7 +143,7 @@ def end_first_pass(ledger: Ledger, one: Any, roots: Any, sole: Witness) -> None:
     if gradient is None:
         end_pass(ledger, one, roots)
         return
-    sole.grad_id, sole.version = id(gradient), sole.fresh
+    sole.grad_id, sole.version = id(gradient), sole.fresh or 0
     sole.passes.append(one)
     sole.num_looks += 1
     if sole.num_looks > NUM_LOOKS:

@@ -210,14 +210,14 @@ class StepProbe:
                     replaced = evaluation.wrap(args, kwargs)
                 else:
                     sole = usual[0]
-                    gradient = None if sole is None else sole.ref().grad  # type: ignore[union-attr]
+                    gradient = None if sole is None else sole.ref().grad
                     if (
                         gradient is not None
-                        and gradient._version == sole.version  # type: ignore[union-attr]
-                        and (sole.grad_id == ASSUMED or sole.grad_id == id(gradient))  # type: ignore[union-attr]
-                        and sole.passes  # type: ignore[union-attr]
+                        and gradient._version == sole.version
+                        and (sole.grad_id == ASSUMED or sole.grad_id == id(gradient))
+                        and sole.passes
                     ):
-                        losses, sole.passes, sole.grad_id = sole.passes, [], 0  # type: ignore[union-attr]
+                        losses, sole.passes, sole.grad_id = sole.passes, [], 0
                     else:
                         if attribution.witnesses:  # else there was no backward pass yet
                             losses = attribution.take(underway())
