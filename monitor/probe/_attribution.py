@@ -88,8 +88,8 @@ class Witness:
 
 
 USUAL: list[Any] = [None, None]
-"""For the hot path: the one :class:`Witness` that it has to look at, None wherever there is more to do; and the norms
-of the same optimizer. Set by ``_watched.expect_usual``; everybody else puts None in the first place."""
+"""For the hot path: the one :class:`Witness` that it has to look at, and the norms of the same optimizer. None wherever
+there is more to do. Set by ``_watched.expect_usual``; everybody else takes away only."""
 
 
 class LossAttribution:
@@ -316,7 +316,7 @@ class LossAttribution:
     def _union(self) -> list[Pass]:
         witnesses = self.witnesses
         if len(witnesses) == 1:
-            return witnesses[0].passes
+            return list(witnesses[0].passes)
         return sorted(dict.fromkeys(chain.from_iterable(w.passes for w in witnesses)), key=lambda one: one[0])
 
     # -------------------------------------------------------------------------------------------------- others

@@ -99,6 +99,7 @@ def watch_clip_with_norm(original: Any) -> Any:
                 witness, meter = usual
                 if (
                     witness is not None
+                    and meter is not None
                     and type(total_norm) is Tensor
                     and (is_host_only or total_norm.is_cpu)
                     and len(params) >= meter.num_params

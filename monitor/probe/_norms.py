@@ -89,11 +89,11 @@ class NormMeter:
         return None if len(covered) == len(self._ids) else covered
 
     @property
-    def is_whole(self) -> bool:
-        """Tell whether a total that torch works out from these gradients is that of all ranks."""
+    def usual(self) -> NormMeter | None:
+        """These norms, where a total that torch works out from the gradients is that of all ranks, else None."""
         if self.num_groups < 0:
             self._count()
-        return self.absence is None
+        return self if self.absence is None else None
 
     def recount(self) -> None:
         """Take the optimizer for a changed one: a param group was added."""

@@ -103,7 +103,7 @@ def note_scaler(scaler: Any, outputs: Any = None, scaled: Any = None) -> None:
 def _note_scaling(scaler: Any) -> None:
     if len(SCALING) >= MAX_SCALERS:
         SCALING.clear()
-    USUAL[0] = None
+    USUAL[1] = None  # norms are to be unscaled
     SCALING.pop(id(scaler), None)  # the last one is the latest
     SCALING[id(scaler)] = weakref.ref(scaler), id(scaler._per_optimizer_states)
 

@@ -30,14 +30,17 @@ def probe_of(optimizer: Any) -> StepProbe | None:
     return probe if probe is not None and probe.optimizer is optimizer else None
 
 
+@untraced
 def expect_usual() -> None:
-    """Have the hot path look at one parameter and no more, where one thread trains one optimizer, no GradScaler scales
-    its gradients, and nothing is to be put right."""
-    USUAL[0] = None
-    if len(PROBES) == 1 and len(LEDGERS) == 1 and not SCALING:
-        for probe in list(PROBES.values()):
-            if probe.norms.is_whole:
-                USUAL[:] = probe.attribution.usual, probe.norms
+    """Have the hot path look at one parameter and no more, where one thread trains one optimizer and nothing is to be
+    put right."""
+    USUAL[:] = None, None
+    try:
+        if len(PROBES) == 1 and len(LEDGERS) == 1:
+            for probe in list(PROBES.values()):
+                USUAL[:] = probe.attribution.usual, None if SCALING else probe.norms.usual
+    except Exception as error:  # noqa: BLE001
+        report(error)
 
 
 @untraced

@@ -16,7 +16,7 @@ import monitor
 from monitor.probe._ledger import LEDGERS
 
 NUM_STEPS = 6
-NUM_MADE = 19
+NUM_MADE = 33
 """Steps that ``everything`` makes: one is skipped, one fails, one only makes the optimizer's state."""
 
 
@@ -151,6 +151,12 @@ def _unusual_gradients(model: nn.Sequential, optimizer: torch.optim.Optimizer, b
     optimizer.state = state
     for group, lr in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = lr
+    for i in range(14):
+        optimizer.zero_grad()
+        mse_loss(model(x), y).backward()
+        optimizer.step()
+        if i == 12:
+            optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
 
 
 def _clip(model: nn.Module, i: int) -> None:

@@ -46,6 +46,7 @@ CONTAINERS = {
     "monitor.probe._clipping._note_value_clip",
     *(f"monitor.probe.{module}.note_changed" for module in ("_watched", "_clipping", "_scaler")),
     "monitor.probe._patches._abandon",
+    *(f"monitor.probe.{module}.expect_usual" for module in ("_watched", "_steps", "_patches")),
     "monitor.probe._closures.FirstEvaluation._measure",
     "monitor.probe._steps.StepProbe.on_skipped",
     "monitor.recorder._recorder.Recorder.run_once",
@@ -55,6 +56,7 @@ REASONS = {
     "puts patches and hooks in": {
         *("monitor.probe._patches." + n for n in ("add", "_install", "_set", "_swap", "_wearing")),
         *("monitor.probe._patches." + n for n in ("inner_cell", "guard")),
+        "monitor.probe._made.watch_add_param_group",
         *("monitor.probe._loss." + n for n in ("watch_backward", "watch_zero_grad")),
         *("monitor.probe._scaler." + n for n in ("watch_scale", "watch_scaler_step", "watch_unscale")),
         *("monitor.probe._clipping." + n for n in ("watch_clip_norm", "watch_clip_with_norm", "watch_clip_value")),
@@ -105,6 +107,10 @@ REASONS = {
         "monitor.recorder._recorder.Recorder.start",
         "monitor.recorder._recorder.Recorder.stop",
         *("monitor.recorder._rounds.Rounds." + n for n in ("start", "stop", "_run")),
+    },
+    "a loop that does nothing unusual; shown below": {
+        "monitor.probe._loss.end_first_pass",
+        "monitor.probe._norms.NormMeter.usual",
     },
     "a command in force only; shown below": {
         "monitor.probe._steps.StepProbe._pass_boundary",
@@ -215,6 +221,7 @@ PATCHED = {
     "torch.amp.grad_scaler.GradScaler.step",
     "torch.amp.grad_scaler.GradScaler.unscale_",
     "torch.optim.optimizer.Optimizer.__init__",
+    "torch.optim.optimizer.Optimizer.add_param_group",
     *(f"torch.{name}.zero_grad" for name in ("optim.optimizer.Optimizer", "nn.modules.module.Module") if HAS_DEVICE),
     "torch.utils.data.dataloader._BaseDataLoaderIter.__next__",
     "torch.nn.utils.clip_grad.clip_grad_norm_",
@@ -279,6 +286,28 @@ def test_a_failure_while_a_command_is_carried_out_stops_nothing(
         fault.is_armed = False
     assert not any(torch.equal(a, b) for a, b in zip(before, weights_of(model), strict=True))
     assert bool(run.snapshot().errors) == bool(fault.num_hits)
+
+
+@pytest.mark.parametrize("label", REASONS["a loop that does nothing unusual; shown below"])
+def test_a_failure_in_a_plain_loop_changes_no_weight(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only a loop without anything unusual comes to may fail as well."""
+    fault = Fault(FAULTS[label].owner, FAULTS[label].name)
+    fault.install(monkeypatch)
+    found = []
+    for is_watched in (False, True):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with watch(optimizer, tmp_path) if is_watched else contextlib.nullcontext() as run:
+            fault.is_armed = is_watched
+            train_plainly(model, optimizer, make_batches(20))
+            fault.is_armed = False
+        found.append(weights_of(model))
+    assert_same(found[1], found[0])
+    assert fault.num_hits
+    assert run.snapshot().errors
+    assert run.step == 20
 
 
 class BrokenDetector(Detector):

@@ -12,7 +12,7 @@ from torch import nn
 
 from monitor.probe import _attribution, _patches
 from monitor.probe._alteration import multiplier, root_factor
-from monitor.probe._attribution import NUM_LEARNING, reaches
+from monitor.probe._attribution import NUM_ASSUMED, NUM_LEARNING, NUM_LOOKS, reaches
 
 X = torch.tensor([[1.0, -2.0, 0.5]])
 LONG = NUM_LEARNING + 4
@@ -537,3 +537,109 @@ def test_what_a_change_of_gradients_says_of_the_loss() -> None:
     assert multiplier(5.0, 5.0, 1024.0, 1) == 1.0
     assert multiplier(1024.0, 0.3, 1024.0, 1) is None
     assert multiplier(None, None, 1024.0, 1) is None
+
+
+def steady(opt: torch.optim.Optimizer, net: nn.Module, num_steps: int) -> None:
+    for _ in range(num_steps):
+        net(X).pow(2).sum().backward()
+        opt.step()
+        opt.zero_grad()
+
+
+@pytest.mark.parametrize("num_before", [LONG, NUM_LOOKS + 50])
+def test_a_loop_that_begins_to_unscale_in_place_is_noticed_at_once(watch: Any, num_before: int) -> None:
+    """However long it did nothing of the kind: the loss is absent or right, never the scaled one."""
+    net = nn.Linear(3, 2)
+    opt = torch.optim.SGD(net.parameters(), lr=0.0)
+    watched = watch(opt)
+    steady(opt, net, num_before)
+    watched.drain()
+    for _ in range(50):
+        loss = net(X).pow(2).sum()
+        (loss * 1024.0).backward()
+        for parameter in net.parameters():
+            parameter.grad.div_(1024.0)
+        opt.step()
+        opt.zero_grad()
+    found = losses(watched)["SGD"]
+    assert all(one in (None, pytest.approx(loss.item())) for one in found)
+    assert found[-40:] == [pytest.approx(loss.item())] * 40
+
+
+def test_a_loop_that_begins_to_replace_gradients_is_noticed_soon(watch: Any) -> None:
+    """Most looks are left out after very many steps: what is wrong then is wrong for NUM_ASSUMED steps at most."""
+    net = nn.Linear(3, 2)
+    opt = torch.optim.SGD(net.parameters(), lr=0.0)
+    watched = watch(opt)
+    steady(opt, net, NUM_LOOKS + 50)
+    watched.drain()
+    for _ in range(NUM_ASSUMED + 20):
+        loss = net(X).pow(2).sum()
+        (loss * 1024.0).backward()
+        for parameter in net.parameters():
+            parameter.grad = parameter.grad / 1024.0
+        opt.step()
+        opt.zero_grad()
+    found = losses(watched)["SGD"][NUM_ASSUMED:]
+    assert all(one in (None, pytest.approx(loss.item())) for one in found)
+    assert found[-10:] == [pytest.approx(loss.item())] * 10
+
+
+@pytest.mark.parametrize("num_before", [LONG, NUM_LOOKS + 50])
+def test_gradients_cleared_by_hand_before_the_step_leave_it_without_a_loss(watch: Any, num_before: int) -> None:
+    """Also after very many steps in which nothing was cleared: a discarded NaN is not shown."""
+    net = nn.Linear(3, 2)
+    opt = torch.optim.SGD(net.parameters(), lr=1e-3)
+    watched = watch(opt)
+    steady(opt, net, num_before)
+    watched.drain()
+    for clear in (set_to_none, zero_by_hand):
+        (net(X).pow(2).sum() * float("nan")).backward()
+        clear(net, opt)
+        opt.step()
+        opt.zero_grad()
+    steady(opt, net, 2)
+    found = losses(watched)["SGD"]
+    assert found[:2] == [None, None]
+    assert None not in found[2:]
+
+
+@pytest.mark.parametrize("num_before", [LONG, NUM_LOOKS + 50])
+def test_a_loop_that_begins_to_zero_in_place_keeps_its_losses(watch: Any, num_before: int) -> None:
+    """The version of a gradient is then another one at every step: unknown once at most, and right from then on."""
+    net = nn.Linear(3, 2)
+    opt = torch.optim.SGD(net.parameters(), lr=0.0)
+    watched = watch(opt)
+    steady(opt, net, num_before)
+    watched.drain()
+    expected = []
+    for i in range(50):
+        loss = net(X).pow(2).sum() + i
+        loss.backward()
+        opt.step()
+        opt.zero_grad(set_to_none=False)
+        expected.append(loss.item())
+    found = losses(watched)["SGD"]
+    assert all(one in (None, right) for one, right in zip(found, expected, strict=True))
+    assert found[3:] == expected[3:]
+
+
+def test_a_param_group_that_is_added_is_looked_at(watch: Any) -> None:
+    """Also after the witnesses were chosen: a clip of the old parameters alone is not taken for one of all."""
+    old, new = scalars(3.0, 4.0)
+    opt = torch.optim.SGD([old], lr=0.0)
+    watched = watch(opt, gradient_norm=1)
+    for _ in range(LONG):
+        (old * 3.0).backward()
+        nn.utils.clip_grad_norm_([old], 1e9)
+        opt.step()
+        opt.zero_grad()
+    opt.add_param_group({"params": [new]})
+    for _ in range(LONG):
+        (old * 3.0 + new * 4.0).backward()
+        nn.utils.clip_grad_norm_([old], 1e9)
+        opt.step()
+        opt.zero_grad()
+    found = watched.drain()[LONG:]
+    assert [step.gradient_norm for step in found] == [pytest.approx(5.0)] * LONG
+    assert [step.loss for step in found] == [25.0] * LONG
