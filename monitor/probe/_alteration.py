@@ -15,9 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-TOLERANCE = 1e-2
-"""How far a ratio of two norms may be from the one expected; half precision rounds to 1e-3."""
-
 
 def root_factor(roots: Any) -> float | None:
     """Return the constant above 1 by which a loss was multiplied last before it is back-propagated; None if by none.
@@ -45,10 +42,19 @@ def norm_of(gradient: Tensor | None) -> float | None:
     if gradient is None or gradient.device.type != "cpu" or gradient.layout is not torch.strided:
         return None
     with torch.no_grad():
-        return float(gradient.detach().double().norm())
+        plain = gradient.detach()
+        return float((plain.abs() if plain.is_complex() else plain).double().norm())
 
 
-def multiplier(before: float | None, after: float | None, factor: float | None, num_passes: int) -> float | None:
+def tolerance_of(gradient: Tensor | None) -> float:
+    """Return how far a ratio of two norms of a gradient may be from the one expected: it is rounded twice."""
+    is_rounded = gradient is not None and (gradient.is_floating_point() or gradient.is_complex())
+    return 2 * torch.finfo(gradient.dtype).eps if gradient is not None and is_rounded else 0.0
+
+
+def multiplier(
+    before: float | None, after: float | None, factor: float | None, num_passes: int, tolerance: float = 1e-6
+) -> float | None:
     """Return what the losses of a step are to be multiplied by, now that the norm of its gradients has changed; None if
     they cannot be known.
 
@@ -58,10 +64,10 @@ def multiplier(before: float | None, after: float | None, factor: float | None, 
     (1.0, None)
     """
     if before and after:
-        if math.isclose(after, before, rel_tol=TOLERANCE):
+        if math.isclose(after, before, rel_tol=tolerance):
             return 1.0
         for divisor in _divisors(factor, num_passes):
-            if math.isclose(after * divisor, before, rel_tol=TOLERANCE):
+            if math.isclose(after * divisor, before, rel_tol=tolerance):
                 return 1.0 / divisor
     return 1.0 if factor is None else None
 

@@ -4,20 +4,23 @@ The gradient that a step applies to a parameter is the sum over the backward pas
 since its ``.grad`` was last cleared, by whomever and in whatever way. So a few parameters of each optimizer are looked
 at before and after every backward pass: a ``.grad`` of None has been cleared; one that is another tensor, or of another
 version, after the pass than before it has been reached. In the first passes all parameters are witnesses; then
-one for each group of parameters that are always reached together.
+one for each group of parameters that are always reached together, as far as it takes to see every pass.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from monitor.probe._alteration import multiplier, norm_of, root_factor
+from monitor.probe._alteration import multiplier, norm_of, root_factor, tolerance_of
 from monitor.probe._compilation import untraced
 from monitor.probe._values import Value, product
 
@@ -26,8 +29,11 @@ Pass = tuple[float, Any]
 cannot be known)."""
 
 NUM_LEARNING = 8
-"""Backward passes that reach an optimizer before its witnesses are chosen."""
-MAX_WITNESSES = 4
+"""Backward passes in a row that reach nothing new before the witnesses of an optimizer are chosen."""
+MAX_LEARNING = 64
+"""Backward passes before they are chosen all the same."""
+NUM_WITNESSES = 4
+"""Witnesses that are kept beside those without which some pass would go unseen."""
 MAX_PASSES = 65_536
 """Backward passes that a step may have. Beyond, its loss counts as unknown."""
 MAX_NODES = 50_000
@@ -43,23 +49,38 @@ MAX_SAMPLED = 65_536
 """Elements of a gradient that are read at most to tell whether it was zeroed."""
 
 
+class Restricted(NamedTuple):
+    """What is back-propagated to some tensors only: ``backward(inputs=...)``."""
+
+    tensors: Any
+    inputs: Sequence[Tensor]
+
+
 class Witness:
-    """A parameter that is looked at. ``grad_id`` and ``version`` are those of its gradient when last seen, ``passes``
-    the backward passes that are in it, ``touched`` one bit for each of the first passes that have reached it, ``fresh``
-    the version of a gradient that the first pass of a step has made, if it is always the same. ``num_assumed`` first
-    passes more are taken to have reached it as they always did, in place of a look."""
+    """A parameter that is looked at.
+
+    ``grad_id``, ``version`` and ``alive`` are those of its gradient when last seen; ``passes`` are the backward passes
+    that are in it, ``newest`` is the last that was. ``touched`` has one bit for each of the first passes, set if it has
+    reached the parameter; ``fresh`` is the version of a gradient that the first pass of a step has made, if it is
+    always the same. ``num_assumed`` first passes more are taken to reach it as they always did, without a look.
+    """
 
     __slots__ = (
-        "fresh", "grad_id", "is_plain", "num_assumed", "num_looks", "passes", "ref", "size", "touched", "version",
+        "alive", "fresh", "grad_id", "is_plain", "is_sharded", "newest", "num_assumed", "num_looks", "passes", "ref",
+        "size", "touched", "version",
     )  # fmt: skip
 
     def __init__(self, parameter: Tensor) -> None:
         self.ref = weakref.ref(parameter)
         self.is_plain = type(parameter) in (Tensor, torch.nn.Parameter)
+        self.is_sharded = hasattr(parameter, "placements") or getattr(parameter, "_fsdp_flattened", False)
         self.size = parameter.numel()
-        self.grad_id = self.version = self.touched = self.num_assumed = self.num_looks = 0
+        self.grad_id = self.touched = self.num_assumed = self.num_looks = 0
+        self.version: int | None = 0
+        self.alive: Any = None
         self.fresh: int | None = UNSEEN
         self.passes: list[Pass] = []
+        self.newest: Pass | None = None
         self.see(self.gradient())
 
     def gradient(self) -> Tensor | None:
@@ -69,22 +90,42 @@ class Witness:
         return gradient if self.is_plain or gradient is None else getattr(gradient, "_local_tensor", gradient)
 
     def add(self, one: Pass, gradient: Tensor) -> None:
-        """Note a pass that has reached the parameter."""
-        if not self.passes and self.fresh != gradient._version:
-            self.fresh = gradient._version if self.fresh == UNSEEN else None
+        """Note a pass that has reached the parameter. It does so once: what a loop does to the gradient of a step that
+        it makes within the pass, such as zero it, is no more of it."""
+        if one is self.newest:
+            return
+        version = version_of(gradient)
+        if not self.passes and self.fresh != version:
+            self.fresh = version if self.fresh == UNSEEN else None
         self.passes.append(one)
+        self.newest = one
 
     def has_changed(self, gradient: Tensor | None) -> bool:
         """Tell whether the gradient is another than the one last seen."""
         if gradient is None:
             return self.grad_id != 0
         if self.grad_id == ASSUMED:
-            self.grad_id = id(gradient)
-        return id(gradient) != self.grad_id or gradient._version != self.version
+            self.grad_id, self.alive = id(gradient), None
+        return self.is_other(gradient) or version_of(gradient) != self.version
+
+    def is_other(self, gradient: Tensor) -> bool:
+        """Tell whether the gradient is another tensor than the one last seen, whose id it may have taken over."""
+        return id(gradient) != self.grad_id or (self.alive is not None and self.alive.expired())
 
     def see(self, gradient: Tensor | None) -> None:
-        """Remember the gradient as it is now. Its id, not the tensor: that would keep its memory."""
-        self.grad_id, self.version = (0, 0) if gradient is None else (id(gradient), gradient._version)
+        """Remember the gradient as it is now. Not the tensor itself: that would keep its memory."""
+        if gradient is None:
+            self.grad_id, self.version, self.alive = 0, 0, None
+        else:
+            self.grad_id, self.version, self.alive = id(gradient), version_of(gradient), _weak(gradient)
+
+
+_weak: Callable[[Tensor], Any] = getattr(torch._C, "_WeakTensorRef", lambda _: None)
+
+
+def version_of(gradient: Tensor) -> int | None:
+    """Return how often a gradient was changed in place; None of one made in inference mode, which does not count."""
+    return None if gradient.is_inference() else gradient._version
 
 
 USUAL: list[Any] = [None, None]
@@ -115,7 +156,11 @@ class LossAttribution:
         self.witnesses: list[Witness] = []
         """The parameters that are looked at; none before the first backward pass."""
         self._num_learnt = 0
+        self._num_familiar = 0
+        self._is_learning = True
         self._num_missed = 0
+        self._frozen: list[weakref.ref[Tensor]] = []
+        self._has_discarded = False
         self._newest: Pass | None = None
         self._knows_others = False
         self._threads: dict[int, bool] = {}
@@ -129,7 +174,7 @@ class LossAttribution:
 
     def begin(self, roots: Any) -> None:
         """Look before a backward pass from ``roots``."""
-        if not self.witnesses:
+        if not self.witnesses or self._is_outdated():
             self._learn()
         else:
             self._settle(None)
@@ -142,7 +187,10 @@ class LossAttribution:
     def end(self, one: Pass, roots: Any) -> bool:
         """Look after a backward pass from ``roots`` (None: it has failed); return whether it has reached these
         parameters."""
+        is_lost = any(witness.ref() is None for witness in self.witnesses)
         is_reached = self._settle(one) or self._newest is one
+        if is_lost and not is_reached and roots is not None:
+            is_reached = self._look_again(one, roots)
         self.num_unreached = 0 if is_reached else self.num_unreached + 1
         USUAL[0] = None if self.num_unreached else USUAL[0]
         if roots is not None:
@@ -155,7 +203,7 @@ class LossAttribution:
     def _compares(self) -> bool:
         """Tell whether the norm of a gradient is noted, to see what an alteration has done: until the witnesses are
         chosen, and of who alters gradients for ever."""
-        return self._is_altered or self._num_learnt < NUM_LEARNING
+        return self._is_altered or self._is_learning
 
     def withhold(self, one: Pass, roots: Any, is_alone: bool) -> None:
         """Keep a pass that no gradient shows, for the next one that does: ``fully_shard`` adds up micro-batches out
@@ -172,7 +220,7 @@ class LossAttribution:
     @property
     def is_sharded(self) -> bool:
         """Tell whether gradients may be added up out of sight."""
-        return bool(self.witnesses) and not self.witnesses[0].is_plain
+        return bool(self.witnesses) and self.witnesses[0].is_sharded
 
     def _release(self) -> None:
         if self._withheld:
@@ -191,20 +239,20 @@ class LossAttribution:
 
     def _settle(self, underway: Pass | None) -> bool:
         """Bring every witness up to date; what has changed is the work of the pass under way, if there is one."""
-        is_reached = is_cleared = is_altered = False
+        is_reached = is_cleared = is_altered = is_replaced = False
         for witness in self.witnesses:
             gradient = witness.gradient()
             if not witness.has_changed(gradient):
                 continue
             if underway is not None and gradient is not None:
                 witness.add(underway, gradient)
-                witness.touched |= 1 << self._num_learnt
                 is_reached = True
             elif witness.passes and (gradient is None or self._is_zeroed(gradient)):
                 witness.passes = []
                 is_cleared = True
             elif witness.passes:
                 is_altered = True
+                is_replaced = is_replaced or gradient is None or witness.is_other(gradient)
             witness.see(gradient)
         if is_reached:
             self._newest = underway
@@ -212,7 +260,7 @@ class LossAttribution:
         if self.sole is not None and (is_altered or is_cleared):
             self.sole.num_looks = self.sole.num_assumed = 0
         if is_altered:
-            self._note_altered()
+            self._note_altered(is_replaced)
         if is_cleared:
             self._note_cleared()
         return is_reached
@@ -225,12 +273,18 @@ class LossAttribution:
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
         return all(is_zeroed(getattr(g, "_local_tensor", g)) for g in gradients)
 
-    def _note_altered(self) -> None:
+    def _note_altered(self, is_replaced: bool) -> None:
         """Have the losses say what the gradients do, now that the loop itself has changed them. Where it first does
-        so after the witnesses were chosen, there is nothing to compare with."""
+        so after the witnesses were chosen, there is nothing to compare with. Other gradients in the place of those that
+        were thrown away may be put together from any number of passes."""
         witness = self.witnesses[0]
-        norm, num_passes = norm_of(witness.gradient()), len(witness.passes)
-        by = multiplier(self._norm, norm, self._factor, num_passes) if self._compares else None
+        gradient, num_passes = witness.gradient(), len(witness.passes)
+        norm = norm_of(gradient)
+        by = None
+        if is_replaced and self._has_discarded:
+            self._on_cleared()
+        elif self._compares:
+            by = multiplier(self._norm, norm, self._factor, num_passes, tolerance_of(gradient))
         self._is_altered, self.sole, self._norm = True, None, norm
         USUAL[0] = None
         if by != 1.0:
@@ -238,6 +292,7 @@ class LossAttribution:
                 each.passes = [(number, _times(loss, by)) for number, loss in each.passes]
 
     def _note_cleared(self) -> None:
+        self._has_discarded = True
         if not any(witness.passes for witness in self.witnesses):
             self.num_discarded += 1
             USUAL[0] = None
@@ -247,24 +302,44 @@ class LossAttribution:
     def _follow(self, one: Pass, roots: Any, is_reached: bool) -> None:
         """Choose the witnesses when enough has been seen; look again at every parameter after a surprise."""
         if is_reached:
-            if self._num_learnt < NUM_LEARNING:
-                self._num_learnt += 1
-                if self._num_learnt == NUM_LEARNING:
-                    self._choose()
-            return
-        if self._num_learnt < NUM_LEARNING:
-            self._knows_others = True
+            if self._is_learning:
+                self._note_touched(one)
             return
         self._num_missed += 1
         if self._is_withholding or (self._knows_others and self._num_missed & (self._num_missed - 1)):
             return  # passes that reach none of these parameters are known, and are checked at powers of two
-        if self._is_reached_from(roots):
-            self._learn()
-            for witness in self.witnesses:
-                witness.passes.append(one)
-        else:
+        if not self._look_again(one, roots):
             self._knows_others, self.sole = True, None
             USUAL[0] = None
+
+    def _note_touched(self, one: Pass) -> None:
+        """Remember which parameters a pass has reached; choose the witnesses when it is long since there was one that
+        no pass had reached before."""
+        touched = [witness for witness in self.witnesses if witness.newest is one]
+        self._num_familiar = self._num_familiar + 1 if all(witness.touched for witness in touched) else 1
+        for witness in touched:
+            witness.touched |= 1 << self._num_learnt
+        self._num_learnt += 1
+        if self._num_familiar >= NUM_LEARNING or self._num_learnt >= MAX_LEARNING:
+            self._choose()
+
+    def _look_again(self, one: Pass, roots: Any) -> bool:
+        """Make every parameter a witness if a pass that has reached none of the witnesses leads to one; return whether
+        it does."""
+        if not self._is_reached_from(roots):
+            return False
+        self._learn()
+        for witness in self.witnesses:
+            gradient = witness.gradient()
+            if gradient is not None:
+                witness.add(one, gradient)
+        return True
+
+    def _is_outdated(self) -> bool:
+        """Tell whether a witness is gone, its parameter replaced, or a parameter that was frozen is so no more."""
+        return any(witness.ref() is None for witness in self.witnesses) or any(
+            (parameter := frozen()) is not None and parameter.requires_grad for frozen in self._frozen
+        )
 
     def _is_reached_from(self, roots: Any) -> bool:
         return reaches(roots, {id(parameter) for parameter in self._parameters()})
@@ -277,21 +352,34 @@ class LossAttribution:
     def _learn(self) -> None:
         """Make every parameter a witness; what is known to be in the gradients stays known."""
         known = self._union()
-        self.witnesses = sorted((Witness(p) for p in self._parameters() if p.requires_grad), key=_is_dear)
+        parameters = [p for p in self._parameters() if not is_lazy(p)]
+        self.witnesses = sorted((Witness(p) for p in parameters if p.requires_grad), key=_is_dear)
+        self._frozen = [weakref.ref(p) for p in parameters if not p.requires_grad]
         for witness in self.witnesses if known else ():
-            witness.passes = list(known)
-        self._num_learnt, self._knows_others, self.sole = 0, False, None
+            witness.passes, witness.newest = list(known), known[-1]
+        self._num_learnt, self._num_familiar, self._is_learning = 0, 0, True
+        self._knows_others, self.sole = False, None
         USUAL[0] = None
         self._threads.clear()
 
     def _choose(self) -> None:
-        """Keep the smallest of the parameters that were reached by the same passes, for the sets that were most often
-        reached."""
+        """Keep the smallest of the parameters that were reached by the same passes: for the sets that were most often
+        reached, and as many more as every pass needs to be seen."""
+        self._is_learning = False
         smallest: dict[int, Witness] = {}
         for witness in sorted(self.witnesses, key=_is_dear):
             smallest.setdefault(witness.touched, witness)
-        ranked = sorted(smallest.values(), key=lambda w: -w.touched.bit_count())
-        self.witnesses = [w for w in ranked if w.touched][:MAX_WITNESSES]
+        ranked = sorted((w for w in smallest.values() if w.touched), key=lambda w: -w.touched.bit_count())
+        chosen, rest = ranked[:NUM_WITNESSES], ranked[NUM_WITNESSES:]
+        seen = functools.reduce(operator.or_, (w.touched for w in chosen), 0)
+        while rest:
+            best = max(rest, key=lambda w: (w.touched & ~seen).bit_count())
+            if not best.touched & ~seen:
+                break
+            chosen.append(best)
+            rest.remove(best)
+            seen |= best.touched
+        self.witnesses = chosen
         only = self.witnesses[0] if len(self.witnesses) == 1 else None
         is_usual = not self._knows_others and not self._is_altered
         self.sole = only if only is not None and only.is_plain and only.fresh is not None and is_usual else None
@@ -304,6 +392,7 @@ class LossAttribution:
         passes, logged = self._union(), self.logged
         self.drop()
         self.num_discarded = self.num_unreached = 0
+        self._has_discarded = False
         return [(0, value) for value in logged] if logged else passes
 
     def drop(self) -> None:
@@ -338,27 +427,32 @@ class LossAttribution:
             self._learn()
         for witness in self.witnesses:
             gradient = witness.gradient()
-            is_other = self.sole is None and id(gradient) != witness.grad_id
-            if gradient is not None and (witness.passes or is_other):
+            if gradient is not None and (witness.passes or (self.sole is None and witness.is_other(gradient))):
                 return True
         return False
 
-    def refresh(self) -> None:
-        """Take what has just changed the gradients in place, a clip or an unscaling, for no doing of the loop's."""
-        for witness in self.witnesses:
-            gradient = witness.gradient()
-            if gradient is not None and witness.grad_id in (id(gradient), ASSUMED):
-                witness.version = gradient._version
+    def watch_change(self, underway: Pass | None) -> Callable[[], None]:
+        """Look at the gradients before a clip or an unscaling changes them in place; the function returned looks
+        afterwards, and takes the change for no doing of the loop's."""
+        self._settle(underway)
+
+        def look() -> None:
+            for witness in self.witnesses:
+                witness.see(witness.gradient())
+            if self._compares and self.witnesses:
+                self._norm = norm_of(self.witnesses[0].gradient())
+
+        return look
 
     def watch_zeroing(self) -> Callable[[], None]:
         """Look at the gradients before they are zeroed in place; the function returned looks afterwards."""
-        before = [(w, None if (g := w.gradient()) is None else (id(g), g._version)) for w in self.witnesses]
+        before = [(w, None if (g := w.gradient()) is None else (id(g), version_of(g))) for w in self.witnesses]
 
         def look() -> None:
             is_cleared = False
             for witness, state in before:
                 gradient = witness.gradient()
-                if gradient is not None and state is not None and state != (id(gradient), gradient._version):
+                if gradient is not None and state is not None and state != (id(gradient), version_of(gradient)):
                     is_cleared = is_cleared or bool(witness.passes)
                     witness.passes = []
                     witness.see(gradient)
@@ -380,9 +474,13 @@ def _times(loss: Any, by: float | None) -> Any:
 @untraced
 def is_zeroed(gradient: Tensor) -> bool:
     """Tell whether a gradient is all zero. On a device that would wait for it: there it counts as not."""
-    if gradient.device.type != "cpu" or gradient.layout is not torch.strided or gradient.numel() == 0:
+    if gradient.device.type != "cpu" or gradient.numel() == 0:
         return False
     with torch.no_grad():
+        if gradient.layout is torch.sparse_coo:
+            gradient = gradient._values()
+        if gradient.layout is not torch.strided:
+            return False
         flat = gradient.detach().reshape(-1) if gradient.is_contiguous() else gradient.detach()
         if flat.numel() > MAX_SAMPLED and flat.dim() == 1:
             flat = flat[:: flat.numel() // MAX_SAMPLED + 1]
@@ -395,17 +493,23 @@ def reaches(roots: Any, parameters: set[int]) -> bool:
 
     The nodes outlive the backward pass for as long as the tensors do. False for a graph that is too large to tell.
     """
+    if isinstance(roots, Restricted):
+        return any(id(one) in parameters for one in roots.inputs)
     return any(id(getattr(node, "variable", None)) in parameters for node in _nodes(roots))
 
 
 @untraced
 def has_leaf(roots: Any, shapes: set[torch.Size]) -> bool:
-    """Tell whether the autograd graph behind some tensors leads to a leaf of one of these shapes."""
+    """Tell whether the autograd graph behind some tensors leads to a leaf of one of these shapes, or to the flat
+    parameter that FullyShardedDataParallel makes of several."""
     leaves = (getattr(node, "variable", None) for node in _nodes(roots))
-    return any(leaf is not None and leaf.shape in shapes for leaf in leaves)
+    return any(
+        leaf is not None and (leaf.shape in shapes or hasattr(leaf, "_unpadded_unsharded_size")) for leaf in leaves
+    )
 
 
 def _nodes(roots: Any) -> Iterator[Any]:
+    roots = roots.tensors if isinstance(roots, Restricted) else roots
     tensors = roots if isinstance(roots, list | tuple) else (roots,)
     pending = [t.grad_fn for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
     seen = set(pending)

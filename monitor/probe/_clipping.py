@@ -20,15 +20,15 @@ from monitor.probe._gradients import Norms, local_of
 from monitor.probe._ledger import current
 from monitor.probe._notes import Kind
 from monitor.probe._values import has_no_accelerator, take
-from monitor.probe._watched import PROBES, note_changed, report
+from monitor.probe._watched import PROBES, before_change, report
 
 if TYPE_CHECKING:
-    from monitor.probe._norms import NormMeter
+    from monitor.probe._norms import Coverage, NormMeter
 
 _INSIDE: set[int] = set()
 """The threads that are inside a ``clip_grad_norm_`` that notes itself."""
 
-Owners = list[tuple["NormMeter", frozenset[int] | None]]
+Owners = list[tuple["NormMeter", "Coverage"]]
 Owned = list[tuple["NormMeter", frozenset[int] | None, Norms | None]]
 
 
@@ -48,7 +48,9 @@ def watch_clip_norm(original: Any) -> Any:
             return original(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
         params, parameters = _as_list(parameters)
         owned = _measure_before(params)
+        look = before_change()
         total = alone(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
+        look()
         _note_norm_clip(owned, max_norm, total)
         return total
 
@@ -61,9 +63,10 @@ def watch_sharded_clip(original: Any) -> Any:
 
     def clip_grad_norm_(self: Any, max_norm: Any, norm_type: Any = 2.0) -> Any:
         owned = _measure_before(list(self.parameters()), is_total=norm_type == 2.0)
+        look = before_change()
         total = alone(self, max_norm, norm_type)
+        look()
         _note_norm_clip(owned, max_norm, total)
-        note_changed()
         return total
 
     return clip_grad_norm_
@@ -102,7 +105,9 @@ def watch_clip_with_norm(original: Any) -> Any:
                     and meter is not None
                     and type(total_norm) is Tensor
                     and (is_host_only or total_norm.is_cpu)
-                    and len(params) >= meter.num_params
+                    and len(params) == meter.num_clipped
+                    and id(params[0]) == meter.first_id
+                    and id(params[-1]) == meter.last_id
                     and not meter.clips
                 ):
                     measure = (total_norm.item(),)
@@ -114,12 +119,13 @@ def watch_clip_with_norm(original: Any) -> Any:
                     current().note(Kind.OURS, start, clock())
             except Exception as error:  # noqa: BLE001
                 report(error)
+        look = before_change() if witness is None else None
         if more:
             original(parameters, max_norm, total_norm, foreach, **more)
         else:
             original(parameters, max_norm, total_norm, foreach)
-        if witness is None:
-            note_changed()
+        if look is not None:
+            look()
 
     return _clip_grads_with_norm_
 
@@ -130,8 +136,9 @@ def watch_clip_value(original: Any) -> Any:
     def clip_grad_value_(parameters: Any, clip_value: Any, *args: Any, **kwargs: Any) -> None:
         params, parameters = _as_list(parameters)
         _note_value_clip(params, clip_value)
+        look = before_change()
         original(parameters, clip_value, *args, **kwargs)
-        note_changed()
+        look()
 
     return clip_grad_value_
 
@@ -149,12 +156,9 @@ def _as_list(parameters: Any) -> tuple[list[Tensor], Any]:
 
 @untraced
 def _owners(params: list[Tensor]) -> Owners:
-    """Tell whose gradients these are: each optimizer's norms with the ids of its own parameters among them, None for
-    all of them."""
-    probes = list(PROBES.values())
-    is_shared = len(probes) > 1
-    found = [(probe.norms, probe.norms.coverage(params, is_shared)) for probe in probes]
-    return [(norms, covered) for norms, covered in found if covered != frozenset()]
+    """Tell whose gradients these are: the norms of each optimizer that has some, with what of its own is covered."""
+    found = [(probe.norms, probe.norms.coverage(params)) for probe in list(PROBES.values())]
+    return [(norms, covered) for norms, covered in found if covered.ids != frozenset()]
 
 
 @untraced
@@ -162,8 +166,10 @@ def _measure_before(params: list[Tensor], is_total: bool = False) -> Owned:
     """Measure each optimizer's own L2 norm before a clip whose total norm will not do; None: it will."""
     try:
         owners = _owners(params)
-        serves = is_total and len(owners) == 1
-        return [(m, covered, None if serves else m.of_clipped(covered, params, 2.0)[0]) for m, covered in owners]
+        return [
+            (m, covered.ids, None if is_total and covered.is_alone else m.of_clipped(covered.ids, params, 2.0)[0])
+            for m, covered in owners
+        ]
     except Exception as error:  # noqa: BLE001
         report(error)
         return []
@@ -185,11 +191,11 @@ def _note_shared_clip(params: list[Tensor], max_norm: Any, total: Any) -> None:
     owners = _owners(params)
     measure = _measured(total)
     for meter, covered in owners:
-        if len(owners) == 1 and ((covered is None and len(PROBES) == 1) or _is_torchs_own()):
+        if covered.is_alone and ((covered.ids is None and len(PROBES) == 1) or _is_torchs_own()):
             own = meter.absence or meter.unscaled(measure)
         else:
-            own = meter.of_clipped(covered, params, 2.0)[0]
-        meter.note("norm", float(max_norm), own, measure, covered)
+            own = meter.of_clipped(covered.ids, params, 2.0)[0]
+        meter.note("norm", float(max_norm), own, measure, covered.ids)
 
 
 def _is_torchs_own() -> bool:
@@ -212,7 +218,7 @@ def _measured(total: Any) -> Norms:
 def _note_value_clip(params: list[Tensor], clip_value: Any) -> None:
     try:
         for meter, covered in _owners(params):
-            own, extreme = meter.of_clipped(covered, params, 2.0, float("inf"))
-            meter.note("value", float(clip_value), own, extreme, covered)
+            own, extreme = meter.of_clipped(covered.ids, params, 2.0, float("inf"))
+            meter.note("value", float(clip_value), own, extreme, covered.ids)
     except Exception as error:  # noqa: BLE001
         report(error)

@@ -13,13 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monitor.probe._attribution import ASSUMED, NUM_ASSUMED, NUM_LOOKS, USUAL, LossAttribution, Pass, Witness
+from monitor.probe._attribution import (
+    ASSUMED,
+    NUM_ASSUMED,
+    NUM_LOOKS,
+    USUAL,
+    LossAttribution,
+    Pass,
+    Restricted,
+    Witness,
+)
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import local_of
 from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, open_ledger
 from monitor.probe._notes import Kind
 from monitor.probe._values import Value, has_no_accelerator, take
-from monitor.probe._watched import ATTRIBUTIONS, report
+from monitor.probe._watched import ATTRIBUTIONS, contained_looks, report
 
 
 def watch_backward(original: Any) -> Any:
@@ -37,7 +46,7 @@ def watch_backward(original: Any) -> Any:
         **more: Any,
     ) -> None:
         ledger = notes = one = sole = None
-        roots = tensors
+        roots = tensors if inputs is None else restricted(tensors, inputs)
         try:
             start = clock()
             account = ledgers.get(ident()) or open_ledger()
@@ -102,6 +111,16 @@ def watch_backward(original: Any) -> Any:
 
 
 @untraced
+def restricted(tensors: Any, inputs: Any) -> Any:
+    """Return what is back-propagated to some inputs only."""
+    try:
+        return Restricted(tensors, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs))
+    except Exception as error:  # noqa: BLE001
+        report(error)
+        return tensors
+
+
+@untraced
 def begin_pass(ledger: Ledger, roots: Any) -> None:
     """Look at the gradients of every optimizer before a backward pass."""
     if len(ledger.notes) >= MAX_NOTES:  # nobody steps: what is kept must not grow without end
@@ -121,13 +140,13 @@ def end_pass(ledger: Ledger, one: Pass, roots: Any) -> None:
     is_seen = roots is None
     for attribution in _concerned(ledger, roots):
         sole = attribution.sole
-        gradient = None if sole is None else sole.ref().grad  # type: ignore[union-attr]
-        if gradient is None or (id(gradient) == sole.grad_id and gradient._version == sole.version):  # type: ignore[union-attr]
+        gradient = None if sole is None else sole.gradient()
+        if sole is None or gradient is None or not sole.has_changed(gradient):
             is_seen = attribution.end(one, roots) or is_seen
         else:
             is_seen = True
-            sole.add(one, gradient)  # type: ignore[union-attr]
-            sole.see(gradient)  # type: ignore[union-attr]
+            sole.add(one, gradient)
+            sole.see(gradient)
     if not is_seen:
         sharded = [attribution for attribution in ATTRIBUTIONS if attribution.is_sharded]
         for attribution in sharded:
@@ -139,12 +158,14 @@ def end_pass(ledger: Ledger, one: Pass, roots: Any) -> None:
 def end_first_pass(ledger: Ledger, one: Any, roots: Any, sole: Witness) -> None:
     """Look at the only witness after the first backward pass of a step. The version of its gradient is looked at when
     the step begins."""
-    gradient = sole.ref().grad  # type: ignore[union-attr]
+    gradient = sole.gradient()
     if gradient is None:
         end_pass(ledger, one, roots)
         return
-    sole.grad_id, sole.version = id(gradient), sole.fresh or 0
+    sole.see(gradient)
+    sole.version = sole.fresh
     sole.passes.append(one)
+    sole.newest = one
     sole.num_looks += 1
     if sole.num_looks > NUM_LOOKS:
         sole.num_assumed = NUM_ASSUMED
@@ -216,21 +237,4 @@ def watch_zero_grad(original: Any) -> Any:
 @untraced
 def before_zeroing() -> Callable[[], None]:
     """Look at the gradients before they are zeroed; the function returned looks afterwards. Neither raises."""
-    try:
-        looks = [attribution.watch_zeroing() for attribution in ATTRIBUTIONS]
-    except Exception as error:  # noqa: BLE001
-        report(error)
-        return _nothing
-
-    def look_afterwards() -> None:
-        try:
-            for look in looks:
-                look()
-        except Exception as error:  # noqa: BLE001
-            report(error)
-
-    return look_afterwards
-
-
-def _nothing() -> None:
-    """Look at nothing: the look before has failed."""
+    return contained_looks(LossAttribution.watch_zeroing)

@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -18,6 +18,13 @@ from monitor.probe._values import Value, divided, take
 MAX_STRIDE = 1000
 CLIPPED_TWICE = "clipped in parts that overlap"
 L2 = 2.0
+
+
+class Coverage(NamedTuple):
+    """Which parameters of an optimizer a clip covers, by id, None for all of them; and whether it covers no others."""
+
+    ids: frozenset[int] | None
+    is_alone: bool
 
 
 class NormMeter:
@@ -43,7 +50,9 @@ class NormMeter:
         self.number = 0
         self.is_on = every != "off"
         self.optimizer: Callable[[], Any] = weakref.ref(optimizer)
-        self.num_groups = self.num_params = -1
+        self.num_groups = self.num_clipped = self.first_id = self.last_id = -1
+        """``num_clipped`` parameters from ``first_id`` to ``last_id`` are all of this optimizer's, and no others: for
+        the hot path, which has no time to look at each."""
         self.absence: str | None = None
         """Why totals that torch works out from these gradients are not those of all ranks; None: they are."""
         self.scaled_by: ScaledBy | None = None
@@ -79,14 +88,21 @@ class NormMeter:
         now = perf_counter()
         self.clips.append((kind, threshold, norms, measure, covered, now, now))
 
-    def coverage(self, params: Sequence[Tensor], is_shared: bool) -> frozenset[int] | None:
-        """Return which of the optimizer's parameters are among ``params``, by id; None for all of them."""
+    def coverage(self, params: Sequence[Tensor]) -> Coverage:
+        """Return which of the optimizer's parameters are among ``params``, and whether others are that may have a
+        gradient."""
         if len(self.optimizer().param_groups) != self.num_groups:
             self._count()
-        if len(params) >= self.num_params and not is_shared:
-            return None
-        covered = self._ids.intersection(map(id, params))
-        return None if len(covered) == len(self._ids) else covered
+        if params and (len(params), id(params[0]), id(params[-1])) == (self.num_clipped, self.first_id, self.last_id):
+            return Coverage(None, True)
+        ids = self._ids
+        covered = ids.intersection(map(id, params))
+        is_alone = all(id(p) in ids or not p.requires_grad for p in params)
+        if len(covered) < len(ids):
+            return Coverage(covered, is_alone)
+        if params and is_alone:
+            self.num_clipped, self.first_id, self.last_id = len(params), id(params[0]), id(params[-1])
+        return Coverage(None, is_alone)
 
     @property
     def usual(self) -> NormMeter | None:
@@ -97,14 +113,14 @@ class NormMeter:
 
     def recount(self) -> None:
         """Take the optimizer for a changed one: a param group was added."""
-        self.num_groups = -1
+        self.num_groups = self.num_clipped = -1
 
     def _count(self) -> None:
         groups = self.optimizer().param_groups
         params = [p for g in groups for p in g["params"]]
         self.num_groups = len(groups)
         self._ids = frozenset(map(id, params))
-        self.num_params = len(self._ids)
+        self.num_clipped = -1
         self.absence = absence_of(params)
 
     # ------------------------------------------------------------------------------------------------- norms

@@ -12,7 +12,7 @@ from monitor.probe._attribution import USUAL
 from monitor.probe._compilation import untraced
 from monitor.probe._ledger import Ledger, current
 from monitor.probe._values import Value, take
-from monitor.probe._watched import SCALING, note_changed, probe_of, report
+from monitor.probe._watched import SCALING, before_change, probe_of, report
 
 if TYPE_CHECKING:
     from monitor.probe._steps import StepProbe
@@ -49,8 +49,9 @@ def watch_unscale(original: Any) -> Any:
     """Notice that a scaler divides gradients."""
 
     def unscale_(self: Any, optimizer: Any) -> Any:
+        look = before_change()
         result = original(self, optimizer)
-        note_changed()
+        look()
         return result
 
     return unscale_

@@ -210,13 +210,16 @@ class StepProbe:
                     replaced = evaluation.wrap(args, kwargs)
                 else:
                     sole = usual[0]
-                    gradient = None if sole is None else sole.ref().grad
-                    if (
-                        gradient is not None
-                        and gradient._version == sole.version
-                        and (sole.grad_id == ASSUMED or sole.grad_id == id(gradient))
-                        and sole.passes
-                    ):
+                    gradient = None if sole is None or (parameter := sole.ref()) is None else parameter.grad
+                    try:
+                        is_usual = (
+                            gradient is not None
+                            and gradient._version == sole.version
+                            and (sole.grad_id == ASSUMED or not sole.has_changed(gradient))
+                        )
+                    except RuntimeError:  # made in inference mode: it has no version
+                        is_usual = False
+                    if is_usual and sole.passes:
                         losses, sole.passes, sole.grad_id = sole.passes, [], 0
                     else:
                         if attribution.witnesses:  # else there was no backward pass yet
@@ -246,6 +249,7 @@ class StepProbe:
             except StopTraining:
                 raise
             except Exception as error:  # noqa: BLE001
+                usual[:] = None, None
                 self._spoil()
                 self.on_error("probe", error)
                 return None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from monitor.probe._attribution import USUAL
 from monitor.probe._compilation import untraced
-from monitor.probe._ledger import LEDGERS
+from monitor.probe._ledger import LEDGERS, underway
 
 if TYPE_CHECKING:
     from monitor.probe._attribution import LossAttribution
@@ -44,13 +45,33 @@ def expect_usual() -> None:
 
 
 @untraced
-def note_changed() -> None:
-    """Have the gradients that torch has just changed, by a clip or an unscaling, known for the same ones."""
+def before_change() -> Callable[[], None]:
+    """Look at the gradients before torch changes them, by a clip or an unscaling; the function returned looks
+    afterwards. Neither raises."""
+    return contained_looks(lambda attribution: attribution.watch_change(underway()))
+
+
+@untraced
+def contained_looks(look_at: Callable[[LossAttribution], Callable[[], None]]) -> Callable[[], None]:
+    """Look at the gradients of every optimizer; the function returned looks once more. Neither raises."""
     try:
-        for attribution in ATTRIBUTIONS:
-            attribution.refresh()
+        looks = [look_at(attribution) for attribution in ATTRIBUTIONS]
     except Exception as error:  # noqa: BLE001
         report(error)
+        return _nothing
+
+    def look_afterwards() -> None:
+        try:
+            for look in looks:
+                look()
+        except Exception as error:  # noqa: BLE001
+            report(error)
+
+    return look_afterwards
+
+
+def _nothing() -> None:
+    """Look at nothing: the look before has failed."""
 
 
 def report(error: Exception) -> None:
