@@ -39,6 +39,7 @@ MAX_PASSES = 65_536
 MAX_NODES = 50_000
 """Nodes of an autograd graph that are walked at most."""
 UNSEEN = -1
+TRAINS = -1
 ASSUMED = -1
 """Stands for the id of a gradient that was not looked at."""
 NUM_LOOKS = 256
@@ -163,7 +164,7 @@ class LossAttribution:
         self._has_discarded = False
         self._newest: Pass | None = None
         self._knows_others = False
-        self._threads: dict[int, bool] = {}
+        self._asked: dict[int, int] = {}
         self._is_altered = False
         self._withheld: list[Pass] = []
         self._is_withholding = False
@@ -231,11 +232,19 @@ class LossAttribution:
 
     def is_reached_by(self, thread: int, roots: Any) -> bool:
         """Tell whether a thread, given by ident, trains these parameters, by a backward pass of its own: asked where
-        several threads are inside one at the same time."""
-        is_reached = self._threads.get(thread)
-        if is_reached is None:
-            is_reached = self._threads[thread] = self._is_reached_from(roots)
-        return is_reached
+        several threads back-propagate. Once it does, it always does; until then it is looked at now and then."""
+        num_asked = self._asked.get(thread, 0)
+        if num_asked == TRAINS:
+            return True
+        self._asked[thread] = num_asked + 1
+        if num_asked & (num_asked - 1) or not self._is_reached_from(roots):
+            return False
+        self._asked[thread] = TRAINS
+        return True
+
+    def is_trained_by(self, thread: int) -> bool:
+        """Tell whether a thread is known to train these parameters."""
+        return self._asked.get(thread) == TRAINS
 
     def _settle(self, underway: Pass | None) -> bool:
         """Bring every witness up to date; what has changed is the work of the pass under way, if there is one."""
@@ -360,7 +369,7 @@ class LossAttribution:
         self._num_learnt, self._num_familiar, self._is_learning = 0, 0, True
         self._knows_others, self.sole = False, None
         USUAL[0] = None
-        self._threads.clear()
+        self._asked.clear()
 
     def _choose(self) -> None:
         """Keep the smallest of the parameters that were reached by the same passes: for the sets that were most often

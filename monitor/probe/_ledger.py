@@ -107,6 +107,12 @@ def current() -> Ledger:
     return LEDGERS.get(get_ident()) or open_ledger()
 
 
+def is_alone(own: Ledger) -> bool:
+    """Tell whether no other thread back-propagates. Where one does, its gradients are not to be looked at: the autograd
+    engine replaces them without the interpreter lock."""
+    return not any(other.last_backward for other in list(LEDGERS.values()) if other is not own)
+
+
 def underway() -> Pass | None:
     """Return the backward pass inside which the calling thread is: its own, or, on a thread that autograd runs for a
     device, the only one that is under way."""

@@ -25,7 +25,7 @@ from monitor.probe._attribution import (
 )
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import local_of
-from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, open_ledger
+from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, is_alone, open_ledger
 from monitor.probe._notes import Kind
 from monitor.probe._values import Value, has_no_accelerator, take
 from monitor.probe._watched import ATTRIBUTIONS, contained_looks, report
@@ -91,7 +91,6 @@ def watch_backward(original: Any) -> Any:
             raise
         finally:
             if ledger is not None:
-                ledger.underway = None
                 try:
                     if ledger.notes is not notes:  # a step was made meanwhile
                         ledger.note(kind, ledger.mark, ledger.mark)
@@ -106,6 +105,8 @@ def watch_backward(original: Any) -> Any:
                         end_first_pass(ledger, one, roots, sole)
                 except Exception as error:  # noqa: BLE001
                     report(error)
+                finally:  # only now: a pass that ends on another thread is not to take this one's work for its own
+                    ledger.underway = None
 
     return backward
 
@@ -172,9 +173,8 @@ def end_first_pass(ledger: Ledger, one: Any, roots: Any, sole: Witness) -> None:
 
 
 def _concerned(ledger: Ledger, roots: Any) -> list[LossAttribution]:
-    """Return the optimizers that a backward pass may have reached: all of them, unless other threads are inside one
-    too."""
-    if all(other is ledger or other.underway is None for other in list(LEDGERS.values())):
+    """Return the optimizers that a backward pass may have reached: all of them, unless other threads train too."""
+    if is_alone(ledger):
         return ATTRIBUTIONS
     thread = get_ident()
     return [attribution for attribution in ATTRIBUTIONS if attribution.is_reached_by(thread, roots)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from monitor.probe._attribution import USUAL
 from monitor.probe._compilation import untraced
-from monitor.probe._ledger import LEDGERS, underway
+from monitor.probe._ledger import LEDGERS, current, is_alone, underway
 
 if TYPE_CHECKING:
     from monitor.probe._attribution import LossAttribution
@@ -53,9 +54,14 @@ def before_change() -> Callable[[], None]:
 
 @untraced
 def contained_looks(look_at: Callable[[LossAttribution], Callable[[], None]]) -> Callable[[], None]:
-    """Look at the gradients of every optimizer; the function returned looks once more. Neither raises."""
+    """Look at the gradients of every optimizer, those that another thread trains left out; the function returned looks
+    once more. Neither raises."""
     try:
-        looks = [look_at(attribution) for attribution in ATTRIBUTIONS]
+        mine = ATTRIBUTIONS
+        if not is_alone(current()):
+            thread = get_ident()
+            mine = [attribution for attribution in ATTRIBUTIONS if attribution.is_trained_by(thread)]
+        looks = [look_at(attribution) for attribution in mine]
     except Exception as error:  # noqa: BLE001
         report(error)
         return _nothing

@@ -37,14 +37,12 @@ from tests.faults.loops import (
 # Called by a patch or a hook directly: each must contain whatever happens inside it, as a test below checks.
 CONTAINERS = {
     "monitor.probe._loss.back_propagated",
-    "monitor.probe._loss.before_zeroing",
     "monitor.probe._scaler.watcher_of",
     "monitor.probe._scaler.note_scaler",
     "monitor.probe._loading.note_waiting",
     "monitor.probe._clipping._measure_before",
     "monitor.probe._clipping._note_norm_clip",
     "monitor.probe._clipping._note_value_clip",
-    *(f"monitor.probe.{module}.before_change" for module in ("_watched", "_clipping", "_scaler")),
     *(f"monitor.probe.{module}.contained_looks" for module in ("_watched", "_loss")),
     "monitor.probe._loss.restricted",
     "monitor.probe._patches._abandon",
@@ -77,6 +75,10 @@ REASONS = {
         "monitor.probe._steps._nothing",
     },
     "reads the user's own iterable, whose exceptions are the user's": {"monitor.probe._clipping._as_list"},
+    "leaves everything to contained_looks": {
+        *(f"monitor.probe.{module}.before_change" for module in ("_watched", "_clipping", "_scaler")),
+        "monitor.probe._loss.before_zeroing",
+    },
     "hands a failure on": {
         *(f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping")),
         *(f"monitor.probe.{room}.report" for room in ("_loading", "_made", "_forward")),
@@ -88,7 +90,8 @@ REASONS = {
     "several threads, or a failure of ours; tests/probe shows them": {
         "monitor.probe._attribution.LossAttribution.is_reached_by",
         *("monitor.probe._steps.StepProbe." + n for n in ("_makes_way", "_part", "_spoil")),
-        "monitor.probe._loss._nothing",
+        "monitor.probe._watched._nothing",
+        "monitor.probe._attribution.LossAttribution.is_trained_by",
     },
     "a tensor subclass; tests/probe/test_gradients.py shows it": {"monitor.probe._gradients._plain"},
     "needs a device; tests/faults/test_values.py shows it on memory of the host": {
