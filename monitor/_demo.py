@@ -71,7 +71,8 @@ def keep_up(run: Run, wait: Any = None) -> None:
     def on_error(error: BaseException, room: str = "server") -> None:
         _log.warning("contained a failure in %s", room, exc_info=error)
 
-    access = Access(run._engine, lambda room, error: on_error(error, room), Linger())
+    engine = run._engine
+    access = Access(engine.reports, engine.commands, lambda room, error: on_error(error, room), Linger())
     app = create_app(access, Security(token=run.token), on_error=on_error)
     try:
         server = HttpServer(app, port=int(run.url.rstrip("/").rpartition(":")[2]), on_error=on_error)

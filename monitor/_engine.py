@@ -74,9 +74,10 @@ class Engine:
             list(self.optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.note
         )
         self._policies = Policies(policies, self._training.commands.submit, self._failures.note)
+        info = identify(self.id, self.name, time.time(), self.optimizers.values())
         self._recorder = Recorder(
             self._training.tape,
-            identify(self.id, self.name, time.time(), self.optimizers.values()),
+            info,
             {key: type(o).__name__ for key, o in self.optimizers.items()},
             window=settings.window,
             target_steps=settings.total_steps,
@@ -102,7 +103,14 @@ class Engine:
             optimizers=self.optimizers,
             min_lr=settings.min_lr,
         )
-        self._outlets = Outlets(self, self._failures)
+        self._outlets = Outlets(
+            info,
+            settings,
+            self.token,
+            reports=self.reports,
+            commands=self.commands,
+            failures=self._failures,
+        )
 
     # ------------------------------------------------------------------------------------------------- life
 
@@ -159,7 +167,7 @@ class Engine:
             last.callback(contain, "server", outlets.wait)
             last.callback(contain, "control", self._let_go)
             if self._has_started:
-                last.callback(contain, "log", lambda: outlets.say_goodbye(state))
+                last.callback(contain, "log", lambda: outlets.say_goodbye(state, self.step))
             last.callback(contain, "folder", lambda: outlets.finish(state, end))
             last.callback(contain, "system", lambda: self._sampler.stop(2.0))
             last.callback(contain, "recorder", self._recorder.stop)

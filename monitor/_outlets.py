@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from monitor._access import Access, Linger
 from monitor._command import own_command
@@ -16,11 +15,11 @@ from monitor._folder import RunFolder, prune
 from monitor._identity import script_path
 from monitor._known import NoHomeError
 from monitor._log import Failures
-from monitor._records import State
+from monitor._records import RunInfo, State
+from monitor._reports import Reports
+from monitor._settings import Settings
+from monitor.control import Commands
 from monitor.server import HttpServer, Security, create_app, run_document
-
-if TYPE_CHECKING:
-    from monitor._engine import Engine
 
 _LOG = logging.getLogger("monitor")
 
@@ -31,9 +30,21 @@ class Outlets:
     The folder is touched on a thread of its own alone; its jobs follow each other in the order of the calls here.
     """
 
-    def __init__(self, engine: Engine, failures: Failures) -> None:
-        self._engine = engine
-        self._settings = engine.settings
+    def __init__(
+        self,
+        info: RunInfo,
+        settings: Settings,
+        token: str,
+        *,
+        reports: Reports,
+        commands: Commands,
+        failures: Failures,
+    ) -> None:
+        self._info = info
+        self._settings = settings
+        self._token = token
+        self._reports = reports
+        self._commands = commands
         self._failures = failures
         self._folder: RunFolder | None = None
         self._mistake: ValueError | None = None
@@ -61,15 +72,15 @@ class Outlets:
             raise self._mistake
 
     def _make_folder(self) -> None:
-        s, engine = self._settings, self._engine
+        s, info = self._settings, self._info
         try:
             self._folder = RunFolder.create(
                 s.directory,
-                engine.id,
-                name=engine.name,
-                start_time=engine.reports.snapshot().run.start_time,
+                info.run_id,
+                name=info.name,
+                start_time=info.start_time,
                 script=script_path(),
-                token=engine.token,
+                token=self._token,
                 read_token=s.read_token,
             )
         except ValueError as error:
@@ -106,7 +117,7 @@ class Outlets:
 
     def _save(self) -> None:
         if self._folder is not None:
-            self._folder.keep(run_document(self._engine.reports.snapshot()))
+            self._folder.keep(run_document(self._reports.snapshot()))
 
     def tidy(self) -> None:
         """Have removed what old runs left behind."""
@@ -126,14 +137,14 @@ class Outlets:
         self._post(lambda folder: folder.update(state="running", url=server.url))
         if self._folder is not None:
             self._wait_for_disk()
-        _LOG.info("live page: %s/?token=%s", server.url, self._engine.token)
+        _LOG.info("live page: %s/?token=%s", server.url, self._token)
 
     def _bind(self) -> HttpServer | None:
-        s, token = self._settings, self._engine.token
+        s, token = self._settings, self._token
         security = Security(
             token=token, read_token=s.read_token, protect_metrics=s.protect_metrics, bind_host=s.host, hosts=s.hosts
         )
-        access = Access(self._engine, self._failures.note, self.linger)
+        access = Access(self._reports, self._commands, self._failures.note, self.linger)
         app = create_app(access, security, on_error=lambda e: self._failures.note("server", e))
         try:
             return HttpServer(
@@ -151,15 +162,15 @@ class Outlets:
 
     def finish(self, state: State, end: float) -> None:
         """Have the last state written into the folder."""
-        final = run_document(self._engine.reports.snapshot())
+        final = run_document(self._reports.snapshot())
         self._post(lambda folder: folder.finish(state, end_time=end, final=final))
 
-    def say_goodbye(self, state: State) -> None:
+    def say_goodbye(self, state: State, step: int) -> None:
         """Log how the run ended, and how to look back at it."""
-        engine, directory = self._engine, self._settings.directory
+        info, directory = self._info, self._settings.directory
         where = "" if directory is None else f" --dir {shlex.quote(str(directory))}"
-        look = "" if self._folder is None else f"; look back at it: {own_command()} status {engine.id}{where}"
-        _LOG.info("run %s %s at step %d%s", engine.name, state, engine.step, look)
+        look = "" if self._folder is None else f"; look back at it: {own_command()} status {info.run_id}{where}"
+        _LOG.info("run %s %s at step %d%s", info.name, state, step, look)
 
     def wait(self) -> None:
         """Wait until whoever was watching has seen the end, as long as the settings say."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -100,26 +101,24 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in modules()}
+
+
 def imports(path: Path) -> Iterator[str]:
-    """Every dotted name that a module imports at run time."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    """Every module that a module imports: at the top, inside a function, or for the type checker alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            here = path.relative_to(ROOT).with_suffix("").parts
-            module = ".".join([*(here[: -node.level] if node.level else ()), *([node.module] if node.module else ())])
-            # `from monitor import x` names the room x where there is one, else the front door.
-            yield from (f"monitor.{alias.name}" for alias in node.names) if module == "monitor" else (module,)
+            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            source = ".".join([*package, *([node.module] if node.module else ())])
+            # `from package import x` names the module x where there is one, else the package.
+            names = (f"{source}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES else source for name in names)
 
 
 def rooms_and_libraries(path: Path) -> tuple[set[str], set[str]]:
@@ -144,6 +143,15 @@ def test_a_module_imports_what_the_plan_allows(path: Path) -> None:
     assert rooms <= MAY_IMPORT[room], f"{room} may not import {sorted(rooms - MAY_IMPORT[room])}"
     foreign = {library for library in libraries if room not in OUTSIDE.get(library, set())}
     assert not foreign, f"{room} may not import {sorted(foreign)}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """The graph of the modules has no circle, the imports for the type checker alone included."""
+    graph = {name: {one for one in imports(path) if one in MODULES} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_edges_never_import_each_other() -> None:

@@ -10,26 +10,24 @@ import sys
 from threading import get_ident
 from time import perf_counter
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import Norms, local_of
 from monitor.probe._ledger import current
+from monitor.probe._norms import NormMeter
 from monitor.probe._notes import Kind
-from monitor.probe._scaler import SCALING
+from monitor.probe._scaling import SCALING
 from monitor.probe._values import has_no_accelerator, take
 from monitor.probe._watched import ATTRIBUTIONS, PROBES, SOLE, note_changed, report
-
-if TYPE_CHECKING:
-    from monitor.probe._norms import NormMeter
 
 _INSIDE: set[int] = set()
 """The threads that are inside a ``clip_grad_norm_`` that notes itself."""
 
-Owners = list[tuple["NormMeter", frozenset[int] | None]]
-Owned = list[tuple["NormMeter", frozenset[int] | None, Norms | None]]
+Owners = list[tuple[NormMeter, frozenset[int] | None]]
+Owned = list[tuple[NormMeter, frozenset[int] | None, Norms | None]]
 
 
 def watch_clip_norm(original: Any) -> Any:

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
+from monitor.probe._attribution import LossAttribution
 from monitor.probe._compilation import untraced
+from monitor.probe._norms import NormMeter
 
-if TYPE_CHECKING:
-    from monitor.probe._attribution import LossAttribution
-    from monitor.probe._norms import NormMeter
-    from monitor.probe._steps import StepProbe
 
-PROBES: dict[int, StepProbe] = {}
+class Probe(Protocol):
+    """What the patches use of a :class:`~._steps.StepProbe`, which installs them."""
+
+    number: int
+    norms: NormMeter
+    attribution: LossAttribution
+    on_error: Callable[[str, Exception], None]
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer; None once it is gone."""
+
+    def abandon(self) -> None:
+        """Forget the step that has just failed and put the LRs back."""
+
+    def on_skipped(self, scaler: Any, optimizer: Any) -> None:
+        """Record a step that the GradScaler did not make because of an overflow."""
+
+
+PROBES: dict[int, Probe] = {}
 """Every attached optimizer's probe by ``id(optimizer)``."""
 
 ATTRIBUTIONS: list[LossAttribution] = []
@@ -21,7 +39,7 @@ SOLE: list[NormMeter | None] = [None]
 """The gradient norms of the only one there is, else None: one look where the hot path has no time for more."""
 
 
-def probe_of(optimizer: Any) -> StepProbe | None:
+def probe_of(optimizer: Any) -> Probe | None:
     """Return the probe that watches an optimizer. An id may be a dead optimizer's before it is another's."""
     probe = PROBES.get(id(optimizer))
     return probe if probe is not None and probe.optimizer is optimizer else None
