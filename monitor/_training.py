@@ -15,7 +15,7 @@ from monitor._logged import LoggedValues
 from monitor._records import CommandRecord
 from monitor._settings import Settings
 from monitor.control import Boundary, Commands, Door, LearningRates
-from monitor.probe import Blindness, ForwardWatch, StepProbe, Tape
+from monitor.probe import Blindness, Decoder, ForwardWatch, StepProbe, Tape
 
 
 class TrainingSide:
@@ -45,7 +45,8 @@ class TrainingSide:
         self._last_activity = 0.0
         self._forward = ForwardWatch()
         num_groups = sum(len(o.param_groups) for o in optimizers.values())
-        self.tape = Tape(num_groups, on_error=failures.note)
+        self._decoder = Decoder()
+        self.tape = Tape(self._decoder.decode, num_groups, on_error=failures.note)
         self._logged = LoggedValues(self.tape, failures.note)
         doors = {key: Door(settings.min_lr) for key in optimizers}
         self.rates = LearningRates(optimizers, doors, min_lr=settings.min_lr, allow_increase=settings.allow_increase)
@@ -103,16 +104,16 @@ class TrainingSide:
     @property
     def step(self) -> int:
         """Steps that the first optimizer has made, earlier sessions included."""
-        return self._made + self.tape.base_step
+        return self._made + self._decoder.base_step
 
     @step.setter
     def step(self, step: int) -> None:
-        self.tape.base_step = step - self._made
+        self._decoder.base_step = step - self._made
 
     @property
     def _made(self) -> int:
         first = self.probes[0]
-        return first.number - self.tape.num_skipped(first.key)
+        return first.number - self._decoder.num_skipped(first.key)
 
     def log(self, **values: Any) -> None:
         """Note what the user logs."""
