@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from monitor._known import KnownRun
+from monitor.store import KnownRun
 
 PREFIX = "/api/v1"
 _ANSWER_BYTES = 2**26

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from monitor._command import own_command
+from monitor.store import own_command
 
 if TYPE_CHECKING:
     from monitor._run import Run

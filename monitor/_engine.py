@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 
 from monitor._detection import Detection
 from monitor._errors import ClosedRunError, StopTraining
-from monitor._folder import make_run_id
 from monitor._identity import default_name, identify
 from monitor._journal import Journal
 from monitor._log import Failures, warn_of
@@ -29,6 +28,7 @@ from monitor._training import TrainingSide
 from monitor.control import Command, Commands, Policies, Policy
 from monitor.detect import Detector
 from monitor.recorder import Recorder
+from monitor.store import make_run_id
 from monitor.system import GpuReader, HostReader, SystemSampler
 
 _LOG = logging.getLogger("monitor")

@@ -12,10 +12,9 @@ from pathlib import Path
 import torch
 from torch.optim import Optimizer
 
-from monitor._disk import answer_within
-from monitor._known import read_text
 from monitor._records import RunInfo
 from monitor._version import __version__
+from monitor.store import answer_within, read_text
 
 _COMMIT_SECONDS = 0.3
 """How long the search for the commit may take; folders above the script may be mounted over a network."""

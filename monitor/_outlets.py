@@ -9,17 +9,14 @@ import time
 from collections.abc import Callable
 
 from monitor._access import Access, Linger
-from monitor._command import own_command
-from monitor._disk import PATIENCE_SECONDS, DiskThread
-from monitor._folder import RunFolder, prune
 from monitor._identity import script_path
-from monitor._known import NoHomeError
 from monitor._log import Failures
 from monitor._records import RunInfo, State
 from monitor._reports import Reports
 from monitor._settings import Settings
 from monitor.control import Commands
 from monitor.server import HttpServer, Security, create_app, run_document
+from monitor.store import PATIENCE_SECONDS, DiskThread, NoHomeError, RunFolder, own_command, prune
 
 _LOG = logging.getLogger("monitor")
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monitor import alerts, grafana
-from monitor._known import runs_directory
 from monitor.alerts import RUNBOOK
+from monitor.store import runs_directory
 
 __all__ = ["RUNBOOK", "Exported", "export", "localize", "render_files", "runs_directory"]
 

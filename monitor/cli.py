@@ -17,9 +17,9 @@ import click
 
 from monitor import _report
 from monitor._client import Client, ClientError
-from monitor._known import KnownRun, NoHomeError, list_runs
 from monitor._reach import Access, reaching
 from monitor._version import __version__
+from monitor.store import KnownRun, NoHomeError, list_runs
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _LR_VERBS = ("reduce", "set", "restore", "undo")

@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from monitor._client import Client, ClientError, choose, token_of
-from monitor._known import list_runs
 from monitor._records import Event
+from monitor.store import list_runs
 
 _POLL_SECONDS = 2.0
 _ENDED = ("finished", "failed", "interrupted")

@@ -15,8 +15,8 @@ import click
 
 from monitor import _report
 from monitor._client import Client, ClientError, NoAnswerError
-from monitor._known import KnownRun, list_runs
 from monitor._reach import Access, reaching
+from monitor.store import KnownRun, list_runs
 
 _ENDED = ("finished", "failed", "interrupted")
 _INTERVAL_SECONDS = 1.0

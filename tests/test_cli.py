@@ -17,11 +17,11 @@ from click.testing import CliRunner, Result
 
 from monitor import _report
 from monitor._client import Client, ClientError, NoAnswerError, own_name, token_of
-from monitor._folder import RunFolder
-from monitor._known import list_runs
 from monitor._records import HostReading
 from monitor.cli import _ramp, main
 from monitor.server import HttpServer, Security, create_app, run_document
+from monitor.store._folder import RunFolder
+from monitor.store._known import list_runs
 from tests.server.fake_run import READ_TOKEN, TOKEN, FakeRun
 
 

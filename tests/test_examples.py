@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor._command import own_command
-from monitor._known import list_runs
+from monitor.store._command import own_command
+from monitor.store._known import list_runs
 from tests.requirements import need_module
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

@@ -18,7 +18,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "monitor"
 LEAVES = {"_records", "_settings", "_errors"}
-TOLD = {"_command", "_folder", "_known", "_version"}  # leaf-like: they import leaves at most
+TOLD = {"store", "_version"}  # leaf-like: they import leaves at most
 EDGES = {"probe", "control", "system", "export", "server"}
 CORE = {"recorder", "detect"}
 
@@ -30,7 +30,6 @@ FRONT = {
     "_optimizers",
     "_reports",
     "_outlets",
-    "_disk",
     "_journal",
     "_attach",
     "_detection",
@@ -47,10 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_records": set(),
     "_errors": set(),
     "_version": set(),
-    "_command": set(),
     "_settings": {"_errors", "_records"},
-    "_known": set(),
-    "_folder": {"_known"},
+    "store": set(),
     "detect": LEAVES,
     "recorder": LEAVES | {"detect"},
     **dict.fromkeys(EDGES, LEAVES | {"recorder", "detect"}),
@@ -60,19 +57,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "alerts": LEAVES | {"export"},
     "__init__": LEAVES | TOLD | FRONT | {"control", "detect"},
     # the command line: HTTP and run folders; only the demo reaches for a run
-    "_client": {"_known"},
+    "_client": {"store"},
     "_report": set(),
-    "_reach": {"_client", "_known"},
+    "_reach": {"_client", "store"},
     "_screen": {"_report"},
-    "_demo": {"_command", "_run", "_access", "server"},
+    "_demo": {"store", "_run", "_access", "server"},
     "_curves": {"_records"},
     "_replay": {"_curves", "_records", "detect"},
     "_replay_plot": {"_curves", "_records"},
-    "_stack": {"_known", "alerts", "grafana"},
-    "cli_dashboards": {"_client", "_known", "_records", "_stack", "grafana"},
-    "cli_top": {"_client", "_known", "_reach", "_report", "_screen"},
+    "_stack": {"store", "alerts", "grafana"},
+    "cli_dashboards": {"_client", "store", "_records", "_stack", "grafana"},
+    "cli_top": {"_client", "store", "_reach", "_report", "_screen"},
     "cli_replay": {"_curves", "_replay", "_replay_plot", "detect"},
-    "cli": {"_client", "_known", "_reach", "_report", "_version"},
+    "cli": {"_client", "store", "_reach", "_report", "_version"},
     "__main__": {"cli"},
 }
 # library -> rooms that may import it. A library that is not named here may be imported by no room.
@@ -85,7 +82,7 @@ OUTSIDE: dict[str, set[str]] = {
     "werkzeug": {"server"},
     "cheroot": {"server"},
     "plotly": {"server"},
-    "platformdirs": {"_known"},
+    "platformdirs": {"store"},
     "click": {"cli", "cli_replay", "cli_dashboards", "cli_top", "_reach", "_demo"},
     "rich": {"_screen", "cli_top"},
     "grafana_client": {"grafana"},

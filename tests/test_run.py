@@ -16,8 +16,8 @@ from torch import nn
 
 import monitor
 from monitor._access import Linger
-from monitor._command import own_command
 from monitor.probe._watched import PROBES
+from monitor.store._command import own_command
 
 
 def make(lr: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -21,12 +21,12 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from monitor._client import Client, ClientError, NoAnswerError
-from monitor._folder import RunFolder
-from monitor._known import list_runs
 from monitor._screen import Frame, screen, sparkline
 from monitor.cli import main
 from monitor.cli_top import Feed, Keys, follow, last_state
 from monitor.server import HttpServer, Security, create_app, run_document
+from monitor.store._folder import RunFolder
+from monitor.store._known import list_runs
 from tests.server.fake_run import START, TOKEN, FakeRun
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,4 +1,4 @@
-"""What a terminal has to type for this very ``monitor``."""
+"""The command that looks into run folders, as a terminal has to type it for this very ``monitor``."""
 
 from __future__ import annotations
 

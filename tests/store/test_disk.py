@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from monitor import _disk
-from monitor._disk import DiskThread, answer_within
+from monitor.store import _disk
+from monitor.store._disk import DiskThread, answer_within
 
 
 class Disk:

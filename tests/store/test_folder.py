@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from monitor._folder import RunFolder, make_run_id, prune
-from monitor._known import NoHomeError, list_runs, read_text, runs_directory
+from monitor.store._folder import RunFolder, make_run_id, prune
+from monitor.store._known import NoHomeError, list_runs, read_text, runs_directory
 
 
 def create(root: Path, run_id: str = "digits-000001", **changes: Any) -> RunFolder:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from monitor._known import (
+from monitor.store._known import (
     FINAL,
     LAST,
     READ_TOKEN,

@@ -1,6 +1,6 @@
 """The runs that this machine knows of, as their folders tell: what is read, and never written, here.
 
-What lies in a folder stands in :mod:`monitor._folder`.
+What lies in a folder stands in :mod:`monitor.store._folder`.
 """
 
 from __future__ import annotations
