@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 
-from monitor._curves import read_curve
-from monitor._replay import as_json, as_line
-from monitor._replay import replay as find_events
 from monitor.detect import rl_detectors
+from monitor.replay import as_json, as_line, read_curve, write_plot
+from monitor.replay import replay as find_events
 
 
 @click.command()
@@ -36,8 +35,6 @@ def replay(file: Path, is_json: bool, is_rl: bool, plot: Path | None) -> None:
         if not events and not is_json:
             click.echo(f"nothing found in {len(curve.records)} records")
         if plot is not None:
-            from monitor._replay_plot import write_plot
-
             write_plot(curve, events, plot, file.name)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error

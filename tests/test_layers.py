@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # dashboards as code: in the catalogue's names, and so beside the edges, not among them
     "grafana": LEAVES | {"export"},
     "alerts": LEAVES | {"export"},
+    "replay": {"_records", "detect"},
     "__init__": LEAVES | TOLD | FRONT | {"control", "detect"},
     # the command line: HTTP and run folders; only the demo reaches for a run
     "_client": {"store"},
@@ -62,13 +63,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_reach": {"_client", "store"},
     "_screen": {"_report"},
     "_demo": {"store", "_run", "_access", "server"},
-    "_curves": {"_records"},
-    "_replay": {"_curves", "_records", "detect"},
-    "_replay_plot": {"_curves", "_records"},
     "_stack": {"store", "alerts", "grafana"},
     "cli_dashboards": {"_client", "store", "_records", "_stack", "grafana"},
     "cli_top": {"_client", "store", "_reach", "_report", "_screen"},
-    "cli_replay": {"_curves", "_replay", "_replay_plot", "detect"},
+    "cli_replay": {"detect", "replay"},
     "cli": {"_client", "store", "_reach", "_report", "_version"},
     "__main__": {"cli"},
 }

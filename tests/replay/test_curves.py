@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor._replay import replay
 from monitor.detect import rl_detectors
+from monitor.replay import replay
 
 CURVES = Path(__file__).parent / "curves"
 SILENT = ("outlier", "gradient_explosion")

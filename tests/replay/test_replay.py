@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from monitor._curves import read_curve
 from monitor._records import Sample, Step
 from monitor.cli_replay import replay
+from monitor.replay import read_curve
 from tests.detect.records import learning, raised
 from tests.requirements import need_module
 
@@ -214,7 +214,7 @@ def test_another_ending_and_a_missing_library_are_refused_with_the_cure(
 
 def test_a_thinned_plot_keeps_its_spikes() -> None:
     """Of a hundred thousand points every stretch keeps its lowest and highest."""
-    from monitor._replay_plot import thin
+    from monitor.replay._plot import thin
 
     values = [1.0] * 100_000
     values[77_777] = 50.0

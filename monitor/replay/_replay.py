@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from monitor._curves import Curve, read_curve
 from monitor._records import Event, Step
 from monitor.detect import Detector, DetectorSet, default_detectors
+from monitor.replay._curves import Curve, read_curve
 
 
 def replay(source: str | Path | Curve, detectors: Iterable[Detector] | None = None) -> list[Event]:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monitor._curves import Curve
 from monitor._records import Event
+from monitor.replay._curves import Curve
 
 COLOURS = {
     "nonfinite": "#000000",
