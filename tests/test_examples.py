@@ -144,8 +144,8 @@ def test_the_page_of_the_demo_stays_until_it_is_ended() -> None:
     import torch
 
     import monitor
-    from monitor._client import Client, NoAnswerError
-    from monitor._demo import keep_up
+    from monitor.cli._client import Client, NoAnswerError
+    from monitor.cli._demo import keep_up
 
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)

@@ -58,16 +58,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "replay": {"_records", "detect"},
     "__init__": LEAVES | TOLD | FRONT | {"control", "detect"},
     # the command line: HTTP and run folders; only the demo reaches for a run
-    "_client": {"store"},
-    "_report": set(),
-    "_reach": {"_client", "store"},
-    "_screen": {"_report"},
-    "_demo": {"store", "_run", "_access", "server"},
-    "_stack": {"store", "alerts", "grafana"},
-    "cli_dashboards": {"_client", "store", "_records", "_stack", "grafana"},
-    "cli_top": {"_client", "store", "_reach", "_report", "_screen"},
-    "cli_replay": {"detect", "replay"},
-    "cli": {"_client", "store", "_reach", "_report", "_version"},
+    "cli": {"cli._main"},
+    "cli._client": {"store"},
+    "cli._format": set(),
+    "cli._reach": {"cli._client", "store"},
+    "cli._screen": {"cli._format"},
+    "cli._demo": {"_run", "_access", "server", "store"},
+    "cli._stack": {"alerts", "grafana", "store"},
+    "cli._dashboards": {"_records", "cli._client", "cli._stack", "grafana", "store"},
+    "cli._top": {"cli._client", "cli._format", "cli._reach", "cli._screen", "store"},
+    "cli._replay": {"detect", "replay"},
+    "cli._main": {"_version", "cli._client", "cli._format", "cli._reach", "store"},
     "__main__": {"cli"},
 }
 # library -> rooms that may import it. A library that is not named here may be imported by no room.
@@ -81,15 +82,16 @@ OUTSIDE: dict[str, set[str]] = {
     "cheroot": {"server"},
     "plotly": {"server"},
     "platformdirs": {"store"},
-    "click": {"cli", "cli_replay", "cli_dashboards", "cli_top", "_reach", "_demo"},
-    "rich": {"_screen", "cli_top"},
+    "click": {f"cli.{name}" for name in ("_main", "_reach", "_dashboards", "_demo", "_replay", "_top")},
+    "rich": {"cli._screen", "cli._top"},
     "grafana_client": {"grafana"},
 }
 
 
 def room_of(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
+    """Return the line of the plan that a module stands in: its own, else that of its package."""
+    names = name_of(path).split(".")[1:] or ["__init__"]
+    return next((one for i in range(len(names), 0, -1) if (one := ".".join(names[:i])) in MAY_IMPORT), names[0])
 
 
 def modules() -> list[Path]:
@@ -119,13 +121,10 @@ def imports(path: Path) -> Iterator[str]:
 def rooms_and_libraries(path: Path) -> tuple[set[str], set[str]]:
     rooms, libraries = set(), set()
     for name in imports(path):
-        parts = name.split(".")
-        if parts[0] != "monitor":
-            libraries.add(parts[0])
-        elif len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists()):
-            rooms.add(parts[1])
+        if name in MODULES:
+            rooms.add(room_of(MODULES[name]))
         else:
-            rooms.add("__init__")
+            libraries.add(name.split(".")[0])
     return rooms - {room_of(path)}, libraries - set(sys.stdlib_module_names)
 
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from monitor._records import Sample, Step
-from monitor.cli_replay import replay
+from monitor.cli._replay import replay
 from monitor.replay import read_curve
 from tests.detect.records import learning, raised
 from tests.requirements import need_module
@@ -172,7 +172,7 @@ def test_the_logging_interval_is_the_usual_distance_of_two_losses(tmp_path: Path
 
 def test_replay_imports_no_torch_and_no_flask() -> None:
     """The command starts fast, and runs where no torch is installed."""
-    code = "import sys, monitor.cli_replay; assert not {'torch', 'flask', 'numpy', 'plotly'} & set(sys.modules)"
+    code = "import sys, monitor.cli._replay; assert not {'torch', 'flask', 'numpy', 'plotly'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

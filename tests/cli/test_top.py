@@ -20,10 +20,10 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from monitor._client import Client, ClientError, NoAnswerError
-from monitor._screen import Frame, screen, sparkline
 from monitor.cli import main
-from monitor.cli_top import Feed, Keys, follow, last_state
+from monitor.cli._client import Client, ClientError, NoAnswerError
+from monitor.cli._screen import Frame, screen, sparkline
+from monitor.cli._top import Feed, Keys, follow, last_state
 from monitor.server import HttpServer, Security, create_app, run_document
 from monitor.store._folder import RunFolder
 from monitor.store._known import list_runs
@@ -347,7 +347,7 @@ def test_without_a_keyboard_it_just_waits(monkeypatch: pytest.MonkeyPatch) -> No
     """Where stdin is no terminal, a wait is a wait."""
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     slept: list[float] = []
-    monkeypatch.setattr("monitor.cli_top.time.sleep", slept.append)
+    monkeypatch.setattr("monitor.cli._top.time.sleep", slept.append)
     with Keys() as keys:
         assert keys.wait(1.0) is False
     assert slept == [1.0]

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from monitor._client import Client, ClientError, choose, token_of
 from monitor._records import Event
+from monitor.cli._client import Client, ClientError, choose, token_of
 from monitor.store import list_runs
 
 _POLL_SECONDS = 2.0
@@ -39,7 +39,7 @@ def export(directory: Path, runbook: str | None, overwrite: bool, is_local: bool
     Dashboards and their provisioning into grafana/, configuration and rules into prometheus/, configuration and
     examples of receivers into alertmanager/. Configuration that you have changed there stays.
     """
-    from monitor import _stack
+    from monitor.cli import _stack
 
     if runs and not is_local:
         raise click.UsageError(f"--dir {runs} says where --local servers find the runs; add --local")

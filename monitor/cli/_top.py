@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from monitor import _report
-from monitor._client import Client, ClientError, NoAnswerError
-from monitor._reach import Access, reaching
+from monitor.cli import _format
+from monitor.cli._client import Client, ClientError, NoAnswerError
+from monitor.cli._reach import Access, reaching
 from monitor.store import KnownRun, list_runs
 
 _ENDED = ("finished", "failed", "interrupted")
@@ -41,7 +41,7 @@ def top(access: Access, run: str | None) -> None:
 
     from rich.live import Live
 
-    from monitor._screen import Frame, screen
+    from monitor.cli._screen import Frame, screen
 
     with ExitStack() as stack:
         keys = stack.enter_context(Keys())
@@ -66,10 +66,10 @@ def top(access: Access, run: str | None) -> None:
             final = follow(Feed(client), draw, keys.wait, lambda: last_state(known, access.directory))
         except KeyboardInterrupt:
             final = None
-    if final is not None and not _report.is_whole(final):
+    if final is not None and not _format.is_whole(final):
         raise ClientError("the run has ended; `monitor status --json` prints what there is of its last state")
     if final is not None:
-        click.echo("\n".join(_report.status(final, None, time.time())))
+        click.echo("\n".join(_format.status(final, None, time.time())))
 
 
 def _console() -> Any:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from monitor import _report
-from monitor._client import Client, ClientError, NoAnswerError, own_name, token_of
 from monitor._records import HostReading
-from monitor.cli import _ramp, main
+from monitor.cli import _format
+from monitor.cli._client import Client, ClientError, NoAnswerError, own_name, token_of
+from monitor.cli._main import _ramp, main
 from monitor.server import HttpServer, Security, create_app, run_document
 from monitor.store._folder import RunFolder
 from monitor.store._known import list_runs
@@ -516,7 +516,7 @@ class TestReport:
     def test_skipped_steps_are_not_called_not_finite(self, skipped: int, bad: dict[str, int], rows: Any) -> None:
         """Overflows of a GradScaler stand apart from losses and gradients that are NaN or infinite."""
         document = document_of(skipped_steps={"amp_overflow": skipped}, nonfinite=bad)
-        text = "\n".join(_report.status(document, None, 0.0))
+        text = "\n".join(_format.status(document, None, 0.0))
         assert (row_of(text, "skipped steps"), row_of(text, "not finite")) == rows
 
     @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ class TestReport:
     def test_what_is_not_known_of_the_host_is_left_out(self, host: HostReading | None, shown: str | None) -> None:
         """Before the first reading of the CPU its load is not shown as a dash."""
         document = {**document_of(), "host": None if host is None else asdict(host)}
-        assert row_of("\n".join(_report.status(document, None, 0.0)), "host") == shown
+        assert row_of("\n".join(_format.status(document, None, 0.0)), "host") == shown
 
     @pytest.mark.parametrize(
         ("value", "text"),
@@ -539,12 +539,12 @@ class TestReport:
     )
     def test_numbers(self, value: Any, text: str) -> None:
         """Four significant digits; what is not finite comes through."""
-        assert _report.number(value) == text
+        assert _format.number(value) == text
 
     def test_two_optimizers_are_told_apart(self) -> None:
         """With several optimizers each group is named after its own."""
         group = {"param_group": 0, "name": None, "applied": 0.1, "scheduled": 0.1, "factor": 1.0}
-        lines = _report.lr_table([{**group, "optimizer": "generator"}, {**group, "optimizer": "discriminator"}])
+        lines = _format.lr_table([{**group, "optimizer": "generator"}, {**group, "optimizer": "discriminator"}])
         assert [line.split()[:2] for line in lines[1:]] == [["generator", "0"], ["discriminator", "0"]]
 
 

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from monitor import _report
+from monitor.cli import _format
 
 LEVELS = "▁▂▃▄▅▆▇█"
 ASCII_LEVELS = "_.-=+*#@"
@@ -47,15 +47,15 @@ def screen(
     parts: list[RenderableType] = [_header(run, url)]
     if note:
         parts.append(_text(note, "bold yellow"))
-    rows = [*_report.progress_rows(run, now)]
+    rows = [*_format.progress_rows(run, now)]
     if bar := _bar(run, width):
         parts.append(bar)
     for optimizer in run["optimizers"]:
         columns = frame.history.get("optimizers", {}).get(optimizer["key"], {})
-        rows += _with_curves(_report.optimizer_rows(run, optimizer), columns, width - 20, is_ascii)
-    groups = _report.groups_of(run)
-    parts += [_grid([*rows, *_report.other_rows(run)]), Text(), _rates(groups)]
-    used = len(parts) + len(rows) + len([*_report.other_rows(run)]) + min(len(groups), MAX_GROUPS) + 3
+        rows += _with_curves(_format.optimizer_rows(run, optimizer), columns, width - 20, is_ascii)
+    groups = _format.groups_of(run)
+    parts += [_grid([*rows, *_format.other_rows(run)]), Text(), _rates(groups)]
+    used = len(parts) + len(rows) + len([*_format.other_rows(run)]) + min(len(groups), MAX_GROUPS) + 3
     left = min(MAX_EVENTS, max(1, height - used))
     parts += [Text(), _events(frame.events[-left:])]
     return Group(*parts)
@@ -104,7 +104,7 @@ def _header(run: Mapping[str, Any], url: str) -> RenderableType:
 
 
 def _bar(run: Mapping[str, Any], width: int) -> RenderableType | None:
-    step, target = _report.step_of(run), run["target_steps"]
+    step, target = _format.step_of(run), run["target_steps"]
     if not target or step is None:
         return None
     grid = Table.grid()  # a bar alone does not end its line
@@ -146,9 +146,9 @@ def _rates(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
         table.add_column(justify="right", no_wrap=True)
     table.add_row(*(Text(title, "dim") for title in ("group", "LR applied", "scheduled", "factor")))
     for group in groups[:MAX_GROUPS]:
-        figures = [_text(_report.number(group[name])) for name in ("applied", "scheduled")]
-        factor = _text(_report.number(group["factor"]), "" if group["factor"] == 1.0 else "bold yellow")
-        table.add_row(_text(_report.group_name(group, groups)), *figures, factor)
+        figures = [_text(_format.number(group[name])) for name in ("applied", "scheduled")]
+        factor = _text(_format.number(group["factor"]), "" if group["factor"] == 1.0 else "bold yellow")
+        table.add_row(_text(_format.group_name(group, groups)), *figures, factor)
     if len(groups) > MAX_GROUPS:
         table.add_row(Text(f"and {len(groups) - MAX_GROUPS} more", "dim"))
     return table
@@ -157,7 +157,7 @@ def _rates(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
 def _events(events: Sequence[Mapping[str, Any]]) -> RenderableType:
     if not events:
         return Text("no events yet", "dim")
-    steps = [_report.count(event["step"]) for event in events]
+    steps = [_format.count(event["step"]) for event in events]
     grid = _columns(max(map(len, steps)), max(len(event["kind"]) for event in events))
     for step, event in zip(steps, events, strict=True):
         style = _SEVERITY_STYLES.get(event["severity"], "")

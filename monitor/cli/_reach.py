@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from monitor._client import ChoiceError, Client, ClientError, choose, token_of
+from monitor.cli._client import ChoiceError, Client, ClientError, choose, token_of
 from monitor.store import KnownRun, NoHomeError, list_runs
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

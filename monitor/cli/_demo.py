@@ -18,9 +18,9 @@ from monitor.store import own_command
 if TYPE_CHECKING:
     from monitor._run import Run
 
-_HERE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel holds the examples inside the package; in a checkout they lie beside it.
-_PLACES = (_HERE / "_examples", _HERE.parent / "examples")
+_PLACES = (_PACKAGE / "_examples", _PACKAGE.parent / "examples")
 _log = logging.getLogger("monitor")
 
 

@@ -1,4 +1,4 @@
-"""The command line. It finds runs by their folders and speaks HTTP to them; only ``demo`` ever imports torch.
+"""The command line: the group of all commands, and those that read a run and change its learning rate.
 
 Exit status: 0 done, 1 failed or rejected, 2 usage.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 import click
 
-from monitor import _report
-from monitor._client import Client, ClientError
-from monitor._reach import Access, reaching
 from monitor._version import __version__
+from monitor.cli import _format
+from monitor.cli._client import Client, ClientError
+from monitor.cli._reach import Access, reaching
 from monitor.store import KnownRun, NoHomeError, list_runs
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -30,10 +30,10 @@ class _Lazy(click.Group):
     """A group that imports what it does not hold itself only when asked: the other commands start without it."""
 
     elsewhere: Mapping[str, str] = {
-        "dashboards": "monitor.cli_dashboards:dashboards",
-        "demo": "monitor._demo:demo",
-        "replay": "monitor.cli_replay:replay",
-        "top": "monitor.cli_top:top",
+        "dashboards": "monitor.cli._dashboards:dashboards",
+        "demo": "monitor.cli._demo:demo",
+        "replay": "monitor.cli._replay:replay",
+        "top": "monitor.cli._top:top",
     }
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -72,7 +72,7 @@ def runs(access: Access, limit: int, as_json: bool) -> None:
     if as_json:
         _print_json(summaries)
     elif summaries:
-        _print(_report.runs_table(summaries, time.time()))
+        _print(_format.runs_table(summaries, time.time()))
     else:
         click.echo("no run is known here; `monitor demo` makes one")
 
@@ -81,15 +81,15 @@ def _summarise(access: Access, run: KnownRun) -> dict[str, Any]:
     known = asdict(run)
     if not run.is_live or not run.url:
         final = run.read_final()
-        whole = final if final and _report.is_whole(final) else None
-        return _report.summary(whole, {**known, "url": run.url if run.is_live else None})
+        whole = final if final and _format.is_whole(final) else None
+        return _format.summary(whole, {**known, "url": run.url if run.is_live else None})
     try:
         live = access.client(run.url, run, _QUICK_SECONDS).get("/run")
     except ClientError:
         live = {}
-    if not _report.is_whole(live):
-        return _report.summary(None, {**known, "state": f"{run.state}, no answer"})
-    return _report.summary(live, {**known, "state": live["state"]})
+    if not _format.is_whole(live):
+        return _format.summary(None, {**known, "state": f"{run.state}, no answer"})
+    return _format.summary(live, {**known, "state": live["state"]})
 
 
 @main.command()
@@ -105,10 +105,10 @@ def status(access: Access, run: str | None, as_json: bool) -> None:
     document.pop("page", None)  # the live page's own business
     if as_json:
         _print_json(document)
-    elif not _report.is_whole(document):
+    elif not _format.is_whole(document):
         raise ClientError("the state that was found is not one of a run, or lacks parts; --json prints what there is")
     else:
-        _print(_report.status(document, client.url if client else None, time.time()))
+        _print(_format.status(document, client.url if client else None, time.time()))
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -152,7 +152,7 @@ def lr(
             _print_json(answer)
         else:
             waiting = [f"{len(answer['pending'])} commands wait for the next step"] if answer["pending"] else []
-            _print([*(_report.lr_table(answer["groups"]) or ["no step has been made yet"]), *waiting])
+            _print([*(_format.lr_table(answer["groups"]) or ["no step has been made yet"]), *waiting])
         return
     _command(client, name, verb, body, wait, as_json)
 
@@ -229,7 +229,7 @@ def _command(client: Client, name: str, action: str, body: Mapping[str, Any], wa
     if as_json:
         _print_json(record)
     else:
-        headline, *changes = _report.outcome(record, name)
+        headline, *changes = _format.outcome(record, name)
         _print([headline, *_ramp(record), *changes], err=record["status"] not in ("applied", "pending"))
     if record["status"] not in ("applied", "pending"):
         raise SystemExit(1)
