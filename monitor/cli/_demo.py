@@ -16,7 +16,7 @@ import click
 from monitor.store import own_command
 
 if TYPE_CHECKING:
-    from monitor._run import Run
+    from monitor.run import Run
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel holds the examples inside the package; in a checkout they lie beside it.
@@ -65,7 +65,7 @@ def keep_up(run: Run, wait: Any = None) -> None:
     """Serve the page of a run that has ended where it was, until Ctrl-C. The run itself took its server down."""
     if run.url is None:
         return
-    from monitor._access import Access, Linger
+    from monitor.run import Access, Linger
     from monitor.server import HttpServer, Security, create_app
 
     def on_error(error: BaseException, room: str = "server") -> None:

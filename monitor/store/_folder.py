@@ -10,8 +10,8 @@
       <run_id>/last.json        its state a moment ago, kept while it goes on
       <run_id>/final.json       last state of the run, written when it ends
 
-Everything here may fail as disks do, with an OSError, or hang: :mod:`monitor._outlets` calls it on a thread of its own
-and contains what it raises.
+Everything here may fail as disks do, with an OSError, or hang: :mod:`monitor.run._publisher` calls it on a thread of
+its own and contains what it raises.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run itself has to say, as events: its states, what became of commands, failures of our own."""
+"""Run events: the states of a run, the outcomes of commands, failures of our own."""
 
 from __future__ import annotations
 

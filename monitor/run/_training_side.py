@@ -10,12 +10,12 @@ from typing import Any
 from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
-from monitor._log import Failures
-from monitor._logged import LoggedValues
 from monitor._records import CommandRecord
 from monitor._settings import Settings
 from monitor.control import Boundary, Commands, Door, LearningRates
 from monitor.probe import Blindness, Decoder, ForwardWatch, StepProbe, Tape
+from monitor.run._log import Failures
+from monitor.run._logged import LoggedValues
 
 
 class TrainingSide:

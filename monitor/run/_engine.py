@@ -1,4 +1,4 @@
-"""What a run is made of: assembles the rooms, opens and closes them in order. The only room that knows the others."""
+"""Assemble a run's components and manage their life cycle: open and close them in order."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from monitor._detection import Detection
 from monitor._errors import ClosedRunError, StopTraining
-from monitor._identity import default_name, identify
-from monitor._journal import Journal
-from monitor._log import Failures, warn_of
-from monitor._open_runs import leave
-from monitor._optimizers import WeakOptimizers
-from monitor._outlets import Outlets
 from monitor._records import Event, Sample, State, Step
-from monitor._reports import Reports
 from monitor._settings import Settings
-from monitor._training import TrainingSide
 from monitor.control import Command, Commands, Policies, Policy
 from monitor.detect import Detector
 from monitor.recorder import Recorder
+from monitor.run._detection import Detection
+from monitor.run._identity import default_name, identify
+from monitor.run._log import Failures, warn_of
+from monitor.run._open_runs import leave
+from monitor.run._optimizers import WeakOptimizers
+from monitor.run._publisher import Outlets
+from monitor.run._reports import Reports
+from monitor.run._run_events import Journal
+from monitor.run._training_side import TrainingSide
 from monitor.store import make_run_id
 from monitor.system import GpuReader, HostReader, SystemSampler
 

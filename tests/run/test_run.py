@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import monitor
-from monitor._access import Linger
 from monitor.probe._watched import PROBES
+from monitor.run._linger import Linger
 from monitor.store._command import own_command
 
 

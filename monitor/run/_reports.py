@@ -1,4 +1,4 @@
-"""What can be read of a run while it goes on: snapshots, curves, events. Every method may be called from any thread."""
+"""Read a run while it runs: snapshots, curves, events. Every method may be called from any thread."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from monitor._log import Failures
 from monitor._records import Event, Snapshot
-from monitor._training import TrainingSide
 from monitor.control import in_force
 from monitor.recorder import Recorder
+from monitor.run._log import Failures
+from monitor.run._training_side import TrainingSide
 from monitor.system import SystemSampler
 
 

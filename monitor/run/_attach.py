@@ -9,14 +9,14 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from monitor._engine import Engine
-from monitor._log import make_visible
-from monitor._open_runs import enter
 from monitor._records import Event
-from monitor._run import Run
 from monitor._settings import is_disabled, resolve, variable_of
 from monitor.control import Policy, check_policies
 from monitor.detect import Detector, DetectorSet
+from monitor.run._engine import Engine
+from monitor.run._log import make_visible
+from monitor.run._open_runs import enter
+from monitor.run._run import Run
 
 
 def attach(
@@ -60,7 +60,7 @@ def attach(
         ...     train(model, optimizer, scheduler)
     """
     if is_disabled():
-        from monitor._disabled import DisabledRun
+        from monitor.run._disabled import DisabledRun
 
         return DisabledRun()  # type: ignore[return-value]
     optimizers = _named(optimizer)

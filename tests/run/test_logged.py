@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from torch import nn
 
 import monitor
-from monitor._logged import MAX_NAME, as_name
 from monitor._records import Snapshot
+from monitor.run._logged import MAX_NAME, as_name
 
 HUGE = 10**5000
 

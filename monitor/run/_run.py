@@ -1,4 +1,4 @@
-"""A run as its user sees it. What is behind it: :mod:`monitor._engine`."""
+"""A run as its user sees it. Its components are assembled in :mod:`monitor.run._engine`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from monitor._engine import Engine
 from monitor._errors import ClosedRunError
 from monitor._records import Event, Snapshot, State
 from monitor._settings import Settings
 from monitor.control import Command
+from monitor.run._engine import Engine
 
 
 class LearningRate(NamedTuple):

@@ -1,4 +1,4 @@
-"""What others see of a run: its folder on this machine, and its server; both may fail, and the run goes on without."""
+"""Publish a run: its folder on this machine and its server. Either may fail; the run continues without it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 
-from monitor._access import Access, Linger
-from monitor._identity import script_path
-from monitor._log import Failures
 from monitor._records import RunInfo, State
-from monitor._reports import Reports
 from monitor._settings import Settings
 from monitor.control import Commands
+from monitor.run._access import Access
+from monitor.run._identity import script_path
+from monitor.run._linger import Linger
+from monitor.run._log import Failures
+from monitor.run._reports import Reports
 from monitor.server import HttpServer, Security, create_app, run_document
 from monitor.store import PATIENCE_SECONDS, DiskThread, NoHomeError, RunFolder, own_command, prune
 
@@ -22,7 +23,7 @@ _LOG = logging.getLogger("monitor")
 
 
 class Outlets:
-    """Open and close the folder and the server of a run, in the order that :class:`monitor._engine.Engine` gives.
+    """Open and close the folder and the server of a run, in the order that :class:`monitor.run._engine.Engine` gives.
 
     The folder is touched on a thread of its own alone; its jobs follow each other in the order of the calls here.
     """
