@@ -36,6 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "detect": LEAVES,
     "recorder": LEAVES | {"detect"},
     **dict.fromkeys(EDGES, LEAVES | {"recorder", "detect"}),
+    "server": LEAVES | {"server.wsgi"},
+    "server.wsgi": set(),
     # dashboards as code: in the catalogue's names, and so beside the edges, not among them
     "grafana": LEAVES | {"export"},
     "alerts": LEAVES | {"export"},
@@ -92,7 +94,7 @@ OUTSIDE: dict[str, set[str]] = {
     "pynvml": {"system"},
     "flask": {"server"},
     "werkzeug": {"server"},
-    "cheroot": {"server"},
+    "cheroot": {"server.wsgi"},
     "plotly": {"server"},
     "platformdirs": {"store"},
     "click": {f"cli.{name}" for name in ("_main", "_reach", "_dashboards", "_demo", "_replay", "_top")},

@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 
 from monitor.server import HttpServer
-from monitor.server._wsgi import NUM_THREADS
+from monitor.server.wsgi._cheroot import NUM_THREADS
 from tests.requirements import need
 from tests.server.wire import CONTROL, raw
 
@@ -91,7 +91,7 @@ def test_clients_that_never_shake_hands_hold_nobody_up(
     tls_server: HttpServer, certificates: dict[str, Certificate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silent ones hold no thread; those that begin a handshake and stop hold one up to the deadline."""
-    monkeypatch.setattr("monitor.server._connection.HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("monitor.server.wsgi._connection.HEAD_SECONDS", 0.5)
     with ExitStack() as stack:
         for index in range(4 * NUM_THREADS):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", tls_server.port)))

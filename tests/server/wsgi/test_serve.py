@@ -23,8 +23,9 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from monitor.server import HttpServer, _connection, _serve
-from monitor.server._wsgi import MAX_CONNECTIONS, NUM_THREADS
+from monitor.server import HttpServer
+from monitor.server.wsgi import _connection, _serve
+from monitor.server.wsgi._cheroot import MAX_CONNECTIONS, NUM_THREADS
 from tests.server.fake_run import FakeRun
 from tests.server.wire import CONTROL, READ, call, raw, send
 
@@ -252,7 +253,7 @@ def test_a_process_that_never_closes_its_server_exits(end: str, code: int) -> No
     """With a connection open and nothing stopped, the interpreter ends by itself and prints nothing of ours."""
     script = textwrap.dedent(SCRIPT).format(end=end)
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == code
     assert done.stdout.strip() == '{"status":"ok"}'
@@ -342,7 +343,7 @@ def wait_until(is_true) -> None:
 
 def test_a_client_that_trickles_is_cut_off(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time, the head does not: 408 after the deadline of the whole head."""
-    monkeypatch.setattr("monitor.server._connection.HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("monitor.server.wsgi._connection.HEAD_SECONDS", 0.5)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
         sock.sendall(b"GET /healthz HTTP/1.1\r\n")
         trickle = threading.Event()
@@ -370,7 +371,7 @@ def test_a_client_that_trickles_is_cut_off(server: HttpServer, monkeypatch: pyte
 
 def test_slow_clients_in_every_thread_give_way(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many stuck requests as threads delay others by the deadline, not for good."""
-    monkeypatch.setattr("monitor.server._connection.HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("monitor.server.wsgi._connection.HEAD_SECONDS", 0.5)
     with ExitStack() as stack:
         for _ in range(2 * NUM_THREADS):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -380,7 +381,7 @@ def test_slow_clients_in_every_thread_give_way(server: HttpServer, monkeypatch: 
 
 def test_a_few_half_sent_requests_hold_no_scrape_up(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight clients that stop in the middle of a head hold eight threads; Prometheus is served by another meanwhile."""
-    monkeypatch.setattr("monitor.server._connection.HEAD_SECONDS", 60.0)
+    monkeypatch.setattr("monitor.server.wsgi._connection.HEAD_SECONDS", 60.0)
     with ExitStack() as stack:
         for _ in range(8):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -393,7 +394,7 @@ def test_a_few_half_sent_requests_hold_no_scrape_up(server: HttpServer, monkeypa
 
 def test_who_dawdles_in_a_crowd_is_cut_off_sooner(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """While others wait for a thread, a head that has not come is not waited for as long as it would be in peace."""
-    monkeypatch.setattr("monitor.server._connection.HEAD_SECONDS", 600.0)
+    monkeypatch.setattr("monitor.server.wsgi._connection.HEAD_SECONDS", 600.0)
     requests = server._server.requests
     with ExitStack() as first, ExitStack() as crowd, ThreadPoolExecutor(1) as pool:
         for stack in (first, crowd):
@@ -411,7 +412,7 @@ def test_who_dawdles_in_a_crowd_is_cut_off_sooner(server: HttpServer, monkeypatc
 @pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])
 def test_a_body_that_never_comes_is_cut_off(server: HttpServer, monkeypatch: pytest.MonkeyPatch, more: bytes) -> None:
     """The body has a deadline of its own, which a client that asks to be told to go on cannot lengthen."""
-    monkeypatch.setattr("monitor.server._connection.BODY_SECONDS", 0.3)
+    monkeypatch.setattr("monitor.server.wsgi._connection.BODY_SECONDS", 0.3)
     form = b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 500\r\n"
     received = raw(server, b"POST /login HTTP/1.1\r\nHost: localhost\r\n" + form + more + b"\r\ntoken=")
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == ([b"100"] if more else []) + [b"408"]
@@ -420,7 +421,7 @@ def test_a_body_that_never_comes_is_cut_off(server: HttpServer, monkeypatch: pyt
 
 def test_a_refusal_does_not_wait_for_its_body(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who announces a body and withholds it still hears why the request is refused."""
-    monkeypatch.setattr("monitor.server._connection.BODY_SECONDS", 0.3)
+    monkeypatch.setattr("monitor.server.wsgi._connection.BODY_SECONDS", 0.3)
     received = raw(server, b"POST /api/v1/pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{")
     assert received.startswith(b"HTTP/1.1 401 ")
     assert b"Connection: close" in received
@@ -435,7 +436,7 @@ def test_a_client_that_does_not_read_is_cut_off(
     server: HttpServer, run: FakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer too large for the socket's buffer does not hold a thread past its deadline."""
-    monkeypatch.setattr("monitor.server._connection.WRITE_SECONDS", 0.3)
+    monkeypatch.setattr("monitor.server.wsgi._connection.WRITE_SECONDS", 0.3)
     monkeypatch.setattr(run, "render_metrics", lambda accept, names: (b"x" * 50_000_000, "text/plain"))
     with socket.create_connection(("127.0.0.1", server.port)) as sock:
         sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")

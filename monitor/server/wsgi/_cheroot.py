@@ -23,8 +23,8 @@ from typing import Any
 from cheroot import errors
 from cheroot.wsgi import Server
 
-from monitor.server import _problems
-from monitor.server._connection import Connection, raw_problem
+from monitor.server.wsgi._connection import Connection, raw_problem
+from monitor.server.wsgi._problem import document
 
 _log = logging.getLogger("monitor.server")
 NUM_THREADS = 12  # more than a few clients that hang; few enough not to crowd the training thread out
@@ -32,6 +32,7 @@ MAX_CONNECTIONS = 128
 MAX_QUEUED = 64
 IDLE_SECONDS = 10
 MAX_HEADER_BYTES = 32 * 1024
+MAX_BODY_BYTES = 1024 * 1024  # the application refuses much earlier, and says so
 _STOP = object()
 
 
@@ -120,7 +121,7 @@ class CheroServer(Server):
     ConnectionClass = Connection
     keep_alive_conn_limit = MAX_CONNECTIONS
     max_request_header_size = MAX_HEADER_BYTES
-    max_request_body_size = 16 * _problems.MAX_BODY_BYTES  # the application refuses much earlier, and says so
+    max_request_body_size = MAX_BODY_BYTES
 
     def __init__(
         self, address: tuple[str, int], app: Any, num_threads: int, on_error: Callable[[BaseException], None]
@@ -177,7 +178,7 @@ class CheroServer(Server):
 
     def _turn_away(self, connection: Connection) -> None:
         if not isinstance(connection.socket, ssl.SSLSocket):
-            body = _problems.document(503, "All connections are in use; try again in a moment.")
+            body = document(503, "All connections are in use; try again in a moment.")
             with contextlib.suppress(OSError):
                 connection.socket.settimeout(0)  # this is the accepting thread: it never waits for a client
                 connection.socket.send(raw_problem("503 Service Unavailable", body, "Retry-After: 1\r\n"))

@@ -13,10 +13,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from monitor.server import _problems
-from monitor.server._auth import is_loopback
-from monitor.server._connection import TlsAdapter
-from monitor.server._wsgi import NUM_THREADS, CheroServer
+from monitor.server.wsgi._addresses import is_loopback
+from monitor.server.wsgi._cheroot import NUM_THREADS, CheroServer
+from monitor.server.wsgi._connection import TlsAdapter
 
 FIRST_PORT = 9477
 LAST_PORT = 9577
@@ -50,7 +49,7 @@ class HttpServer:
         certfile: str | None = None,
         keyfile: str | None = None,
         client_cafile: str | None = None,
-        on_error: Callable[[BaseException], None] = _problems.ignore,
+        on_error: Callable[[BaseException], None] = lambda _: None,
         num_threads: int = NUM_THREADS,
     ) -> None:
         context = tls_context(certfile, keyfile, client_cafile)

@@ -14,7 +14,7 @@ from cheroot import errors
 from cheroot.makefile import StreamReader, StreamWriter
 from cheroot.server import HTTPConnection, HTTPRequest
 
-from monitor.server import _problems
+from monitor.server.wsgi._problem import CONTENT_TYPE, document
 
 _log = logging.getLogger("monitor.server")
 HEAD_SECONDS = 3.0  # for a handshake and a whole head, however slowly it trickles in
@@ -114,7 +114,7 @@ class _Request(HTTPRequest):
 
     def simple_response(self, status: str, msg: str = "") -> None:
         self.close_connection = True
-        body = _problems.document(int(str(status)[:3]), msg or str(status)[4:])
+        body = document(int(str(status)[:3]), msg or str(status)[4:])
         self.conn.wfile.write(raw_problem(str(status), body))
 
     def send_headers(self) -> None:
@@ -201,7 +201,7 @@ class Connection(HTTPConnection):
         except ssl.SSLError as error:
             _log.debug("TLS handshake with %s failed: %s", self.remote_addr, error)
             if error.reason == "HTTP_REQUEST":
-                body = _problems.document(400, "This port speaks HTTPS only; use https:// in the URL.")
+                body = document(400, "This port speaks HTTPS only; use https:// in the URL.")
                 with contextlib.suppress(OSError):
                     socket.socket.send(self.socket, raw_problem("400 Bad Request", body))
             return False
@@ -230,7 +230,7 @@ class TlsAdapter:
 def raw_problem(status: str, body: bytes, headers: str = "") -> bytes:
     """Return a whole HTTP answer, for where no application is at hand."""
     head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: {_problems.CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
+        f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
         f"{headers}Connection: close\r\nServer: monitor\r\n\r\n"
     )
     return head.encode("latin-1") + body
