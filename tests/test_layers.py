@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._detection": {"_records", "detect"},
     "run._logged": {"probe"},
     "run._training_side": LEAVES | {"control", "probe", "run._log", "run._logged"},
-    "run._reports": {"_records", "control", "recorder", "run._log", "run._training_side", "system"},
+    "run._reports": {"_records", "control", "recorder", "run._log", "system"},
     "run._access": {"_records", "control", "export", "run._linger", "run._reports"},
     "run._publisher": {"_records", "_settings", "control", "server", "store"}
     | {f"run.{name}" for name in ("_access", "_identity", "_linger", "_log", "_reports")},

@@ -98,7 +98,8 @@ class Engine:
         self.reports = Reports(
             self._recorder,
             self._sampler,
-            self._training,
+            self._training.commands,
+            self._training.boundary,
             self._failures,
             optimizers=self.optimizers,
             min_lr=settings.min_lr,

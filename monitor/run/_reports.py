@@ -9,10 +9,9 @@ from typing import Any
 from torch.optim import Optimizer
 
 from monitor._records import Event, Snapshot
-from monitor.control import in_force
+from monitor.control import Boundary, Commands, in_force
 from monitor.recorder import Recorder
 from monitor.run._log import Failures
-from monitor.run._training_side import TrainingSide
 from monitor.system import SystemSampler
 
 
@@ -23,7 +22,8 @@ class Reports:
         self,
         recorder: Recorder,
         sampler: SystemSampler,
-        training: TrainingSide,
+        commands: Commands,
+        boundary: Boundary,
         failures: Failures,
         *,
         optimizers: Mapping[str, Optimizer],
@@ -31,14 +31,15 @@ class Reports:
     ) -> None:
         self._recorder = recorder
         self._sampler = sampler
-        self._training = training
+        self._commands = commands
+        self._boundary = boundary
         self._failures = failures
         self._optimizers = optimizers
         self._min_lr = min_lr
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state: immutable, at most one round of the recorder old."""
-        commands, system = self._training.commands, self._sampler.latest()
+        commands, system = self._commands, self._sampler.latest()
         return replace(
             self._recorder.snapshot,
             commands_total=commands.totals,
@@ -53,7 +54,7 @@ class Reports:
     def snapshot_in_force(self) -> Snapshot:
         """Return the latest published state with the commands that were applied since: factors, and a pause."""
         snapshot = self.snapshot()
-        state, is_paused = snapshot.state, self._training.boundary.is_paused
+        state, is_paused = snapshot.state, self._boundary.is_paused
         if is_paused and state in ("starting", "running"):
             state = "paused"
         elif state == "paused" and not is_paused:
