@@ -11,7 +11,6 @@ from types import ModuleType
 
 from detector_scores import HEAD, Labelled, Score, by_kind, judged, table_line
 
-from monitor._replay import replay
 from monitor.detect import (
     CusumSettings,
     Detector,
@@ -25,6 +24,7 @@ from monitor.detect import (
     RiseSettings,
     SpikeDetector,
 )
+from monitor.replay import replay
 
 Point = tuple[float, ...]
 

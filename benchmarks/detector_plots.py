@@ -9,9 +9,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from monitor._curves import Curve
 from monitor._records import Event
-from monitor._replay_plot import COLOURS, thin
+from monitor.replay import Curve
+from monitor.replay._plot import COLOURS, thin
 
 Spans = list[tuple[str, float, float]]
 Item = tuple[str, Spans, Curve, list[Event]]

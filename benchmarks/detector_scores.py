@@ -13,8 +13,8 @@ from types import ModuleType
 
 from detector_rules import Series
 
-from monitor._curves import Curve, read_curve
 from monitor._records import Event
+from monitor.replay import Curve, read_curve
 
 HEAD = "| rule | found | recall | false alarms (curves) | precision | median delay, points |\n|---|---|---|---|---|---|"
 

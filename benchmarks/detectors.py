@@ -30,8 +30,8 @@ from detector_rules import RULES, Series  # noqa: E402
 from detector_scores import HEAD, Labelled, by_kind, load, load_judge, score_rule, table_line  # noqa: E402
 
 from monitor._records import Clip, ParamGroup, Step  # noqa: E402
-from monitor._replay import replay  # noqa: E402
 from monitor.detect import DetectorSet, rl_detectors  # noqa: E402
+from monitor.replay import replay  # noqa: E402
 
 KINDS = ("spike", "divergence", "blowup", "plateau", "overfit", "nonfinite")
 MARKERS = ("<!-- benchmarks/detectors.py: begin -->", "<!-- benchmarks/detectors.py: end -->")

@@ -39,7 +39,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from overhead_peers import LOGS, Blocks  # noqa: E402
 
 import monitor  # noqa: E402
-from monitor._demo import load_example  # noqa: E402
+from monitor.cli._demo import load_example  # noqa: E402
 
 PARTS = ("hooks", "peers", "many", "step", "scrape", "memory")
 NUM_OPTIMIZERS = 80

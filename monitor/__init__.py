@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from monitor._version import __version__
 
 if TYPE_CHECKING:
-    from monitor._attach import attach
     from monitor._errors import (
         AlreadyAttachedError,
         ClosedRunError,
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
         StopTraining,
     )
     from monitor._records import CommandRecord, Event, Snapshot, Step
-    from monitor._run import LearningRate, Run
     from monitor._settings import Settings
     from monitor.control import AdaptiveLR, Command, ReduceLROn
     from monitor.detect import default_detectors, rl_detectors
+    from monitor.run import LearningRate, Run, attach
 
 __all__ = [
     "AdaptiveLR",
@@ -55,10 +54,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "attach": "monitor._attach",
     **dict.fromkeys(("AdaptiveLR", "Command", "ReduceLROn"), "monitor.control"),
-    "LearningRate": "monitor._run",
-    "Run": "monitor._run",
+    **dict.fromkeys(("LearningRate", "Run", "attach"), "monitor.run"),
     "Settings": "monitor._settings",
     "default_detectors": "monitor.detect",
     "rl_detectors": "monitor.detect",

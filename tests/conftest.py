@@ -72,7 +72,7 @@ def _same_random_numbers() -> None:
 @pytest.fixture(autouse=True)
 def _patience_with_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for the disk as long as a busy machine takes to answer; a test whose disk hangs sets its own limit."""
-    for limit in ("_disk.PATIENCE_SECONDS", "_outlets.PATIENCE_SECONDS", "_identity._COMMIT_SECONDS"):
+    for limit in ("store._disk.PATIENCE_SECONDS", "run._publisher.PATIENCE_SECONDS", "run._identity._COMMIT_SECONDS"):
         monkeypatch.setattr(f"monitor.{limit}", 60.0)
 
 

@@ -75,7 +75,7 @@ def test_examples_for_the_demo_name_its_groups() -> None:
     """A param group that a command or a request in the documentation names is one that the demo has."""
     import torch
 
-    from monitor._demo import load_example
+    from monitor.cli._demo import load_example
 
     example = load_example("char_gpt")
     optimizer = example.make_optimizer(torch.nn.Linear(2, 2), lr=0.1)

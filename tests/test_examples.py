@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from monitor._command import own_command
-from monitor._known import list_runs
+from monitor.store._command import own_command
+from monitor.store._known import list_runs
 from tests.requirements import need_module
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -144,8 +144,8 @@ def test_the_page_of_the_demo_stays_until_it_is_ended() -> None:
     import torch
 
     import monitor
-    from monitor._client import Client, NoAnswerError
-    from monitor._demo import keep_up
+    from monitor.cli._client import Client, NoAnswerError
+    from monitor.cli._demo import keep_up
 
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=0.1)

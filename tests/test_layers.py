@@ -1,10 +1,12 @@
-"""The plan of the rooms, checked against what every module imports, wherever in the module the import stands."""
+"""The plan of the packages, checked against what every module imports, wherever in the module the import stands."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,134 +18,157 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "monitor"
+NUM_BESIDE = 6
+"""The most modules that stand beside the packages."""
 LEAVES = {"_records", "_settings", "_errors"}
-TOLD = {"_command", "_folder", "_known", "_version"}  # leaf-like: they import leaves at most
 EDGES = {"probe", "control", "system", "export", "server"}
 CORE = {"recorder", "detect"}
 
-# The front of the house: it assembles the rooms, and the parts of the assembly know each other.
-FRONT = {
-    "_run",
-    "_engine",
-    "_training",
-    "_optimizers",
-    "_reports",
-    "_outlets",
-    "_disk",
-    "_journal",
-    "_attach",
-    "_detection",
-    "_access",
-    "_disabled",
-    "_log",
-    "_logged",
-    "_identity",
-    "_open_runs",
-}
-
-# room -> rooms that it may import. A room may always import itself.
+# Package or module -> those that it may import, be it for the type checker alone. The modules of a package that stands
+# here as a whole may import each other, but not in a circle; of one whose modules stand here one by one, only those
+# that the line names.
 MAY_IMPORT: dict[str, set[str]] = {
     "_records": set(),
     "_errors": set(),
     "_version": set(),
-    "_command": set(),
     "_settings": {"_errors", "_records"},
-    "_known": set(),
-    "_folder": {"_known"},
+    "store": set(),
     "detect": LEAVES,
     "recorder": LEAVES | {"detect"},
     **dict.fromkeys(EDGES, LEAVES | {"recorder", "detect"}),
-    **dict.fromkeys(FRONT, LEAVES | TOLD | EDGES | CORE | FRONT),
+    "server": LEAVES | {"server.wsgi"},
+    "server.wsgi": set(),
     # dashboards as code: in the catalogue's names, and so beside the edges, not among them
     "grafana": LEAVES | {"export"},
     "alerts": LEAVES | {"export"},
-    "__init__": LEAVES | TOLD | FRONT | {"control", "detect"},
+    "replay": {"_records", "detect"},
+    # the training process, from the parts up to the front
+    "run._disabled": {"_errors", "_records"},
+    "run._linger": set(),
+    "run._log": {"_records"},
+    "run._open_runs": {"_errors"},
+    "run._optimizers": set(),
+    "run._identity": {"_records", "_version", "store"},
+    "run._run_events": {"_records", "control"},
+    "run._detection": {"_records", "detect"},
+    "run._logged": {"probe"},
+    "run._training_side": LEAVES | {"control", "probe", "run._log", "run._logged"},
+    "run._reports": {"_records", "control", "recorder", "run._log", "system"},
+    "run._access": {"_records", "control", "export", "run._linger", "run._reports"},
+    "run._publisher": {"_records", "_settings", "control", "server", "store"}
+    | {f"run.{name}" for name in ("_access", "_identity", "_linger", "_log", "_reports")},
+    "run._engine": LEAVES
+    | {"control", "detect", "recorder", "store", "system"}
+    | {f"run.{name}" for name in ("_detection", "_identity", "_log", "_open_runs", "_optimizers", "_publisher")}
+    | {f"run.{name}" for name in ("_reports", "_run_events", "_training_side")},
+    "run._run": LEAVES | {"control", "run._engine"},
+    "run._attach": LEAVES
+    | {"control", "detect"}
+    | {f"run.{name}" for name in ("_disabled", "_engine", "_log", "_open_runs", "_run")},
+    "run": {"run._access", "run._attach", "run._linger", "run._run"},
+    "__init__": LEAVES | {"_version", "control", "detect", "run"},
     # the command line: HTTP and run folders; only the demo reaches for a run
-    "_client": {"_known"},
-    "_report": set(),
-    "_reach": {"_client", "_known"},
-    "_screen": {"_report"},
-    "_demo": {"_command", "_run", "_access", "server"},
-    "_curves": {"_records"},
-    "_replay": {"_curves", "_records", "detect"},
-    "_replay_plot": {"_curves", "_records"},
-    "_stack": {"_known", "alerts", "grafana"},
-    "cli_dashboards": {"_client", "_known", "_records", "_stack", "grafana"},
-    "cli_top": {"_client", "_known", "_reach", "_report", "_screen"},
-    "cli_replay": {"_curves", "_replay", "_replay_plot", "detect"},
-    "cli": {"_client", "_known", "_reach", "_report", "_version"},
+    "cli._client": {"store"},
+    "cli._format": set(),
+    "cli._reach": {"cli._client", "store"},
+    "cli._screen": {"cli._format"},
+    "cli._demo": {"run", "server", "store"},
+    "cli._stack": {"alerts", "grafana", "store"},
+    "cli._dashboards": {"_records", "cli._client", "cli._stack", "grafana", "store"},
+    "cli._top": {"cli._client", "cli._format", "cli._reach", "cli._screen", "store"},
+    "cli._replay": {"detect", "replay"},
+    "cli._main": {"_version", "cli._client", "cli._format", "cli._reach", "store"},
+    "cli": {"cli._main"},
     "__main__": {"cli"},
 }
-# library -> rooms that may import it. A library that is not named here may be imported by no room.
+BY_MODULE = {"run", "cli"}
+"""The packages whose modules stand in the plan one by one."""
+
+# Library -> packages or modules that may import it. A library that is not named here may be imported by none.
 OUTSIDE: dict[str, set[str]] = {
-    "torch": {"probe", "control", "_engine", "_training", "_reports", "_attach", "_optimizers", "_identity", "_logged"},
+    "torch": {"probe", "control"}
+    | {f"run.{name}" for name in ("_attach", "_engine", "_identity", "_logged", "_optimizers", "_reports")}
+    | {"run._training_side"},
     "prometheus_client": {"export"},
     "psutil": {"system"},
     "pynvml": {"system"},
     "flask": {"server"},
     "werkzeug": {"server"},
-    "cheroot": {"server"},
+    "cheroot": {"server.wsgi"},
     "plotly": {"server"},
-    "platformdirs": {"_known"},
-    "click": {"cli", "cli_replay", "cli_dashboards", "cli_top", "_reach", "_demo"},
-    "rich": {"_screen", "cli_top"},
+    "platformdirs": {"store"},
+    "click": {f"cli.{name}" for name in ("_main", "_reach", "_dashboards", "_demo", "_replay", "_top")},
+    "rich": {"cli._screen", "cli._top"},
     "grafana_client": {"grafana"},
 }
-
-
-def room_of(path: Path) -> str:
-    first = path.relative_to(PACKAGE).parts[0]
-    return first.removesuffix(".py")
 
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in modules()}
+
+
+def line_of(path: Path) -> str:
+    """Return the line of the plan for a module: its own, else that of its package."""
+    names = name_of(path).split(".")[1:] or ["__init__"]
+    own = ".".join(names)
+    if names[0] in BY_MODULE or own in MAY_IMPORT:
+        return own
+    return next((one for i in range(len(names), 0, -1) if (one := ".".join(names[:i])) in MAY_IMPORT), own)
+
+
 def imports(path: Path) -> Iterator[str]:
-    """Every dotted name that a module imports at run time."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
+    """Every module that a module imports: at the top, inside a function, or for the type checker alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            here = path.relative_to(ROOT).with_suffix("").parts
-            module = ".".join([*(here[: -node.level] if node.level else ()), *([node.module] if node.module else ())])
-            # `from monitor import x` names the room x where there is one, else the front door.
-            yield from (f"monitor.{alias.name}" for alias in node.names) if module == "monitor" else (module,)
+            package = path.relative_to(ROOT).parts[: -node.level] if node.level else ()
+            source = ".".join([*package, *([node.module] if node.module else ())])
+            # `from package import x` names the module x where there is one, else the package.
+            names = (f"{source}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES else source for name in names)
 
 
-def rooms_and_libraries(path: Path) -> tuple[set[str], set[str]]:
-    rooms, libraries = set(), set()
+def lines_and_libraries(path: Path) -> tuple[set[str], set[str]]:
+    lines, libraries = set(), set()
     for name in imports(path):
-        parts = name.split(".")
-        if parts[0] != "monitor":
-            libraries.add(parts[0])
-        elif len(parts) > 1 and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists()):
-            rooms.add(parts[1])
+        if name in MODULES:
+            lines.add(line_of(MODULES[name]))
         else:
-            rooms.add("__init__")
-    return rooms - {room_of(path)}, libraries - set(sys.stdlib_module_names)
+            libraries.add(name.split(".")[0])
+    return lines - {line_of(path)}, libraries - set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_what_the_plan_allows(path: Path) -> None:
-    """Rooms import downwards only, edges never each other, and each outside library has its rooms."""
-    room = room_of(path)
-    assert room in MAY_IMPORT, f"{room} is not in the plan: add it to tests/test_layers.py with what it may import"
-    rooms, libraries = rooms_and_libraries(path)
-    assert rooms <= MAY_IMPORT[room], f"{room} may not import {sorted(rooms - MAY_IMPORT[room])}"
-    foreign = {library for library in libraries if room not in OUTSIDE.get(library, set())}
-    assert not foreign, f"{room} may not import {sorted(foreign)}"
+    """Packages import downwards only, edges never each other, and each outside library has its packages."""
+    line = line_of(path)
+    assert line in MAY_IMPORT, f"{line} is not in the plan: add it to tests/test_layers.py with what it may import"
+    lines, libraries = lines_and_libraries(path)
+    assert lines <= MAY_IMPORT[line], f"{line} may not import {sorted(lines - MAY_IMPORT[line])}"
+    foreign = {library for library in libraries if line not in OUTSIDE.get(library, set())}
+    assert not foreign, f"{line} may not import {sorted(foreign)}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """The graph of the modules has no circle, the imports for the type checker alone included."""
+    graph = {name: {one for one in imports(path) if one in MODULES} for name, path in MODULES.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_plan_itself_has_no_circle() -> None:
+    """No two lines of the plan allow what would make a circle between them."""
+    TopologicalSorter(MAY_IMPORT).prepare()
 
 
 def test_edges_never_import_each_other() -> None:
@@ -154,14 +179,31 @@ def test_edges_never_import_each_other() -> None:
         assert not users & (CORE | LEAVES)
 
 
-def test_the_plan_names_no_room_that_is_gone() -> None:
-    """A room that no longer exists has no place in the plan."""
-    existing = {room_of(path) for path in modules()}
+def test_the_plan_names_nothing_that_is_gone() -> None:
+    """A package or module that no longer exists has no place in the plan."""
+    existing = {line_of(path) for path in modules()}
     assert set(MAY_IMPORT) <= existing
+    assert set().union(*OUTSIDE.values()) <= existing
 
 
-def test_the_wheel_holds_every_room() -> None:
-    """The packages listed for the wheel are those of the tree, and the examples that `monitor demo` runs."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    in_tree = {".".join(path.relative_to(ROOT).parent.parts) for path in modules()}
-    assert set(listed) == in_tree | {"monitor._examples"}
+def test_few_modules_stand_beside_the_packages() -> None:
+    """Beside the packages stand the front door, the command's entry and the leaves."""
+    assert len(list(PACKAGE.glob("*.py"))) <= NUM_BESIDE
+
+
+def test_the_front_door_and_the_command_line_import_no_torch() -> None:
+    """Importing monitor and every module of the command line leaves torch out; attach and the demo load it."""
+    names = [name for name in MODULES if name == "monitor" or name.startswith("monitor.cli")]
+    code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_wheel_holds_every_module() -> None:
+    """setuptools finds a package by its __init__.py, and is given the examples that `monitor demo` runs."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert build["packages"]["find"] == {"include": ["monitor*"], "namespaces": False}
+    assert {path.parent for path in modules()} == {path.parent for path in PACKAGE.rglob("__init__.py")}
+    assert build["package-dir"]["monitor._examples"] == "examples"
+    examples = {f"monitor._examples.{path.stem}" for path in (ROOT / "examples").glob("*.py")}
+    assert set(build["py-modules"]) == examples

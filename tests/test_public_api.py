@@ -64,7 +64,7 @@ def test_the_methods_of_a_run_are_those_of_the_design() -> None:
 
 def test_the_disabled_run_answers_like_a_run() -> None:
     """MONITOR_DISABLED=1 gives an object with the same public names."""
-    from monitor._disabled import DisabledRun
+    from monitor.run._disabled import DisabledRun
 
     public = {n for n in vars(monitor.Run) if not n.startswith("_")} | {"id", "name", "token"}
     assert public <= {n for n in dir(DisabledRun()) if not n.startswith("_")}

@@ -3,13 +3,15 @@
 The way of a sample: the patches (:mod:`._loss`, :mod:`._clipping`, :mod:`._scaler`, :mod:`._loading`, put in and taken
 out by :mod:`._patches`) write into the thread's :class:`~._ledger.Ledger` and into each optimizer's
 :class:`~._attribution.LossAttribution`; the step hooks of :mod:`._steps` take what is in both at each optimizer step
-and append one entry to the :class:`~._tape.Tape`; the recorder thread drains the tape.
+and append one entry to the :class:`~._step_buffer.Tape`; the recorder thread drains it through the
+:class:`~._decoder.Decoder`.
 """
 
 from monitor.probe._blindness import Blindness
+from monitor.probe._decoder import Decoder
 from monitor.probe._forward import ForwardWatch
+from monitor.probe._step_buffer import SampleEntry, Tape
 from monitor.probe._steps import StepProbe
-from monitor.probe._tape import SampleEntry, Tape
 from monitor.probe._values import Value, take
 
-__all__ = ["Blindness", "ForwardWatch", "SampleEntry", "StepProbe", "Tape", "Value", "take"]
+__all__ = ["Blindness", "Decoder", "ForwardWatch", "SampleEntry", "StepProbe", "Tape", "Value", "take"]

@@ -10,7 +10,7 @@ import sys
 from threading import get_ident
 from time import perf_counter
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -18,18 +18,16 @@ from monitor.probe._attribution import USUAL
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import Norms, local_of
 from monitor.probe._ledger import current
+from monitor.probe._norms import Coverage, NormMeter
 from monitor.probe._notes import Kind
 from monitor.probe._values import has_no_accelerator, take
 from monitor.probe._watched import PROBES, before_change, report
 
-if TYPE_CHECKING:
-    from monitor.probe._norms import Coverage, NormMeter
-
 _INSIDE: set[int] = set()
 """The threads that are inside a ``clip_grad_norm_`` that notes itself."""
 
-Owners = list[tuple["NormMeter", "Coverage"]]
-Owned = list[tuple["NormMeter", frozenset[int] | None, Norms | None]]
+Owners = list[tuple[NormMeter, Coverage]]
+Owned = list[tuple[NormMeter, frozenset[int] | None, Norms | None]]
 
 
 def watch_clip_norm(original: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monitor.probe._gradients import MAX_CLIPS, Norms, RawClip, absence_of, norms_of
 from monitor.probe._ledger import current
-from monitor.probe._scaler import ScaledBy, scale_of
+from monitor.probe._scaling import ScaledBy, scale_of
 from monitor.probe._values import Value, divided, take
 
 MAX_STRIDE = 1000

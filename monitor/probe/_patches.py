@@ -15,16 +15,13 @@ import threading
 from collections.abc import Callable
 from pkgutil import resolve_name
 from types import CellType, FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from monitor.probe import _clipping, _loading, _loss, _made, _scaler
 from monitor.probe._compilation import skipped, untraced
 from monitor.probe._ledger import LEDGERS
 from monitor.probe._values import has_no_accelerator
-from monitor.probe._watched import ATTRIBUTIONS, PROBES, expect_usual, probe_of, report
-
-if TYPE_CHECKING:
-    from monitor.probe._steps import StepProbe
+from monitor.probe._watched import ATTRIBUTIONS, PROBES, Probe, expect_usual, probe_of, report
 
 _LOCK = threading.Lock()
 _UNDO: list[Callable[[], None]] = []
@@ -32,7 +29,7 @@ _GUARDED: set[type] = set()
 _FSDP = "torch.distributed.fsdp"
 
 
-def add(probe: StepProbe) -> None:
+def add(probe: Probe) -> None:
     """Register a probe; install the patches with the first one."""
     with _LOCK:
         is_first = not PROBES
@@ -43,7 +40,7 @@ def add(probe: StepProbe) -> None:
             _install()
 
 
-def remove(probe: StepProbe) -> None:
+def remove(probe: Probe) -> None:
     """Take a probe out; put the originals back with the last one."""
     with _LOCK:
         for key in [key for key, one in PROBES.items() if one is probe]:

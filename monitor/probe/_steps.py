@@ -24,7 +24,7 @@ from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger, underwa
 from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
-from monitor.probe._tape import Details, StepEntry, Tape
+from monitor.probe._step_buffer import Details, StepEntry, Tape
 from monitor.probe._values import product
 from monitor.probe._watched import expect_usual
 

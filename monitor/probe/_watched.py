@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from monitor.probe._attribution import USUAL
+from monitor.probe._attribution import USUAL, LossAttribution
 from monitor.probe._compilation import untraced
 from monitor.probe._ledger import LEDGERS, current, is_alone, underway
+from monitor.probe._norms import NormMeter
+from monitor.probe._scaling import SCALING
 
-if TYPE_CHECKING:
-    from monitor.probe._attribution import LossAttribution
-    from monitor.probe._steps import StepProbe
 
-PROBES: dict[int, StepProbe] = {}
+class Probe(Protocol):
+    """What the patches use of a :class:`~._steps.StepProbe`, which installs them."""
+
+    number: int
+    norms: NormMeter
+    attribution: LossAttribution
+    on_error: Callable[[str, Exception], None]
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer; None once it is gone."""
+
+    def abandon(self) -> None:
+        """Forget the step that has just failed and put the LRs back."""
+
+    def on_skipped(self, scaler: Any, optimizer: Any) -> None:
+        """Record a step that the GradScaler did not make because of an overflow."""
+
+    def on_new_parameters(self) -> None:
+        """Have the parameters that a new param group has brought looked at as well."""
+
+
+PROBES: dict[int, Probe] = {}
 """Every attached optimizer's probe by ``id(optimizer)``."""
 
 ATTRIBUTIONS: list[LossAttribution] = []
 """Of the same probes: which losses are in their gradients."""
 
-SCALING: dict[int, tuple[weakref.ref[Any], int]] = {}
-"""The GradScalers that have scaled a loss, by id, each with the id of its states at that time: ``update`` makes new
-ones."""
 
-
-def probe_of(optimizer: Any) -> StepProbe | None:
+def probe_of(optimizer: Any) -> Probe | None:
     """Return the probe that watches an optimizer. An id may be a dead optimizer's before it is another's."""
     probe = PROBES.get(id(optimizer))
     return probe if probe is not None and probe.optimizer is optimizer else None

@@ -3,6 +3,6 @@
 from monitor.server._access import RunAccess
 from monitor.server._app import create_app, run_document
 from monitor.server._auth import Security
-from monitor.server._serve import HttpServer
+from monitor.server.wsgi import HttpServer
 
 __all__ = ["HttpServer", "RunAccess", "Security", "create_app", "run_document"]

@@ -31,7 +31,7 @@ def create_app(
     security: Security,
     *,
     page_dir: Path = PAGE_DIR,
-    on_error: Callable[[BaseException], None] = _problems.ignore,
+    on_error: Callable[[BaseException], None] = lambda _: None,
 ) -> Flask:
     """Build the application that serves one run.
 

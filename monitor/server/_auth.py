@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from monitor.server.wsgi import address_of, is_loopback
+
 Level = Literal["none", "read", "control"]
 _RANK: dict[str, int] = {"none": 0, "read": 1, "control": 2}
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?\Z")
@@ -181,7 +183,7 @@ class Hosts:
         names = {"localhost", _name_of(security.bind_host), *map(_name_of, security.hosts)}
         if not is_loopback(security.bind_host):
             names |= {_name_of(hostname()), *_CONTAINER_HOSTS}
-        bound = _address_of(security.bind_host)
+        bound = address_of(security.bind_host)
         self._is_any_address = bound is not None and bound.is_unspecified
         self._names = frozenset(names)
 
@@ -191,41 +193,21 @@ class Hosts:
         if match is None:
             return False
         name = _name_of(match[1])
-        address = _address_of(name)
+        address = address_of(name)
         if address is not None and (address.is_loopback or self._is_any_address):
             return True
         return name in self._names
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether ``host`` is this machine seen from itself.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("::ffff:127.0.0.1"), is_loopback("0.0.0.0")
-    (True, True, False)
-    """
-    address = _address_of(host)
-    if address is None:
-        return host.lower() == "localhost"
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 def _name_of(host: str) -> str:
     return host.strip("[]").rstrip(".").lower()
 
 
-def _address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return None
-
-
 def _network_of(address: str) -> str:
     """Return what one party can hold: an IPv4 address, a /64 of IPv6 as its owner has all of it, or all of loopback."""
     if is_loopback(address):
         return "loopback"
-    parsed = _address_of(address)
+    parsed = address_of(address)
     if parsed is None or parsed.version == 4:
         return address
     mapped = getattr(parsed, "ipv4_mapped", None)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 
-from cheroot.errors import MaxSizeExceeded
 from flask import Flask, Response, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 
 from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
-from monitor.server import _json
+from monitor.server.wsgi import CONTENT_TYPE, MaxSizeExceeded, document
 
-CONTENT_TYPE = "application/problem+json"
 MAX_BODY_BYTES = 64 * 1024
 _log = logging.getLogger("monitor.server")
 _DRAIN_BYTES = 1024 * 1024
@@ -30,27 +27,6 @@ class Refusal(Exception):  # noqa: N818 - a refusal of the client's request, no 
         self.detail = detail
         self.field = field
         self.headers = dict(headers or {})
-
-
-def ignore(error: BaseException) -> None:
-    """Do nothing: the default for who does not want to hear of our failures."""
-
-
-def document(status: int, detail: str, field: str | None = None) -> bytes:
-    """Return the body of a problem.
-
-    >>> document(404, "no such path")
-    b'{"type":"about:blank","status":404,"title":"Not Found","detail":"no such path"}'
-    """
-    body: dict[str, object] = {
-        "type": "about:blank",
-        "status": status,
-        "title": HTTPStatus(status).phrase,
-        "detail": detail,
-    }
-    if field is not None:
-        body["field"] = field
-    return _json.encode(body)
 
 
 def respond(refusal: Refusal) -> Response:

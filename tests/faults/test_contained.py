@@ -103,7 +103,7 @@ REASONS = {
         *("monitor.probe._forward." + n for n in ("_arm", "_go_off")),
     },
     "called by the user or by a server's thread": {
-        "monitor.probe._tape.Tape.drained_sequence",
+        "monitor.probe._step_buffer.Tape.drained_sequence",
         "monitor.probe._steps.StepProbe.last_activity",
         "monitor.recorder._recorder.Recorder.flush",
         "monitor.recorder._rounds.Rounds.wait",
@@ -124,7 +124,7 @@ REASONS = {
 }
 EXEMPT = CONTAINERS.union(*REASONS.values())
 FAULTS = {f.label: f for f in faults_in(monitor.probe, monitor.recorder, monitor.control, monitor.detect)}
-RECORDERS = re.compile(r"tape|phases_of$|_blindness|ForwardWatch|_forward\._(want|restore|is_armed)$")
+RECORDERS = re.compile(r"_step_buffer|_decoder|phases_of$|_blindness|ForwardWatch|_forward\._(want|restore|is_armed)$")
 """What of the probe is called on the recorder's thread, where the test of what is called does not look."""
 TESTED = sorted(set(FAULTS) - EXEMPT)
 

@@ -23,9 +23,9 @@ from torch.nn.utils import clip_grad
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 import monitor
-from monitor._known import list_runs
-from monitor._open_runs import open_runs
 from monitor.probe import _patches
+from monitor.run._open_runs import open_runs
+from monitor.store._known import list_runs
 from tests.faults.loops import assert_same, make_batches, make_model, train_plainly, watch, weights_of
 
 CLIPS = ("clip_grad_norm_", "_clip_grads_with_norm_", "clip_grad_value_")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from monitor._known import KnownRun, list_runs
+from monitor.store._known import KnownRun, list_runs
 from tests.conftest import children
 from tests.faults.loops import assert_same, make_batches, make_model, train_plainly, unwatched, watch, weights_of
 from tests.requirements import need_module

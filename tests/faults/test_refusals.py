@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import monitor
-from monitor._open_runs import open_runs
 from monitor._settings import Settings, variable_of
 from monitor.detect import StuckDetector
+from monitor.run._open_runs import open_runs
 from tests.faults.loops import make_batches, make_model, train_plainly, watch
 
 TOKEN = "0123456789abcdef-control"

@@ -305,7 +305,7 @@ def test_unreadable_entry_does_not_stop_the_tape(tmp_path: Path) -> None:
 
 
 def _entry(run: Any) -> Any:
-    from monitor.probe._tape import StepEntry
+    from monitor.probe._step_buffer import StepEntry
 
     opened = ((), None, ["a"], None, None, (), (), None, None)
     return StepEntry(run._engine._training.tape.next_sequence(), "SGD", 2, 0.0, (), 0.0, 0.0, (), None, False, opened)

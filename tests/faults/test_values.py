@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monitor._records import Step
-from monitor.probe import Tape, _clipping, _loss, take
-from monitor.probe._tape import GIVE_UP_SECONDS, StepEntry
+from monitor.probe import Decoder, Tape, _clipping, _loss, take
+from monitor.probe._decoder import GIVE_UP_SECONDS
+from monitor.probe._step_buffer import StepEntry
 from monitor.probe._values import PinnedLane, _Clone, divided
 from tests.faults.loops import watch
 
@@ -197,7 +198,7 @@ def drained(tape: Tape) -> list[tuple[int, float | None]]:
 
 def test_tape_waits_for_values_and_keeps_the_order() -> None:
     """A step whose value is on its way holds back those after it; all come in order once it has landed."""
-    (lane, stream), tape = make_lane(8), Tape(clock=_Clock())
+    (lane, stream), tape = make_lane(8), Tape(Decoder(_Clock()).decode)
     tape.append(entry(tape, 1, [sent(lane, 1.0), sent(lane, 0.5)]))
     tape.append(entry(tape, 2, [2.0]))
     assert drained(tape) == []
@@ -214,7 +215,7 @@ def test_tape_waits_for_values_and_keeps_the_order() -> None:
 def test_tape_gives_a_value_up_that_does_not_come() -> None:
     """A value that has not landed after a minute is unknown; the step is shown without it, and those after it come."""
     (lane, _), clock = make_lane(), _Clock()
-    tape = Tape(clock=clock)
+    tape = Tape(Decoder(clock).decode)
     tape.append(entry(tape, 1, [sent(lane, 1.0)]))
     clock.now = GIVE_UP_SECONDS / 2
     tape.append(entry(tape, 2, [2.0], time=clock.now))
@@ -225,14 +226,14 @@ def test_tape_gives_a_value_up_that_does_not_come() -> None:
 
 def test_value_dropped_by_a_full_lane_makes_the_loss_unknown_not_wrong() -> None:
     """A loss of two parts of which one was dropped is None, never the sum of the rest."""
-    tape = Tape(clock=_Clock())
+    tape = Tape(Decoder(_Clock()).decode)
     tape.append(entry(tape, 1, [1.0, None]))
     assert drained(tape) == [(1, None)]
 
 
 def test_full_tape_drops_its_oldest_and_counts_them() -> None:
     """When the recorder falls behind, the newest steps are kept and the number of lost ones is exact."""
-    tape = Tape(num_groups=1_000_000, clock=_Clock())
+    tape = Tape(Decoder(_Clock()).decode, num_groups=1_000_000)
     for i in range(1, 701):
         tape.append(entry(tape, i, [float(i)]))
     steps = drained(tape)

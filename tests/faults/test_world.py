@@ -21,9 +21,9 @@ import pytest
 import torch
 
 import monitor
-from monitor._known import list_runs
 from monitor.recorder import Recorder
 from monitor.recorder._events import EventLog
+from monitor.store._known import list_runs
 from tests.faults.loops import assert_same, make_batches, make_model, train_plainly, watch, weights_of
 
 
@@ -175,7 +175,7 @@ def test_disk_that_hangs_from_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A hung disk holds up attach and the end by less than 2 s each, the training not at all; told once."""
-    for module in ("_disk", "_outlets"):
+    for module in ("store._disk", "run._publisher"):
         monkeypatch.setattr(f"monitor.{module}.PATIENCE_SECONDS", 1.5)
     disk = HungDisk(tmp_path / "runs", monkeypatch)
     model = make_model()

@@ -15,11 +15,11 @@ import torch
 from click.testing import CliRunner
 
 import monitor
-from monitor._folder import RunFolder
 from monitor._records import Event
 from monitor.cli import main
-from monitor.cli_dashboards import follow
+from monitor.cli._dashboards import follow
 from monitor.grafana import Annotator, GrafanaError, dashboards, publish
+from monitor.store._folder import RunFolder
 from tests.certificate import self_signed
 from tests.grafana.double import TOKEN, Grafana
 from tests.requirements import need_module

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from monitor._records import Sample, Step
 from monitor.control import Door
-from monitor.probe import StepProbe, Tape
+from monitor.probe import Decoder, StepProbe, Tape
 
 
 class Watched:
@@ -18,7 +18,7 @@ class Watched:
 
     def __init__(self, *optimizers: Optimizer, **settings: Any) -> None:
         self.optimizers = optimizers  # a probe keeps none alive
-        self.tape = Tape()
+        self.tape = Tape(Decoder().decode)
         self.errors: list[Exception] = []
         self.doors = [Door() for _ in optimizers]
         self.probes = [

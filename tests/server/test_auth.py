@@ -10,9 +10,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from monitor.server import Security, create_app
-from monitor.server._auth import Failures, Grant, Hosts, Sessions, is_loopback
+from monitor.server._auth import Failures, Grant, Hosts, Sessions
 from monitor.server._gate import Gate
 from monitor.server._problems import Refusal
+from monitor.server.wsgi import is_loopback
 from tests.server.fake_run import READ_TOKEN, TOKEN, FakeRun
 from tests.server.wire import CONTROL, JSON, READ
 

@@ -58,7 +58,7 @@ def test_a_fresh_clone_is_read_and_names_what_is_missing(tmp_path: Path) -> None
 def test_by_default_targets_are_where_runs_write_them(tmp_path: Path) -> None:
     """The folder that Prometheus reads is that of a user on Linux who has set nothing, as the runs find it."""
     (volume,) = (v for v in read_in(tmp_path)["services"]["prometheus"]["volumes"] if "/etc/prometheus/targets" in v)
-    code = "from monitor._known import runs_directory; print(runs_directory())"
+    code = "from monitor.store import runs_directory; print(runs_directory())"
     environment = {"HOME": "/home/me", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     if sys.platform == "linux":

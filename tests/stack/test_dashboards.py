@@ -88,8 +88,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Prometheus(folder / "prometheus", config) as prometheus:
         start = time.time()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("monitor._identity.git_commit", lambda start: "0a1b2c3")
-            patch.setattr("monitor._identity._COMMIT_SECONDS", 60.0)
+            patch.setattr("monitor.run._identity.git_commit", lambda start: "0a1b2c3")
+            patch.setattr("monitor.run._identity._COMMIT_SECONDS", 60.0)
             run_id, instance, end = _train(folder / "runs", prometheus)
         closed = time.time() + 2  # the end is looked at from later on
         yield Stack(prometheus, run_id, instance, start, end, closed)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from monitor._stack import export, render_files
 from monitor.cli import main
+from monitor.cli._stack import export, render_files
 from tests.requirements import need
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, clip_grads_with_no
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import monitor
-from monitor._report import status
+from monitor.cli._format import status
 from monitor.server._json import plain as plain_json
 from tests.probe.conftest import Watched
 

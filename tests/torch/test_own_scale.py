@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from monitor import CommandRefusedError, Run
-from monitor._report import lr_table
+from monitor.cli._format import lr_table
 from monitor.control._own_scale import own_scale
 from monitor.export import Exporter
 from monitor.server._json import encode

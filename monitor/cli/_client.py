@@ -1,0 +1,238 @@
+"""The way from a terminal to a run: find it in the run folders, speak HTTP to it. Standard library only, no torch."""
+
+from __future__ import annotations
+
+import getpass
+import http.client
+import ipaddress
+import json
+import os
+import re
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from monitor.store import KnownRun
+
+PREFIX = "/api/v1"
+_ANSWER_BYTES = 2**26
+ROUTES = {
+    "set": ("PUT", "/lr"),
+    "reduce": ("POST", "/lr/reduce"),
+    "restore": ("POST", "/lr/restore"),
+    "undo": ("POST", "/lr/undo"),
+    "pause": ("POST", "/pause"),
+    "resume": ("POST", "/resume"),
+    "stop": ("POST", "/stop"),
+    "checkpoint": ("POST", "/checkpoint"),
+}
+
+
+class ClientError(Exception):
+    """The run could not be asked, or refused; the message is for the user."""
+
+
+class NoAnswerError(ClientError):
+    """Nothing at the run's address speaks to us."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """Speak to one run. Proxies of the environment are not used: a run is next door.
+
+    ``timeout`` is seconds per request. ``cafile`` is the PEM file to check an https run against, ``certfile`` and
+    ``keyfile`` are shown to a run that asks for a client certificate.
+
+    ::
+
+        client = Client("http://127.0.0.1:9477/", token)
+        client.get("/run")["state"]
+    """
+
+    url: str
+    token: str | None = None
+    timeout: float = 5.0
+    cafile: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Return the answer to ``GET /api/v1<path>``. Raises ClientError."""
+        return self._request("GET", path)
+
+    def send(self, action: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Give the command ``action`` and return its record. Raises ClientError.
+
+        An answer that got lost on the way is asked for once more under the same key, so the command counts once.
+        """
+        method, path = ROUTES[action]
+        headers = {
+            "Content-Type": "application/json",
+            "Idempotency-Key": uuid.uuid4().hex,
+            "Monitor-Actor": own_name(),
+        }
+        payload = json.dumps(dict(body or {})).encode()
+        try:
+            return self._request(method, path, payload, headers)
+        except NoAnswerError:
+            return self._request(method, path, payload, headers)
+
+    def wait(self, record: dict[str, Any], sleep: Callable[[float], None] = time.sleep) -> dict[str, Any]:
+        """Ask until the command has an outcome and return its record. Raises ClientError when the run goes away."""
+        pause = 0.05
+        while record["status"] == "pending":
+            sleep(pause)
+            pause = min(1.0, pause * 1.5)
+            record = self.get(f"/commands/{record['id']}")
+        return record
+
+    def _request(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        sent = {"Accept": "application/json", **(headers or {})}
+        if self.token:
+            sent["Authorization"] = f"Bearer {self.token}"
+        try:
+            with closing(self._connect()) as connection:
+                connection.request(method, PREFIX + path, body=body, headers=sent)
+                response = connection.getresponse()
+                status, content = response.status, response.read(_ANSWER_BYTES)
+        except ssl.SSLCertVerificationError as error:
+            raise ClientError(
+                f"{self.url} shows a certificate that is not trusted ({error.verify_message}); name its CA: --cafile"
+            ) from error
+        except (OSError, UnicodeError, http.client.HTTPException) as error:
+            raise NoAnswerError(f"{self.url} does not answer ({_reason(error)})") from error
+        return self._read(status, content)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        try:
+            parts = urlsplit(self.url if "//" in self.url else f"//{self.url}", scheme="http")
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise ClientError(f"{self.url!r} is no URL ({error}); give one such as http://127.0.0.1:9477") from error
+        if parts.scheme not in ("http", "https") or not host:
+            raise ClientError(f"{self.url!r} is no http(s) URL; give one such as http://127.0.0.1:9477")
+        if parts.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=self.timeout)
+        try:
+            context = ssl.create_default_context(cafile=self.cafile)
+            if self.certfile:
+                context.load_cert_chain(self.certfile, self.keyfile)
+        except OSError as error:
+            raise ClientError(f"the certificate files cannot be read ({error})") from error
+        return http.client.HTTPSConnection(host, port, timeout=self.timeout, context=context)
+
+    def _read(self, status: int, content: bytes) -> dict[str, Any]:
+        try:
+            answer = json.loads(content)
+        except (ValueError, RecursionError):
+            answer = None
+        if status in (200, 202) and isinstance(answer, dict):
+            return answer
+        if status == 401:
+            raise ClientError(
+                f"{self.url} wants its token; give it with --token or $MONITOR_TOKEN "
+                "(that one goes to --url and to your own runs on this machine alone)"
+            )
+        if isinstance(answer, dict) and "detail" in answer:
+            raise ClientError(str(answer["detail"]))
+        raise ClientError(f"{self.url} is no run of ours: it answered {status} without a JSON object")
+
+
+def own_name(user: Callable[[], str] = getpass.getuser, host: Callable[[], str] = socket.gethostname) -> str:
+    """Return ``user@host`` for the audit of a run, in the characters that travel in a header.
+
+    >>> own_name(lambda: "ada", lambda: "workstation")
+    'ada@workstation'
+    """
+    try:
+        who = user()
+    except (OSError, KeyError, ImportError):  # a container may know its user by number only
+        who = "unknown"
+    return re.sub(r"[^A-Za-z0-9_.@+-]", "-", f"{who}@{host()}")[:100]
+
+
+class ChoiceError(ClientError):
+    """Which run is meant cannot be told from what was given."""
+
+
+def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool) -> KnownRun:
+    """Return the run that ``wanted`` means: an id, a name or a unique prefix; None: the only one that goes on;
+    where none does and an ended one will do, the last to end.
+
+    A run that goes on beats an ended one. Raises ChoiceError, whose message lists the candidates.
+    """
+    live = [run for run in runs if run.is_live]
+    if wanted is None:
+        if not live and runs and not live_only:
+            return max(runs, key=lambda run: run.end_time or run.start_time)
+        if not live:
+            raise ClientError("no run is going on; `monitor runs` lists those that ended")
+        return _only(live, "several runs are going on; say which")
+    tests: tuple[Callable[[KnownRun], bool], ...] = (
+        lambda run: run.run_id == wanted,
+        lambda run: run.name == wanted,
+        lambda run: run.run_id.startswith(wanted) or run.name.startswith(wanted),
+    )
+    for pool in (live,) if live_only else (live, runs):
+        for test in tests:
+            if found := [run for run in pool if test(run)]:
+                return _only(found, f"{wanted!r} is not unique; say which")
+    if any(test(run) for run in runs for test in tests):
+        raise ClientError(f"the run {wanted!r} has ended; `monitor status {wanted}` shows its last state")
+    raise ChoiceError(f"there is no run {wanted!r}; `monitor runs` lists those that are known")
+
+
+def token_of(
+    run: KnownRun | None,
+    given: str | None,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    is_named: bool = False,
+    uid: Callable[[], int] | None = getattr(os, "getuid", None),
+) -> str | None:
+    """Return the token to send: the one given, else the run folder's, else ``$MONITOR_TOKEN``.
+
+    The environment's is for an address that the user named (no ``run``, or ``is_named``) and for a run that the user's
+    own folder says is on this machine: an address that somebody else wrote would have it sent to whoever listens there.
+    ``uid`` returns the user's number; None where there are no numbers.
+    """
+    token = given or (run.read_token() if run else None)
+    if not token and (run is None or is_named or (_is_local(run.url or "") and _is_owned(run.path, uid))):
+        token = environ.get("MONITOR_TOKEN")
+    return token or None
+
+
+def _is_local(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_owned(path: Path, uid: Callable[[], int] | None) -> bool:
+    try:
+        return uid is None or path.stat().st_uid == uid()
+    except OSError:
+        return False
+
+
+def _only(found: list[KnownRun], complaint: str) -> KnownRun:
+    if len(found) > 1:
+        raise ChoiceError("\n".join([f"{complaint}:", *(f"  {run.run_id}  {run.state}" for run in found)]))
+    return found[0]
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__

@@ -1,0 +1,91 @@
+"""``monitor demo``: run the example ``char_gpt`` as it is, with its live page, and keep the page up at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from monitor.store import own_command
+
+if TYPE_CHECKING:
+    from monitor.run import Run
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel holds the examples inside the package; in a checkout they lie beside it.
+_PLACES = (_PACKAGE / "_examples", _PACKAGE.parent / "examples")
+_log = logging.getLogger("monitor")
+
+
+@click.command()
+@click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Optimizer steps to make.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port of the live page; default: 9477 or the next free one."
+)
+@click.option("--exit", "is_brief", is_flag=True, help="End with the training instead of keeping the page up.")
+def demo(steps: int, port: int | None, is_brief: bool) -> None:
+    """Train a small GPT on this machine's own Python code, under the monitor, with a live page.
+
+    About a minute on two idle cores. No other service is needed, and nothing is downloaded. While it trains, try
+    `monitor top` and `monitor lr reduce 0.5` in a second terminal.
+    """
+    if port is not None:
+        os.environ["MONITOR_PORT"] = str(port)
+    # torch's word on a package that neither it nor the demo needs: a first look would take it for a fault.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+    example = load_example("char_gpt")
+    command = own_command()
+    click.echo(f"a second terminal may say:  {command} top      {command} lr reduce 0.5")
+    run: Run = example.train(example.parse(["--steps", str(steps)]))
+    if not is_brief:
+        keep_up(run)
+
+
+def load_example(name: str) -> ModuleType:
+    """Return an example's module, without running what it does as a script."""
+    path = next((path for place in _PLACES if (path := place / f"{name}.py").is_file()), None)
+    if path is None:
+        raise click.ClickException(f"the example {name}.py is not installed; looked in {_PLACES[0]} and {_PLACES[1]}")
+    spec = spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def keep_up(run: Run, wait: Any = None) -> None:
+    """Serve the page of a run that has ended where it was, until Ctrl-C. The run itself took its server down."""
+    if run.url is None:
+        return
+    from monitor.run import Access, Linger
+    from monitor.server import HttpServer, Security, create_app
+
+    def on_error(error: BaseException, room: str = "server") -> None:
+        _log.warning("contained a failure in %s", room, exc_info=error)
+
+    engine = run._engine
+    access = Access(engine.reports, engine.commands, lambda room, error: on_error(error, room), Linger())
+    app = create_app(access, Security(token=run.token), on_error=on_error)
+    try:
+        server = HttpServer(app, port=int(run.url.rstrip("/").rpartition(":")[2]), on_error=on_error)
+    except OSError as error:
+        raise click.ClickException(f"the page cannot stay up: {error}") from error
+    with server:
+        click.echo(f"\nThe run has {run.state}. Its page stays until Ctrl-C: {server.url}/?token={run.token}")
+        try:
+            (wait or _wait_for_ever)()
+        except KeyboardInterrupt:
+            click.echo("")
+
+
+def _wait_for_ever() -> None:
+    while True:
+        time.sleep(3600)

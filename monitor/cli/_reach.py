@@ -1,0 +1,104 @@
+"""How a command reaches its run: by its folder on this machine, or by an address. The options of every command that
+does."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from monitor.cli._client import ChoiceError, Client, ClientError, choose, token_of
+from monitor.store import KnownRun, NoHomeError, list_runs
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How a command reaches its run, as its options say."""
+
+    url: str | None
+    token: str | None
+    directory: str | None
+    cafile: str | None
+    certfile: str | None
+    keyfile: str | None
+
+    def client(self, url: str, run: KnownRun | None, timeout: float = 5.0) -> Client:
+        """Return the client to an address; ``run`` is the folder that its token may lie in."""
+        return Client(
+            url,
+            token_of(run, self.token, is_named=url == self.url),
+            timeout=timeout,
+            cafile=self.cafile,
+            certfile=self.certfile,
+            keyfile=self.keyfile,
+        )
+
+    def find(self, wanted: str | None, *, live_only: bool = True) -> tuple[KnownRun | None, Client | None]:
+        """Return the run's folder, if it is a known one, and the client to it, if it is served."""
+        if self.url:
+            if wanted:
+                raise click.UsageError(f"give RUN or --url, not both; got {wanted!r} and {self.url!r}")
+            run = self._run_at(self.url.rstrip("/"))
+            return run, self.client(self.url, run)
+        run = choose(list_runs(self.directory), wanted, live_only=live_only)
+        return run, self.client(run.url, run) if run.is_live and run.url else None
+
+    def _run_at(self, address: str) -> KnownRun | None:
+        with suppress(NoHomeError):  # an address needs no folder
+            for run in list_runs(self.directory):
+                if run.is_live and (run.url or "").rstrip("/") == address:
+                    return run
+        return None
+
+    def live(self, wanted: str | None) -> tuple[Client, str]:
+        """Return the client to a run that goes on, and what to call the run."""
+        run, client = self.find(wanted)
+        name = run.run_id if run else str(self.url)
+        if client is None:
+            raise ClientError(f"{name} serves no HTTP: attached with serve=False, or its port was taken")
+        return client, name
+
+
+def reaching(command: _Function) -> _Function:
+    """Add the options that say how a run is reached, as the argument ``access``, and the exit status of a refusal.
+
+    ::
+
+        @click.command()
+        @click.argument("run", required=False)
+        @reaching
+        def stop(access: Access, run: str | None) -> None: ...
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **given: Any) -> Any:
+        access = Access(**{name: given.pop(name) for name in Access.__dataclass_fields__})
+        try:
+            return command(*args, access=access, **given)
+        except ChoiceError as error:
+            raise click.UsageError(str(error)) from error
+        except ClientError as error:
+            raise click.ClickException(str(error)) from error
+
+    path = click.Path(exists=True, dir_okay=False)
+    for option in (
+        click.option("--keyfile", type=path, help="Private key of --certfile (PEM)."),
+        click.option("--certfile", type=path, help="Client certificate to show (PEM)."),
+        click.option("--cafile", type=path, help="CA of an https run (PEM); default: the system's."),
+        click.option(
+            "--dir", "directory", help="Where the run folders are; default: $MONITOR_DIR, else your data folder."
+        ),
+        click.option(
+            "--token",
+            help="Token; default: the run folder's, else, for --url and your own runs on this machine, $MONITOR_TOKEN.",
+        ),
+        click.option("--url", help="Address of a run that has no folder on this machine."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[return-value]

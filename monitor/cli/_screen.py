@@ -1,0 +1,170 @@
+"""``monitor top`` as one screen: what the API says of a run, for rich to draw. Text of the run is never markup."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from monitor.cli import _format
+
+LEVELS = "▁▂▃▄▅▆▇█"
+ASCII_LEVELS = "_.-=+*#@"
+MAX_GROUPS = 8
+MAX_EVENTS = 12
+_STATE_STYLES = {
+    "running": "bold green",
+    "finished": "bold green",
+    "paused": "bold yellow",
+    "interrupted": "bold yellow",
+    "failed": "bold red",
+}
+_SEVERITY_STYLES = {"critical": "bold red", "warning": "yellow", "info": "dim"}
+_CURVES = {"loss": "loss", "gradient norm": "gradient_norm"}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One look at a run: the answers to ``GET /run`` and ``/history``, and the newest events, oldest first."""
+
+    run: Mapping[str, Any]
+    history: Mapping[str, Any] = field(default_factory=dict)
+    events: Sequence[Mapping[str, Any]] = ()
+
+
+def screen(
+    frame: Frame, now: float, *, width: int, height: int, url: str = "", note: str = "", is_ascii: bool = False
+) -> RenderableType:
+    """Return the screen of one look. ``note`` is one line of warning; ``is_ascii`` avoids block characters."""
+    run = frame.run
+    parts: list[RenderableType] = [_header(run, url)]
+    if note:
+        parts.append(_text(note, "bold yellow"))
+    rows = [*_format.progress_rows(run, now)]
+    if bar := _bar(run, width):
+        parts.append(bar)
+    for optimizer in run["optimizers"]:
+        columns = frame.history.get("optimizers", {}).get(optimizer["key"], {})
+        rows += _with_curves(_format.optimizer_rows(run, optimizer), columns, width - 20, is_ascii)
+    groups = _format.groups_of(run)
+    parts += [_grid([*rows, *_format.other_rows(run)]), Text(), _rates(groups)]
+    used = len(parts) + len(rows) + len([*_format.other_rows(run)]) + min(len(groups), MAX_GROUPS) + 3
+    left = min(MAX_EVENTS, max(1, height - used))
+    parts += [Text(), _events(frame.events[-left:])]
+    return Group(*parts)
+
+
+def sparkline(values: Iterable[Any], width: int, is_ascii: bool = False) -> str:
+    """Return a curve in one line of at most ``width`` characters; what is not finite is a cross, a gap is a blank.
+
+    >>> sparkline([3, 2, None, "NaN", 1, 1], 6)
+    '█▅ ×▁▁'
+    """
+    values = list(values)
+    levels = ASCII_LEVELS if is_ascii else LEVELS
+    num = min(width, len(values))
+    bounds = [len(values) * i // max(1, num) for i in range(num + 1)]
+    cells = [_cell(values[a:b]) for a, b in pairwise(bounds)]
+    finite = [cell for cell in cells if cell is not None and math.isfinite(cell)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    step = (high - low) / (len(levels) - 1) or 1.0
+
+    def drawn(cell: float | None) -> str:
+        if cell is None:
+            return " "
+        return levels[round((cell - low) / step)] if math.isfinite(cell) else "x" if is_ascii else "×"
+
+    return "".join(map(drawn, cells))
+
+
+def _cell(values: Sequence[Any]) -> float | None:
+    """Return the mean of what stands in one character; NaN if any of it is not finite, None where nothing is known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    numbers = [math.nan if isinstance(value, str) else float(value) for value in known]
+    return math.fsum(numbers) / len(numbers) if all(map(math.isfinite, numbers)) else math.nan
+
+
+def _header(run: Mapping[str, Any], url: str) -> RenderableType:
+    grid = Table.grid(expand=True, padding=(0, 1))
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    grid.add_column(justify="right", no_wrap=True)
+    name, state = run["run"]["run_id"], run["state"]
+    left = Text("  ").join([_text(name, "bold"), _text(state, _STATE_STYLES.get(state, "bold")), _text(url, "dim")])
+    grid.add_row(left, Text("q leaves", "dim"))
+    return grid
+
+
+def _bar(run: Mapping[str, Any], width: int) -> RenderableType | None:
+    step, target = _format.step_of(run), run["target_steps"]
+    if not target or step is None:
+        return None
+    grid = Table.grid()  # a bar alone does not end its line
+    grid.add_row(ProgressBar(total=target, completed=min(step, target), width=width))
+    return grid
+
+
+def _with_curves(
+    rows: Iterable[tuple[str, str]], columns: Mapping[str, Sequence[Any]], width: int, is_ascii: bool
+) -> Iterable[tuple[str, str]]:
+    """Add below the loss and the gradient norm what course they have taken."""
+    for name, text in rows:
+        yield name, text
+        values = columns.get(_CURVES.get(name, ""), ())
+        if any(value is not None for value in values):
+            yield "", sparkline(values, max(10, width), is_ascii)
+
+
+def _grid(rows: Sequence[tuple[str, str]]) -> Table:
+    grid = _columns(max((len(name) for name, _ in rows), default=0))
+    for name, text in rows:
+        grid.add_row(_text(name, "dim"), _text(text, "bold red" if name in ("now", "not finite") else ""))
+    return grid
+
+
+def _columns(*widths: int) -> Table:
+    """Return a table whose last column takes what the others, of fixed widths, leave."""
+    grid = Table.grid(expand=True, padding=(0, 2))
+    for width in widths:
+        grid.add_column(no_wrap=True, width=width)
+    grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    return grid
+
+
+def _rates(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    for _ in range(3):
+        table.add_column(justify="right", no_wrap=True)
+    table.add_row(*(Text(title, "dim") for title in ("group", "LR applied", "scheduled", "factor")))
+    for group in groups[:MAX_GROUPS]:
+        figures = [_text(_format.number(group[name])) for name in ("applied", "scheduled")]
+        factor = _text(_format.number(group["factor"]), "" if group["factor"] == 1.0 else "bold yellow")
+        table.add_row(_text(_format.group_name(group, groups)), *figures, factor)
+    if len(groups) > MAX_GROUPS:
+        table.add_row(Text(f"and {len(groups) - MAX_GROUPS} more", "dim"))
+    return table
+
+
+def _events(events: Sequence[Mapping[str, Any]]) -> RenderableType:
+    if not events:
+        return Text("no events yet", "dim")
+    steps = [_format.count(event["step"]) for event in events]
+    grid = _columns(max(map(len, steps)), max(len(event["kind"]) for event in events))
+    for step, event in zip(steps, events, strict=True):
+        style = _SEVERITY_STYLES.get(event["severity"], "")
+        grid.add_row(Text(step, "dim", justify="right"), _text(event["kind"], style), _text(event["message"]))
+    return grid
+
+
+def _text(content: str, style: str = "") -> Text:
+    """Return text of the run as one line that cannot steer the terminal."""
+    return Text("".join(char if char.isprintable() else "?" for char in content), style)

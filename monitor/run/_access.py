@@ -1,0 +1,62 @@
+"""The run as the HTTP server sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from monitor._records import CommandRecord, Event, Snapshot
+from monitor.control import Commands
+from monitor.export import Exporter
+from monitor.run._linger import Linger
+from monitor.run._reports import Reports
+
+
+class Access:
+    """Hand a run to the server: every method may be called from several threads."""
+
+    def __init__(
+        self,
+        reports: Reports,
+        commands: Commands,
+        on_error: Callable[[str, BaseException], None],
+        linger: Linger,
+    ) -> None:
+        self._reports = reports
+        self._commands = commands
+        self._linger = linger
+        self._exporter = Exporter(reports.snapshot, on_error=lambda _, error: on_error("export", error))
+
+    def snapshot(self) -> Snapshot:
+        """Return the latest published state, with what applied commands have changed since."""
+        self._linger.note("state")
+        return self._reports.snapshot_in_force()
+
+    def history(self, since: int, points: int) -> dict[str, Any]:
+        """Return the curves after a cursor."""
+        self._linger.note("curves")
+        return self._reports.history(since, points)
+
+    def events(self, since: int) -> Sequence[Event]:
+        """Return the events after a sequence number."""
+        return self._reports.events(since)
+
+    def submit(self, action: str, **command: Any) -> CommandRecord:
+        """Queue a command."""
+        return self._commands.submit(action, **command).record
+
+    def command(self, id: str) -> CommandRecord | None:  # noqa: A002 - the record's own word
+        """Return a command by id."""
+        return self._commands.get(id)
+
+    def commands(self) -> Sequence[CommandRecord]:
+        """Return the waiting commands."""
+        return self._commands.waiting()
+
+    def render_metrics(self, accept: str | None, names: Sequence[str]) -> tuple[bytes, str]:
+        """Render one scrape."""
+        return self._exporter.render(accept, names)
+
+    def scraped(self) -> None:
+        """Note a scrape."""
+        self._linger.note("scrape")

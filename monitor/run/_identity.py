@@ -1,0 +1,84 @@
+"""Who a run is: name, machine, device, versions, commit."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+
+from monitor._records import RunInfo
+from monitor._version import __version__
+from monitor.store import answer_within, read_text
+
+_COMMIT_SECONDS = 0.3
+"""How long the search for the commit may take; folders above the script may be mounted over a network."""
+_PACKED_BYTES = 2**24
+
+
+def identify(run_id: str, name: str, start_time: float, optimizers: Iterable[Optimizer]) -> RunInfo:
+    """Describe the run that starts now in this process."""
+    world_size, rank = world()
+    return RunInfo(
+        run_id=run_id,
+        name=name,
+        start_time=start_time,
+        monitor_version=__version__,
+        torch_version=str(torch.__version__),
+        device=_device_of(optimizers),
+        hostname=socket.gethostname(),
+        world_size=world_size,
+        rank=rank,
+        git_commit=answer_within(_COMMIT_SECONDS, lambda: git_commit(Path(script_path() or os.getcwd())), ""),
+        pid=os.getpid(),
+    )
+
+
+def script_path() -> str:
+    """Return the path of the script that runs, or an empty string in a notebook or shell."""
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    try:
+        return str(Path(path).absolute()) if path else ""
+    except OSError:  # the working directory is gone
+        return str(path)
+
+
+def default_name() -> str:
+    """Return the script's name without its ending, the module's for ``python -m``, else ``run``."""
+    path = script_path()
+    stem = Path(path).stem if path else "run"
+    return Path(path).parent.name if stem == "__main__" else stem
+
+
+def world() -> tuple[int, int]:
+    """Return (number of ranks, own rank) of torch.distributed; (1, 0) without it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank()
+    return 1, 0
+
+
+def git_commit(start: Path) -> str:
+    """Return the commit of the work tree that holds ``start``, read from its files; empty if there is none."""
+    for folder in (start, *start.parents):
+        git = folder / ".git"
+        if text := read_text(git / "HEAD"):
+            ref = text.removeprefix("ref: ")
+            return text if ref == text else read_text(git / ref) or _packed(git, ref)
+    return ""
+
+
+def _packed(git: Path, ref: str) -> str:
+    packed = read_text(git / "packed-refs", _PACKED_BYTES) or ""
+    found = re.search(rf"^([0-9a-f]{{40,64}}) {re.escape(ref)}$", packed, re.MULTILINE)
+    return found.group(1) if found else ""
+
+
+def _device_of(optimizers: Iterable[Optimizer]) -> str:
+    devices = {str(p.device) for o in optimizers for g in o.param_groups for p in g["params"]}
+    return ",".join(sorted(devices))

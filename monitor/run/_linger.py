@@ -1,0 +1,74 @@
+"""The linger: how long the endpoint stays up after the end of a run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+_LOG = logging.getLogger("monitor")
+RECENT_SECONDS = 10.0
+RECENT_SCRAPE_SECONDS = 180.0
+PAGE_LINGER_SECONDS = 3.0
+SILENT_SECONDS = 1.0
+
+
+class Linger:
+    """Decide how long the endpoint stays up after the end: until whoever was watching has seen the final state.
+
+    A scrape is waited for as long as ``attach(linger=...)`` says, a page that was open (its state and its curves) 3 s
+    at most. ``clock`` is monotonic, in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[str, float] = {}
+        self._changed = threading.Condition()
+
+    def note(self, what: str) -> None:
+        """Note that something was answered: ``scrape``, ``state`` or ``curves``."""
+        with self._changed:
+            self._last[what] = self._clock()
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for one more scrape if there was one in three minutes, at most ``seconds``; for a page at most 3 s.
+
+        A wait that may take longer than a second is told in the log. Ctrl-C ends it, and nothing but it: the script
+        goes on.
+        """
+        end = self._clock()
+        with self._changed:
+            last = {
+                what: when
+                for what, when in self._last.items()
+                if 0 <= end - when < (RECENT_SCRAPE_SECONDS if what == "scrape" else RECENT_SECONDS)
+            }
+        limits = {what: seconds if what == "scrape" else min(seconds, PAGE_LINGER_SECONDS) for what in last}
+        if max(limits.values(), default=0.0) > SILENT_SECONDS:
+            _LOG.info("%s", _announced(limits, end - last.get("scrape", end)))
+        try:
+            self._wait_until({what: end + limit for what, limit in limits.items()}, end)
+        except KeyboardInterrupt:
+            _LOG.info("the wait at the end was cut short by Ctrl-C")
+
+    def _wait_until(self, until: dict[str, float], end: float) -> None:
+        with self._changed:
+            while waits := [limit for what, limit in until.items() if self._last[what] <= end]:
+                left = max(waits) - self._clock()
+                if left <= 0:
+                    return
+                self._changed.wait(left)
+
+
+def _announced(limits: dict[str, float], since_scrape: float) -> str:
+    """Say how long the wait may take, why, and how to be rid of it."""
+    if "scrape" in limits:
+        why = f"one more scrape, so that the end of the run is seen (the last one was {since_scrape:.0f} s ago)"
+    else:
+        why = "an open page, or `monitor top`, to show the end"
+    return (
+        f"waiting up to {max(limits.values()):g} s for {why}; Ctrl-C ends the wait, "
+        "attach(linger=0) or MONITOR_LINGER=0 turns it off"
+    )

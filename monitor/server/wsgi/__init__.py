@@ -1,0 +1,9 @@
+"""Serve a WSGI application inside somebody else's process: TLS, limits, deadlines. Knows no run and no API."""
+
+from cheroot.errors import MaxSizeExceeded
+
+from monitor.server.wsgi._addresses import address_of, is_loopback
+from monitor.server.wsgi._problem import CONTENT_TYPE, document
+from monitor.server.wsgi._serve import HttpServer
+
+__all__ = ["CONTENT_TYPE", "HttpServer", "MaxSizeExceeded", "address_of", "document", "is_loopback"]

@@ -1,0 +1,236 @@
+"""A connection with a deadline: what one client may send, how long it may take, how it is refused."""
+
+from __future__ import annotations
+
+import _pyio  # type: ignore[import-not-found]  # what cheroot's own files are made of
+import contextlib
+import logging
+import socket
+import ssl
+import time
+from typing import Any
+
+from cheroot import errors
+from cheroot.makefile import StreamReader, StreamWriter
+from cheroot.server import HTTPConnection, HTTPRequest
+
+from monitor.server.wsgi._problem import CONTENT_TYPE, document
+
+_log = logging.getLogger("monitor.server")
+HEAD_SECONDS = 3.0  # for a handshake and a whole head, however slowly it trickles in
+CROWDED_HEAD_SECONDS = 0.5  # while other connections wait for a thread: who has something to say says it at once
+BODY_SECONDS = 5.0  # for the body after the head
+WRITE_SECONDS = 60.0  # for a whole answer
+MAX_LINE_BYTES = 1024  # of the size of a chunk and of a trailer
+
+
+class _TimedIO(socket.SocketIO):
+    """A raw socket file whose reads and writes share the deadline of their connection."""
+
+    def __init__(self, sock: socket.socket, mode: Any, connection: Connection) -> None:
+        super().__init__(sock, mode)
+        self._connection = connection
+
+    def readinto(self, b: Any) -> int | None:
+        self._connection.limit_next_wait()
+        return super().readinto(b)
+
+    def write(self, b: Any) -> int | None:
+        self._connection.begin_writing()
+        self._connection.limit_next_wait()
+        return super().write(b)
+
+
+class _Reader(StreamReader):
+    def __init__(self, raw: socket.SocketIO) -> None:
+        _pyio.BufferedReader.__init__(self, raw, _pyio.DEFAULT_BUFFER_SIZE)
+        self.bytes_read = 0
+
+    def readline(self, size: int | None = -1) -> bytes:
+        """Read a line. One for which no limit is given, such as a chunk's size, is bounded: cheroot reads for ever."""
+        if size is not None and size >= 0:
+            return bytes(super().readline(size))
+        line = bytes(super().readline(MAX_LINE_BYTES + 1))
+        if len(line) > MAX_LINE_BYTES:
+            raise errors.MaxSizeExceeded
+        return line
+
+
+class _Writer(StreamWriter):
+    _write_buf: bytearray
+
+    def __init__(self, raw: socket.SocketIO) -> None:
+        _pyio.BufferedWriter.__init__(self, raw, _pyio.DEFAULT_BUFFER_SIZE)
+        self.bytes_written = 0
+
+    def discard(self) -> None:
+        """Forget what has not been sent."""
+        del self._write_buf[:]
+
+
+class _Headers(dict[bytes, bytes]):
+    """The headers of a request: what may come once comes once, and X_Forged is not X-Forged."""
+
+    _SINGLE = frozenset(
+        [b"Host", b"Content-Length", b"Content-Type", b"Authorization", b"Idempotency-Key", b"X-Csrf-Token"]
+    )
+
+    def __setitem__(self, name: bytes, value: bytes) -> None:
+        if b"_" in name:
+            return
+        if name in self._SINGLE and name in self:
+            raise ValueError(f"The header {name.decode('latin-1')} is given more than once.")
+        super().__setitem__(name, value)
+
+
+class _Request(HTTPRequest):
+    """A request whose protocol errors are problems too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.inheaders = _Headers()
+
+    def read_request_line(self) -> bool:
+        try:
+            return bool(super().read_request_line())  # type: ignore[no-untyped-call]
+        except ValueError:  # an authority that is none, such as //[
+            self.simple_response("400 Bad Request", "The address in the request line is malformed.")
+            return False
+
+    def read_request_headers(self) -> bool:
+        if not super().read_request_headers():  # type: ignore[no-untyped-call]
+            return False
+        length = self.inheaders.get(b"Content-Length", b"0")
+        if self.chunked_read and b"Content-Length" in self.inheaders:  # the seed of request smuggling
+            self.simple_response("400 Bad Request", "Content-Length and Transfer-Encoding exclude each other.")
+            return False
+        if b"Transfer-Encoding" in self.inheaders and not self.chunked_read:  # HTTP/1.0 knows no chunks
+            self.simple_response("400 Bad Request", "Transfer-Encoding needs HTTP/1.1.")
+            return False
+        if not length.isdigit():
+            self.simple_response("400 Bad Request", "Content-Length must be a number of bytes.")
+            return False
+        return True
+
+    def simple_response(self, status: str, msg: str = "") -> None:
+        self.close_connection = True
+        body = document(int(str(status)[:3]), msg or str(status)[4:])
+        self.conn.wfile.write(raw_problem(str(status), body))
+
+    def send_headers(self) -> None:
+        # Nothing after a body in chunks is trusted to be the next request: it may be unread, or end elsewhere.
+        if self.chunked_read or not self._is_body_read():
+            self.close_connection = True
+        super().send_headers()
+
+    def _is_body_read(self) -> bool:
+        """Read what the application has left of the body; one that does not come in time costs the connection alone,
+        not the answer."""
+        left = 0 if self.close_connection or int(self.status[:3]) == 413 else getattr(self.rfile, "remaining", 0)
+        try:
+            return not left or len(self.rfile.read(left)) == left
+        except OSError:
+            return False
+
+    def respond(self) -> None:
+        self.conn.begin_body()
+        self.conn.is_responding = True
+        try:
+            super().respond()
+        finally:
+            self.conn.is_responding = False
+
+
+class Connection(HTTPConnection):
+    """A connection with a deadline for the request at hand."""
+
+    RequestHandlerClass = _Request
+
+    def __init__(self, server: Any, sock: socket.socket, makefile: Any = None) -> None:  # noqa: ARG002 - cheroot gives one
+        super().__init__(server, sock)
+        self.rfile = _Reader(_TimedIO(sock, "rb", self))
+        self.wfile = _Writer(_TimedIO(sock, "wb", self))
+        self.is_new = True
+        self.is_responding = False
+        self._is_secured = False
+        self._is_writing = False
+        self._deadline = float("inf")
+
+    def communicate(self) -> bool:
+        seconds = CROWDED_HEAD_SECONDS if self.server.requests.qsize else HEAD_SECONDS
+        self._deadline, self._is_writing = time.monotonic() + seconds, False
+        if isinstance(self.socket, ssl.SSLSocket) and not self._is_secured and not self._shake_hands():
+            return False
+        self._is_secured = True
+        return bool(super().communicate())  # type: ignore[no-untyped-call]
+
+    def limit_next_wait(self) -> None:
+        """Let the next socket call wait no longer than the request may still take."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")  # the words by which cheroot knows to answer 408
+        self.socket.settimeout(min(left, self.server.timeout))
+
+    def begin_body(self) -> None:
+        """Give the body its own deadline once the head is read; a "100 Continue" in between was no answer yet."""
+        self._deadline, self._is_writing = time.monotonic() + BODY_SECONDS, False
+
+    def begin_writing(self) -> None:
+        """Give the answer its own deadline at its first byte."""
+        if not self._is_writing:
+            self._is_writing, self._deadline = True, time.monotonic() + WRITE_SECONDS
+
+    def abort(self) -> None:
+        """Wake whoever waits on this connection, from another thread."""
+        with contextlib.suppress(OSError):
+            # Not SSLSocket's own, which drops the TLS state while the worker uses it.
+            socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket at once; what could not be sent is dropped, where a finalizer would complain of it."""
+        with contextlib.suppress(OSError, errors.FatalSSLAlert):
+            super().close()
+        self.wfile.discard()
+        with contextlib.suppress(OSError):
+            self.wfile.close()
+
+    def _shake_hands(self) -> bool:
+        try:
+            self.limit_next_wait()
+            self.socket.do_handshake()
+        except ssl.SSLError as error:
+            _log.debug("TLS handshake with %s failed: %s", self.remote_addr, error)
+            if error.reason == "HTTP_REQUEST":
+                body = document(400, "This port speaks HTTPS only; use https:// in the URL.")
+                with contextlib.suppress(OSError):
+                    socket.socket.send(self.socket, raw_problem("400 Bad Request", body))
+            return False
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+class TlsAdapter:
+    """Wrap accepted sockets without waiting for their handshake: a worker does that, under the deadline."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+
+    def bind(self, sock: socket.socket) -> socket.socket:
+        return sock
+
+    def wrap(self, sock: socket.socket) -> tuple[ssl.SSLSocket, dict[str, str]]:
+        wrapped = self.context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        return wrapped, {"wsgi.url_scheme": "https", "HTTPS": "on"}
+
+    def makefile(self, sock: socket.socket, mode: str = "r", bufsize: int = -1) -> Any:
+        raise NotImplementedError  # connections make their own
+
+
+def raw_problem(status: str, body: bytes, headers: str = "") -> bytes:
+    """Return a whole HTTP answer, for where no application is at hand."""
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
+        f"{headers}Connection: close\r\nServer: monitor\r\n\r\n"
+    )
+    return head.encode("latin-1") + body

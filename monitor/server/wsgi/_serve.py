@@ -1,0 +1,228 @@
+"""The thread that serves: binds in the caller's thread, never keeps the process alive, ends at once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import ssl
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from monitor.server.wsgi._addresses import is_loopback
+from monitor.server.wsgi._cheroot import NUM_THREADS, CheroServer
+from monitor.server.wsgi._connection import TlsAdapter
+
+FIRST_PORT = 9477
+LAST_PORT = 9577
+_log = logging.getLogger("monitor.server")
+_live: weakref.WeakSet[HttpServer] = weakref.WeakSet()
+
+
+class HttpServer:
+    """Serve a WSGI application from daemon threads.
+
+    The socket is bound by the constructor, in the caller's thread; ``start()`` begins to answer. ``port=None``
+    takes 9477 or the next free one up to 9577, else any; 0 takes any. With ``certfile`` (and ``keyfile``, unless
+    the key is in the same file) it speaks TLS 1.2 or later; with ``client_cafile`` a client needs a certificate
+    of that CA. ``on_error`` hears of failures inside the server; nothing is ever printed.
+
+    Example:
+        with HttpServer(app, port=0) as server:
+            print(server.url)
+
+    Raises:
+        OSError: the port is busy or not allowed, or the host is not one of this machine.
+        ValueError: a certificate that cannot be loaded, or TLS settings that do not go together.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        *,
+        certfile: str | None = None,
+        keyfile: str | None = None,
+        client_cafile: str | None = None,
+        on_error: Callable[[BaseException], None] = lambda _: None,
+        num_threads: int = NUM_THREADS,
+    ) -> None:
+        context = tls_context(certfile, keyfile, client_cafile)
+        self._on_error = on_error
+        self._pid = os.getpid()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._host = host.strip("[]")
+        self._scheme = "http" if context is None else "https"
+        self._server = _bound(self._host, port, lambda address: _prepared(address, app, num_threads, on_error, context))
+        self.port: int = self._server.bind_addr[1]
+        _live.add(self)
+        if context is None and not is_loopback(self._host):
+            _log.warning("Serving on %s without TLS: the token travels in clear. Give certfile and keyfile.", self.url)
+
+    @property
+    def url(self) -> str:
+        """The address for a browser: ``http://127.0.0.1:9477``; a wildcard host is shown as this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def start(self) -> HttpServer:
+        """Begin to answer; returns at once."""
+        self._thread = threading.Thread(target=self._serve, name="monitor-http", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """Stop answering and free the port, within ``timeout`` seconds even where clients hang.
+
+        Safe to repeat. In a forked child it does nothing: the connections are the parent's.
+        """
+        with self._lock:
+            if self._is_stopped or os.getpid() != self._pid:
+                return
+            self._is_stopped = True
+        _live.discard(self)
+        self._server.shutdown_timeout = timeout / 2
+        ending = threading.Thread(target=self._end, name="monitor-http-end", daemon=True)
+        ending.start()
+        self._nudge_until(ending, timeout)
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def __enter__(self) -> HttpServer:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _serve(self) -> None:
+        try:
+            self._server.serve()
+        except BaseException as error:  # noqa: BLE001 - a thread of ours ends quietly; the run goes on without HTTP
+            _log.exception("The HTTP server ended; the run goes on without it")
+            self._on_error(error)
+
+    def _end(self) -> None:
+        try:
+            self._server.stop()
+        except Exception as error:  # noqa: BLE001 - as above
+            _log.exception("The HTTP server did not end cleanly")
+            self._on_error(error)
+        finally:
+            self._server.forget_statistics()
+
+    def _nudge_until(self, ending: threading.Thread, timeout: float) -> None:
+        """Wake the selector, which looks up only twice a second, by knocking at our own port."""
+        waited, step = 0.0, 0.02
+        while waited < timeout:
+            with contextlib.suppress(OSError):
+                _knock(self._server)
+            ending.join(step)
+            if not ending.is_alive():
+                return
+            waited += step
+            step = min(step * 2, 0.2)
+
+    def _forget_in_child(self) -> None:
+        """Close the child's copy of the listening socket: it would keep the port busy and answer nobody."""
+        with contextlib.suppress(Exception):
+            os.close(self._server.socket.detach())
+
+
+def tls_context(certfile: str | None, keyfile: str | None, client_cafile: str | None) -> ssl.SSLContext | None:
+    """Return the server side of TLS 1.2 or later, or None without a certificate.
+
+    Raises ValueError naming the file at fault.
+    """
+    if certfile is None:
+        if keyfile or client_cafile:
+            raise ValueError("keyfile and client_cafile need a certfile; give the server's certificate too")
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certfile, keyfile, password=_refuse_password)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"certfile={certfile!r} and keyfile={keyfile!r} cannot be used: {error}") from error
+    if client_cafile is not None:
+        try:
+            context.load_verify_locations(client_cafile)
+        except OSError as error:
+            raise ValueError(f"client_cafile={client_cafile!r} cannot be used: {error}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _refuse_password() -> str:
+    # Without this, OpenSSL asks on the terminal, and the training script waits for an answer.
+    raise ValueError("the key is encrypted; give one without a passphrase")
+
+
+def _bound(host: str, port: int | None, prepare: Callable[[tuple[str, int]], CheroServer]) -> CheroServer:
+    socket.getaddrinfo(host, 0)  # a name that does not resolve is told once, not for a hundred ports
+    if port is not None:
+        return prepare((host, port))
+    for candidate in range(FIRST_PORT, LAST_PORT + 1):
+        try:
+            return prepare((host, candidate))
+        except OSError as error:  # noqa: PERF203 - a hundred tries at most
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+    return prepare((host, 0))
+
+
+def _prepared(
+    address: tuple[str, int],
+    app: Any,
+    num_threads: int,
+    on_error: Callable[[BaseException], None],
+    context: ssl.SSLContext | None,
+) -> CheroServer:
+    server = CheroServer(address, app, num_threads, on_error)
+    server.ssl_adapter = None if context is None else TlsAdapter(context)
+    # systemd's variable: with it, cheroot would serve on descriptor 3, whatever that is in a training script.
+    activated = os.environ.pop("LISTEN_PID", None)
+    try:
+        server.prepare()
+    except OSError as error:
+        server.forget_statistics()
+        raise _explained(address, server.bind_error or error) from error
+    finally:
+        if activated is not None:
+            os.environ["LISTEN_PID"] = activated
+    return server
+
+
+def _explained(address: tuple[str, int], error: OSError) -> OSError:
+    host, port = address
+    cure = {
+        errno.EADDRINUSE: "it is in use; give another port, or port=None for the next free one",
+        errno.EACCES: "that is not allowed; give a port from 1024 up",
+        errno.EADDRNOTAVAIL: "the host is no address of this machine; give one that is, or 127.0.0.1",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return OSError(error.errno, f"cannot listen on {host} port {port}: {cure}")
+
+
+def _knock(server: CheroServer) -> None:
+    listening = server.socket
+    if listening is None:
+        return
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    with socket.create_connection((host, port), timeout=0.2):
+        pass
+
+
+def _after_fork_in_child() -> None:
+    for server in list(_live):
+        server._forget_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

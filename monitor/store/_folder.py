@@ -1,0 +1,284 @@
+"""The run folder: what other processes of this machine may know about a run.
+
+::
+
+    <runs directory>/
+      targets/<run_id>.json     Prometheus file_sd: one file per run that is being served
+      <run_id>/run.json         who and where: id, name, pid, host, URL, state
+      <run_id>/token            control token, readable by the owner only
+      <run_id>/read_token       read-only token, likewise, where one is set
+      <run_id>/last.json        its state a moment ago, kept while it goes on
+      <run_id>/final.json       last state of the run, written when it ends
+
+Everything here may fail as disks do, with an OSError, or hang: :mod:`monitor.run._publisher` calls it on a thread of
+its own and contains what it raises.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from monitor.store._known import (
+    FINAL,
+    LAST,
+    READ_TOKEN,
+    RUN,
+    TOKEN,
+    VANISHED,
+    KnownRun,
+    is_gone,
+    list_runs,
+    process_start,
+    read_json,
+    read_run,
+    runs_directory,
+)
+
+KEEP_RUNS = 200
+_TARGETS = "targets"
+FORGOTTEN_SECONDS = 86_400.0
+"""How long after its end a run, as far as can be told, may still wait for its last scrape."""
+PRUNE_SECONDS = 1.0
+
+
+def make_run_id(name: str) -> str:
+    """Return ``<name>-<6 hex>``, fit for a file name, a label value and a URL; other characters become ``-``.
+
+    No folder is looked at: of 200 runs of one name, one in 80,000 draws has the digits of another. It gets no folder.
+
+    >>> make_run_id("my run/1")  # doctest: +SKIP
+    'my-run-1-3f9a0c'
+    """
+    stem = re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.")[:48] or "run"
+    return f"{stem}-{secrets.token_hex(3)}"
+
+
+class RunFolder:
+    """The folder of one run, held by the run itself: the only writer.
+
+    ::
+
+        folder = RunFolder.create("runs", "digits-3f9a0c", name="digits", start_time=time.time(), token=token)
+        folder.update(state="running", url="http://127.0.0.1:9477/")
+        folder.finish("finished", end_time=time.time(), final={"state": "finished"})
+        folder.withdraw()
+    """
+
+    def __init__(self, run: KnownRun) -> None:
+        self._run = run
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | os.PathLike[str] | None,
+        run_id: str,
+        *,
+        name: str,
+        start_time: float,
+        script: str = "",
+        token: str | None = None,
+        read_token: str | None = None,
+    ) -> RunFolder:
+        """Make the folder of a run that starts now in this process: whole, or not at all.
+
+        ``directory`` is resolved as by :func:`runs_directory`.
+
+        Raises:
+            ValueError: for a ``directory`` that can never be one, such as a regular file.
+            OSError: if the folder cannot be written. FileExistsError: if ``run_id`` is taken.
+        """
+        root = runs_directory(directory).absolute()  # the script may change its working directory
+        path = root / run_id
+        pid = os.getpid()
+        run = KnownRun(
+            run_id=run_id,
+            name=name,
+            pid=pid,
+            hostname=socket.gethostname(),
+            state="starting",
+            start_time=start_time,
+            script=script,
+            process_start=process_start(pid),
+            path=path,
+        )
+        with ExitStack() as undo:
+            undo.callback(_remove_empty, [one for one in (root, *root.parents) if not os.path.lexists(one)])
+            _make_root(root, directory)
+            path.mkdir(mode=0o700)
+            undo.callback(_remove_run, path)
+            for file_name, secret in ((TOKEN, token), (READ_TOKEN, read_token)):
+                if secret is not None:
+                    _write_atomically(path / file_name, secret + "\n")
+            _write_atomically(path / RUN, _to_json(run))
+            undo.pop_all()
+        return cls(run)
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self._run.path
+
+    @property
+    def run(self) -> KnownRun:
+        """What ``run.json`` says."""
+        return self._run
+
+    def update(self, *, state: str | None = None, url: str | None = None) -> None:
+        """Write a new state or URL. A URL also makes the run a Prometheus target (file_sd)."""
+        run = replace(self._run, state=state or self._run.state, url=url or self._run.url)
+        if run == self._run:
+            return
+        _write_atomically(self.path / RUN, _to_json(run))
+        self._run = run
+        if url:
+            self._target.parent.mkdir(exist_ok=True)
+            _write_atomically(self._target, json.dumps([_to_target(run.name, url)]), mode=0o644)
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """Write the present state of a run that goes on: all that is left should its process be killed."""
+        _write_atomically(self.path / LAST, json.dumps(state) + "\n")
+
+    def finish(self, state: str, *, end_time: float, final: Mapping[str, Any] | None = None) -> None:
+        """Write the end: state, time, last snapshot. The run stays a target until :meth:`withdraw`. Safe to repeat."""
+        if final is not None:
+            _write_atomically(self.path / FINAL, json.dumps(final) + "\n")
+        run = replace(self._run, state=state, end_time=end_time)
+        _write_atomically(self.path / RUN, _to_json(run))
+        self._run = run
+        (self.path / LAST).unlink(missing_ok=True)
+
+    def withdraw(self) -> None:
+        """Take the run off the list of targets, once its last state could be scraped. Safe to repeat."""
+        self._target.unlink(missing_ok=True)
+
+    @property
+    def _target(self) -> Path:
+        return self.path.parent / _TARGETS / f"{self._run.run_id}.json"
+
+
+def prune(
+    root: Path,
+    keep: int = KEEP_RUNS,
+    clock: Callable[[], float] = time.time,
+    timer: Callable[[], float] = time.monotonic,
+) -> None:
+    """Remove the oldest ended runs until ``keep`` folders are left, and the targets of runs that are gone.
+
+    Only files of ours are removed: a folder with anything else in it stays, as does a run that may be alive. A run that
+    has ended stays a target while its process is there: it may wait for its last scrape, and withdraws by itself.
+    Half of PRUNE_SECONDS goes into reading, the rest into removing; the next run to start does what is left. A run with
+    ``keep`` newer ones among those that were read is one too many, however many were not.
+    """
+    start = timer()
+
+    def is_late(share: float) -> bool:
+        return timer() - start > share * PRUNE_SECONDS
+
+    for target in takewhile(lambda _: not is_late(0.5), _targets(root)):
+        run = read_run(root / target.stem)
+        if (run is None or not _may_be_served(run, clock())) and _is_target(target):
+            with suppress(OSError):
+                target.unlink()
+    if len(os.listdir(root)) <= keep:
+        return
+    runs = list_runs(root, lambda: is_late(0.5))
+    ended = [run for run in runs if not run.is_live]
+    for run in takewhile(lambda _: not is_late(1.0), ended[: max(0, len(runs) - keep)]):
+        _remove_run(run.path)
+
+
+def _targets(root: Path) -> list[Path]:
+    folder = root / _TARGETS
+    return [] if folder.is_symlink() else list(folder.glob("*.json"))
+
+
+def _make_root(root: Path, directory: str | os.PathLike[str] | None) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, ValueError) as error:
+        if directory is None or not _is_mistake(root, error):
+            raise
+        raise ValueError(
+            f"directory={str(directory)!r} cannot be a directory ({error}); choose another one or leave it out "
+            "(MONITOR_DIR sets it too)"
+        ) from error
+
+
+def _is_mistake(root: Path, error: Exception) -> bool:
+    """Whether no state of the disk could make a directory of this path. A dangling link may come to lead somewhere."""
+    if isinstance(error, FileExistsError):
+        return root.exists()
+    return isinstance(error, ValueError | NotADirectoryError) or getattr(error, "errno", 0) == errno.ENAMETOOLONG
+
+
+def _remove_run(path: Path) -> None:
+    """Remove the files of a run, those too that a kill left half written, and the folder if it is empty then."""
+    with suppress(OSError):
+        for name in (TOKEN, READ_TOKEN, LAST, FINAL, RUN):
+            for file in (*path.glob(f".{name}.*"), path / name):
+                file.unlink(missing_ok=True)
+        path.rmdir()
+
+
+def _remove_empty(directories: Iterable[Path]) -> None:
+    with suppress(OSError, ValueError):
+        for directory in directories:
+            directory.rmdir()
+
+
+def _may_be_served(run: KnownRun, now: float) -> bool:
+    if run.state == VANISHED or is_gone(run):
+        return False
+    return run.end_time is None or now - run.end_time < FORGOTTEN_SECONDS
+
+
+def _to_json(run: KnownRun) -> str:
+    content = asdict(run)
+    del content["path"]
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _to_target(name: str, url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    labels = {"run_name": name, "__scheme__": parts.scheme, "__metrics_path__": "/metrics"}
+    return {"targets": [parts.netloc], "labels": labels}
+
+
+def _is_target(path: Path) -> bool:
+    """Whether a file is one that a run has written: of the form of :func:`_to_target`."""
+    if path.is_symlink():
+        return False
+    found = read_json(path)
+    one = found[0] if isinstance(found, list) and len(found) == 1 else None
+    labels = one.get("labels") if isinstance(one, dict) else None
+    return isinstance(labels, dict) and {"run_name", "__metrics_path__"} <= set(labels)
+
+
+def _write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
+    """Write a file so that a reader sees the old content or the new, and a full disk leaves the old."""
+    # mkstemp makes the file 0600, so a secret is never readable by others, not even for a moment.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        if mode != 0o600:
+            os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise

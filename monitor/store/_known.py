@@ -1,0 +1,216 @@
+"""The runs that this machine knows of, as their folders tell: what is read, and never written, here.
+
+What lies in a folder stands in :mod:`monitor.store._folder`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+LIVE_STATES = ("starting", "running", "paused")
+_STATES = (*LIVE_STATES, "finished", "failed", "interrupted")
+VANISHED = "vanished"
+RUN, TOKEN, READ_TOKEN, LAST, FINAL = "run.json", "token", "read_token", "last.json", "final.json"
+_FILE_BYTES = 2**16
+"""The longest file of a run that is read, its last state apart."""
+_TOKEN_BYTES = 2**13
+_STATE_BYTES = 2**24
+"""The longest last state: some 100,000 param groups."""
+# What lies in a folder may be anything: a FIFO must not be waited for, a link not followed.
+_READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+
+
+class NoHomeError(OSError):
+    """The default place of the run folders is unknown, as the user has no home directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRun:
+    """A run as its folder tells; ``state`` is one of STATES or ``vanished``: its process died silently."""
+
+    run_id: str
+    name: str
+    pid: int
+    hostname: str
+    state: str
+    start_time: float
+    end_time: float | None = None
+    url: str | None = None
+    script: str = ""
+    process_start: str | None = None
+    path: Path = Path()
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the run may still be going on."""
+        return self.state in LIVE_STATES
+
+    def read_token(self) -> str | None:
+        """Return the control token; None where there is none, it is not ours to read, or no header can carry it."""
+        token = read_text(self.path / TOKEN, _TOKEN_BYTES)
+        return token if token and token.isascii() and token.isprintable() else None
+
+    def read_final(self) -> dict[str, Any] | None:
+        """Return the last state, as ``GET /api/v1/run`` gave it: that of the end, and of a run that has vanished the
+        last one that was kept; None where there is none."""
+        if self.state != VANISHED:
+            return read_object(self.path / FINAL, _STATE_BYTES)
+        kept = read_object(self.path / LAST, _STATE_BYTES)
+        return None if kept is None else {**kept, "state": VANISHED}
+
+
+def runs_directory(directory: str | os.PathLike[str] | None = None) -> Path:
+    """Return where run folders live: the argument, else ``$MONITOR_DIR``, else the user's data folder.
+
+    Raises:
+        NoHomeError: if that place depends on a home directory that cannot be found.
+    """
+    given = directory or os.environ.get("MONITOR_DIR") or None
+    try:
+        path = Path(given).expanduser() if given else platformdirs.user_data_path("training-monitor")
+    except (RuntimeError, KeyError) as error:
+        raise _no_home(given) from error
+    if given is None and not path.is_absolute():  # what older releases of platformdirs return then
+        raise _no_home(given)
+    return path
+
+
+def _no_home(given: object) -> NoHomeError:
+    if given is not None:
+        return NoHomeError(f"no home directory is known for {str(given)!r}; set HOME or give a full path")
+    return NoHomeError(
+        "no home directory is known for this user, and so no place for run folders; "
+        "set HOME, XDG_DATA_HOME or MONITOR_DIR"
+    )
+
+
+def list_runs(
+    directory: str | os.PathLike[str] | None = None, is_due: Callable[[], bool] = lambda: False
+) -> list[KnownRun]:
+    """Return the runs whose folders lie under ``directory`` (as by :func:`runs_directory`), oldest first.
+
+    Torn, foreign and unreadable files are passed over. A run of this host with no process is ``vanished``. Once
+    ``is_due`` returns True, those read so far are returned.
+
+    Raises:
+        NoHomeError: as :func:`runs_directory`.
+    """
+    root = runs_directory(directory)
+    try:
+        with os.scandir(root) as entries:
+            names = sorted(entry.name for entry in entries if _is_folder(entry))
+    except OSError:
+        return []
+    folders = takewhile(lambda _: not is_due(), (root / name for name in names))
+    found = [run for folder in folders if (run := read_run(folder)) is not None]
+    return sorted(found, key=lambda run: (run.start_time, run.run_id))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:  # one that cannot be looked at hides no other
+        return False
+
+
+def read_run(folder: Path) -> KnownRun | None:
+    """Return the run that a folder tells of; None where it tells of none, or of another."""
+    found = read_object(folder / RUN)
+    if found is None or found.get("run_id") != folder.name or found.get("state") not in _STATES:
+        return None
+    try:
+        run = KnownRun(
+            run_id=folder.name,
+            name=_to_line(found["name"]),
+            pid=int(found["pid"]),
+            hostname=_to_line(found["hostname"]),
+            state=found["state"],
+            start_time=float(found["start_time"]),
+            end_time=None if found.get("end_time") is None else float(found["end_time"]),
+            url=None if found.get("url") is None else _to_line(found["url"]),
+            script=_to_line(found.get("script") or ""),
+            process_start=None if found.get("process_start") is None else _to_line(found["process_start"]),
+            path=folder,
+        )
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return None
+    if not math.isfinite(run.start_time):
+        return None
+    return replace(run, state=VANISHED) if run.is_live and is_gone(run) else run
+
+
+def _to_line(value: object) -> str:
+    """Return text that a terminal can show: no line breaks, control characters or lone surrogates."""
+    return "".join(character if character.isprintable() else "?" for character in str(value))
+
+
+def is_gone(run: KnownRun) -> bool:
+    """Whether the run's process is known to be gone; that of a run on another host is beyond our sight."""
+    if run.hostname != socket.gethostname() or os.name == "nt":
+        return False
+    if run.pid <= 0:
+        return True
+    try:
+        os.kill(run.pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    # A pid is used again sooner or later; the same pid with another start time is another process.
+    return run.process_start is not None and process_start(run.pid) not in (None, run.process_start)
+
+
+def process_start(pid: int) -> str | None:
+    """When the process started, in clock ticks since boot (proc(5), field 22 of stat); None without /proc."""
+    stat = read_text(Path("/proc") / str(pid) / "stat")
+    # The second field is the command's name in parentheses and may itself hold spaces and parentheses.
+    fields = stat.rpartition(")")[2].split() if stat else []
+    return fields[19] if len(fields) > 19 else None
+
+
+def read_text(path: Path, limit: int = _FILE_BYTES) -> str | None:
+    """Return what a regular file holds, without blanks around it; None where it cannot be read or is longer than
+    ``limit`` bytes. Never waits for a FIFO or a device."""
+    try:
+        content = _read_regular(path, limit + 1)
+        return content.decode().strip() if len(content) <= limit else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _read_regular(path: Path, limit: int) -> bytes:
+    descriptor = os.open(path, _READ_FLAGS)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is not a regular file")
+        content = b""
+        while len(content) < limit and (chunk := os.read(descriptor, limit - len(content))):
+            content += chunk
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def read_object(path: Path, limit: int = _FILE_BYTES) -> dict[str, Any] | None:
+    """Return the JSON object in a file; None where there is none. Otherwise as :func:`read_text`."""
+    found = read_json(path, limit)
+    return found if isinstance(found, dict) else None
+
+
+def read_json(path: Path, limit: int = _FILE_BYTES) -> Any:
+    """Return the JSON value in a file; None where there is none, or it is nested too deeply."""
+    try:
+        return json.loads(read_text(path, limit) or "")
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,668 @@
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from monitor._records import HostReading
+from monitor.cli import _format
+from monitor.cli._client import Client, ClientError, NoAnswerError, own_name, token_of
+from monitor.cli._main import _ramp, main
+from monitor.server import HttpServer, Security, create_app, run_document
+from monitor.store._folder import RunFolder
+from monitor.store._known import list_runs
+from tests.server.fake_run import READ_TOKEN, TOKEN, FakeRun
+
+
+class QuickRun(FakeRun):
+    """A fake run that makes its next step as soon as a command is there."""
+
+    def submit(self, action: str, **given: Any) -> Any:
+        record = super().submit(action, **given)
+        self.advance()
+        return record
+
+
+@pytest.fixture
+def fake() -> FakeRun:
+    run = QuickRun(clock=time.time)
+    run.advance(300)
+    return run
+
+
+@pytest.fixture
+def server(fake: FakeRun) -> Iterator[HttpServer]:
+    app = create_app(fake, Security(token=TOKEN, read_token=READ_TOKEN))
+    with HttpServer(app, port=0) as http_server:
+        yield http_server
+
+
+def make_folder(run_id: str, url: str | None = None, token: str | None = TOKEN, **given: Any) -> RunFolder:
+    """A run of this process, listed in the test's own runs directory."""
+    name = run_id.rpartition("-")[0]
+    folder = RunFolder.create(None, run_id, **{"name": name, "start_time": time.time(), "token": token, **given})
+    folder.update(state="running", url=url)
+    return folder
+
+
+@pytest.fixture
+def folder(server: HttpServer) -> RunFolder:
+    return make_folder("fake-0a1b2c", server.url)
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words), prog_name="monitor")
+
+
+def call_json(*words: str) -> Any:
+    result = call(*words, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.usefixtures("folder")
+class TestLearningRate:
+    def test_reduce_prints_the_outcome_at_its_step(self) -> None:
+        """`lr reduce` says at which step it took effect and what became of each group."""
+        result = call("lr", "reduce", "0.5", "--reason", "loss spikes")
+        assert result.exit_code == 0
+        lines = result.stdout.splitlines()
+        assert lines[0] == "reduce 0.5: applied at step 301 of fake-0a1b2c"
+        assert [line.split()[:5] for line in lines[1:]] == [
+            ["0", "decay", "factor", "1", "->"],
+            ["1", "no_decay", "factor", "1", "->"],
+        ]
+
+    @pytest.mark.parametrize("run", ["fake", "fake-0a1b2c", "fak", "fake-0"])
+    def test_the_run_may_stand_before_the_verb(self, run: str) -> None:
+        """`lr RUN reduce F` works with an id, a name and a prefix of either."""
+        record = call_json("lr", run, "reduce", "0.5")
+        assert (record["status"], record["factor"], record["over_steps"]) == ("applied", 0.5, 0)
+
+    def test_everything_that_was_asked_arrives(self, fake: FakeRun) -> None:
+        """Groups by index and by name, the ramp and the reason reach the run."""
+        record = call_json(
+            *("lr", "set", "0.25", "--group", "0", "--group", "no_decay", "--over-steps", "10", "--reason", "why")
+        )
+        assert (record["groups"], record["over_steps"], record["reason"]) == ([0, "no_decay"], 10, "why")
+        assert [group.factor for group in fake.snapshot().optimizers[0].groups] == [0.25, 0.25]
+
+    def test_a_change_by_degrees_says_when_it_is_complete(self) -> None:
+        """With --over-steps the outcome names the step that uses the new factor itself, then each group."""
+        lines = call("lr", "set", "0.25", "--over-steps", "200").stdout.splitlines()
+        assert lines[:2] == [
+            "set 0.25: applied at step 301 of fake-0a1b2c",
+            "  by degrees over 200 steps, complete at step 500",
+        ]
+        assert len(lines) == 4
+
+    def test_the_audit_names_who_gave_the_command(self) -> None:
+        """The actor of a command is the user and the machine that it came from."""
+        assert call_json("lr", "reduce", "0.5")["actor"] == f"{own_name()} via token@127.0.0.1"
+
+    def test_restore_and_undo_take_no_factor(self, fake: FakeRun) -> None:
+        """`restore` and `undo` work without a value and refuse one."""
+        assert call("lr", "reduce", "0.5").exit_code == 0
+        assert call("lr", "undo").exit_code == 0
+        assert call("lr", "reduce", "0.5").exit_code == 0
+        assert call("lr", "fake", "restore").exit_code == 0
+        assert [group.factor for group in fake.snapshot().optimizers[0].groups] == [1.0, 1.0]
+        assert call("lr", "restore", "1").exit_code == 2
+
+    def test_no_wait_only_sends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """With --no-wait the answer is the accepted command."""
+        monkeypatch.setattr(QuickRun, "submit", FakeRun.submit)
+        result = call("lr", "reduce", "0.5", "--no-wait")
+        assert result.exit_code == 0
+        assert result.stdout.startswith("reduce 0.5: accepted by fake-0a1b2c as c0001")
+
+    def test_without_a_verb_it_is_shown(self) -> None:
+        """`lr` alone lists applied and scheduled learning rates."""
+        assert [group["name"] for group in call_json("lr")["groups"]] == ["decay", "no_decay"]
+        assert call("lr", "fake").stdout.splitlines()[0].split() == ["group", "LR", "applied", "scheduled", "factor"]
+
+    def test_what_the_run_refuses_is_status_1_with_its_reason(self) -> None:
+        """A factor above 1, an unknown group and an undo of nothing are refused in the run's own words."""
+        for words, reason in (
+            (("set", "2"), "factor must be in (0, 1], got 2.0; allow_increase=True lifts the upper bound"),
+            (("set", "0.5", "--group", "9"), "there is no param group 9; there are 0 (decay), 1 (no_decay)"),
+            (("undo",), "there is no change to undo"),
+        ):
+            result = call("lr", *words)
+            assert (result.exit_code, result.stderr) == (1, f"Error: {reason}\n")
+            assert result.stdout == ""
+
+    @pytest.mark.parametrize("status", ["rejected", "expired"])
+    def test_a_command_that_came_to_nothing_is_status_1(
+        self, fake: FakeRun, status: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An accepted command that is rejected or expires later is told with its reason, as JSON too."""
+
+        real = fake.command
+        monkeypatch.setattr(fake, "command", lambda key: replace(real(key), status=status, message="no step came"))
+        result = call("lr", "reduce", "0.5")
+        assert (result.exit_code, result.stderr) == (1, f"reduce 0.5: {status}: no step came\n")
+        result = call("lr", "reduce", "0.5", "--json")
+        assert (result.exit_code, json.loads(result.stdout)["status"]) == (1, status)
+
+    @pytest.mark.parametrize("factor", ["0", "-1", "nan", "inf", "a", "0,5", ""])
+    def test_a_factor_that_cannot_be_is_refused_at_the_door(self, fake: FakeRun, factor: str) -> None:
+        """Zero, negative, non-finite and no numbers are status 2; the message names the value; nothing is sent."""
+        result = call("lr", "reduce", factor)
+        assert result.exit_code == 2
+        assert f"got {factor!r}" in result.stderr
+        assert fake.snapshot().commands_total == {}
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("reduce",),
+            ("reduce", "0.5", "0.5"),
+            ("fake", "shrink", "0.5"),
+            ("fake", "reduce"),
+            ("--gruop", "1"),
+            ("reduce", "0.5", "--over-steps", "-1"),
+            ("undo", "--group", "0"),
+            ("restore", "--nonsense"),
+            ("--reason", "why"),
+        ],
+    )
+    def test_wrong_usage_is_status_2(self, fake: FakeRun, words: tuple[str, ...]) -> None:
+        """Too few words, too many, unknown verbs and options that mean nothing are usage errors."""
+        result = call("lr", *words)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "Error: " in result.stderr
+        assert fake.snapshot().commands_total == {}
+
+    def test_a_run_may_be_called_like_a_verb(self, server: HttpServer) -> None:
+        """`lr undo reduce 0.5` reduces the run named undo."""
+        make_folder("undo-000001", server.url)
+        assert call("lr", "undo", "reduce", "0.5").stdout.startswith("reduce 0.5: applied at step 301 of undo-000001")
+
+
+@pytest.mark.usefixtures("folder")
+class TestActions:
+    @pytest.mark.parametrize(("action", "state"), [("pause", "paused"), ("stop", "finished")])
+    def test_actions_reach_the_run(self, fake: FakeRun, action: str, state: str) -> None:
+        """`pause` and `stop` are applied, with their reason kept."""
+        record = call_json(action, "fake", "--reason", "lunch")
+        assert (record["action"], record["status"], record["reason"]) == (action, "applied", "lunch")
+        assert fake.state == state
+
+    def test_resume_follows_pause(self, fake: FakeRun) -> None:
+        """`resume` lets a paused run go on."""
+        assert call("pause").exit_code == 0
+        assert call("resume").exit_code == 0
+        assert fake.state == "running"
+
+    def test_checkpoint_without_a_callable_is_refused(self) -> None:
+        """A run without `on_checkpoint` says so."""
+        result = call("checkpoint")
+        assert result.exit_code == 1
+        assert "this run has no on_checkpoint" in result.stderr
+
+
+@pytest.mark.usefixtures("folder")
+class TestStatus:
+    def test_figures_are_those_of_the_run(self, fake: FakeRun) -> None:
+        """`status` prints the step, the loss and the learning rates that the snapshot holds."""
+        text, snapshot = call("status").stdout, fake.snapshot()
+        assert text.startswith("fake-0a1b2c  running  http://127.0.0.1:")
+        assert "300 of 5,000 (6 %), 8.33 steps/s" in text
+        assert f"{snapshot.optimizers[0].loss:.4g}, smoothed" in text
+        assert f"{snapshot.optimizers[0].groups[1].applied:.4g}" in text
+
+    def test_the_cost_is_told_as_a_share_and_in_microseconds(self) -> None:
+        """Hook time over step time, and what that is for one step at the pace of the window."""
+        assert row_of(call("status").stdout, "monitor") == "0.25 % of the step time, 300 µs a step"
+
+    def test_the_lowest_loss_is_called_what_it_is(self) -> None:
+        """The best is that of the smoothed loss, and is called so."""
+        assert re.search(
+            r", smoothed [\d.]+, lowest smoothed loss [\d.]+ at step \d+$", row_of(call("status").stdout, "loss")
+        )
+
+    def test_an_ended_run_took_its_time(self, folder: RunFolder) -> None:
+        """After the end there is neither an age nor a time left, but how long the run took."""
+        document = call_json("status")
+        document = {**document, "state": "finished", "end_time": 1.0, "elapsed_seconds": 4000.0}
+        folder.finish("finished", end_time=1.0, final=document)
+        text = call("status", "fake").stdout
+        assert row_of(text, "time") == "took 1 h 6 min"
+        assert row_of(text, "step") == "300 of 5,000 (6 %)"
+        del document["elapsed_seconds"]  # left by an earlier version
+        folder.finish("finished", end_time=1.0, final={**document, "end_time": document["run"]["start_time"] + 60})
+        assert row_of(call("status", "fake").stdout, "time") == "took 1 min 0 s"
+
+    @pytest.mark.parametrize("steps", [0, 3])
+    def test_a_loss_that_is_not_known_says_so(self, folder: RunFolder, steps: int) -> None:
+        """A dash has its reason, once there was a step that could have had a loss."""
+        document = call_json("status")
+        optimizer = {**document["optimizers"][0], "loss": None, "loss_ema": None, "loss_best": None, "steps": steps}
+        folder.finish("finished", end_time=1.0, final={**document, "state": "finished", "optimizers": [optimizer]})
+        assert row_of(call("status", "fake").stdout, "loss") == ("-" + " (not known for the last step)" * bool(steps))
+
+    def test_json_is_the_document_of_the_api(self) -> None:
+        """`status --json` gives what GET /api/v1/run gives, without the page's own part."""
+        document = call_json("status", "fake")
+        assert document["run"]["run_id"] == "fake-0a1b2c"
+        assert "page" not in document
+
+    def test_nan_is_shown_as_nan(self, fake: FakeRun) -> None:
+        """A loss that is NaN is printed as NaN, in text and in JSON."""
+        fake.advance(1200)
+        assert call_json("status")["optimizers"][0]["loss"] == "NaN"
+        assert any(line.split()[:2] == ["loss", "NaN,"] for line in call("status").stdout.splitlines())
+        assert "NaN" in call("runs").stdout
+
+    def test_an_ended_run_shows_its_last_state(self, folder: RunFolder) -> None:
+        """After the end the last state comes from the run folder."""
+        document = call_json("status")
+        folder.finish("finished", end_time=time.time(), final={**document, "state": "finished"})
+        for words in (("status", "fake"), ("status",)):
+            assert call(*words).stdout.startswith("fake-0a1b2c  finished\n")
+
+    def test_a_run_that_left_nothing_is_said_to_be_so(self, folder: RunFolder) -> None:
+        """A run that ended without a last state is status 1 with that reason."""
+        folder.finish("failed", end_time=time.time())
+        result = call("status", "fake")
+        assert (result.exit_code, result.stderr) == (1, "Error: fake-0a1b2c is failed and left no last state behind\n")
+
+
+class TestRuns:
+    def test_no_runs(self) -> None:
+        """Without any run the list is empty and says so."""
+        assert call_json("runs") == []
+        assert call("runs").stdout == "no run is known here; `monitor demo` makes one\n"
+
+    def test_running_ended_and_silent_runs_are_listed(self, folder: RunFolder, server: HttpServer) -> None:
+        """Each run has a line: what goes on by its API, what ended by its folder, what does not answer as such."""
+        document = call_json("status")
+        ended = make_folder("ended-000001", server.url, start_time=1.0)
+        ended.finish("finished", end_time=2.0, final={**document, "state": "finished"})
+        make_folder("silent-000001", "http://127.0.0.1:9")
+        make_folder("local-000001")
+        found = {run["name"]: run for run in call_json("runs")}
+        assert next(iter(found)) == "ended"
+        assert {name: run["state"] for name, run in found.items()} == {
+            "ended": "finished",
+            "fake": "running",
+            "silent": "running, no answer",
+            "local": "running",
+        }
+        assert found["fake"]["step"] == found["ended"]["step"] == 300
+        assert (found["silent"]["step"], found["ended"]["url"]) == (None, None)
+        lines = call("runs").stdout.splitlines()
+        assert len(lines) == 5
+        assert lines[1].split()[:3] == ["ended-000001", "finished", "300"]
+
+    def test_only_the_newest_are_listed(self) -> None:
+        """-n limits the list to the newest."""
+        for number in range(3):
+            make_folder(f"run-{number}", start_time=float(number))
+        assert [run["run_id"] for run in call_json("runs", "-n", "2")] == ["run-1", "run-2"]
+
+
+class TestChoice:
+    def test_the_only_running_run_needs_no_name(self, folder: RunFolder, server: HttpServer) -> None:
+        """Ended runs do not make the choice ambiguous."""
+        make_folder("old-000001", server.url).finish("finished", end_time=1.0)
+        assert call("status").exit_code == 0
+
+    def test_several_running_runs_are_listed(self, folder: RunFolder, server: HttpServer) -> None:
+        """Without RUN, or with a prefix of two, the refusal names the candidates."""
+        make_folder("fake-ffffff", server.url)
+        for words in (("status",), ("lr", "reduce", "0.5"), ("status", "fake"), ("pause", "f")):
+            result = call(*words)
+            assert result.exit_code == 2
+            assert "fake-0a1b2c  running" in result.stderr
+            assert "fake-ffffff  running" in result.stderr
+        assert call("status", "fake-f").exit_code == 0
+
+    def test_a_running_run_beats_an_ended_one_of_the_same_name(self, folder: RunFolder, server: HttpServer) -> None:
+        """A name means the run that goes on."""
+        make_folder("fake-000000", server.url).finish("finished", end_time=1.0)
+        assert call_json("status", "fake")["run"]["run_id"] == "fake-0a1b2c"
+
+    def test_the_last_that_ended_is_shown_where_none_goes_on(self, folder: RunFolder, server: HttpServer) -> None:
+        """After the end `status` alone looks back at the last run; while one goes on it means that one."""
+        early = make_folder("early-000000", server.url)
+        early.finish("finished", end_time=4.0, final={"run": {"run_id": "early-000000"}})
+        assert call_json("status")["run"]["run_id"] == "fake-0a1b2c"
+        folder.finish("failed", end_time=9.0, final={"run": {"run_id": "fake-0a1b2c"}})
+        assert call_json("status") == {"run": {"run_id": "fake-0a1b2c"}}
+        assert "no run is going on" in call("lr").stderr
+
+    def test_refusals_say_why(self, folder: RunFolder) -> None:
+        """An unknown run is usage; no running run, an ended one and one without HTTP are failures."""
+        assert (call("status", "nope").exit_code, "no run 'nope'" in call("status", "nope").stderr) == (2, True)
+        make_folder("quiet-000001")
+        assert "quiet-000001 serves no HTTP" in call("lr", "quiet").stderr
+        for run in list_runs():
+            RunFolder(run).finish("finished", end_time=1.0)
+        assert (call("pause").exit_code, "no run is going on" in call("pause").stderr) == (1, True)
+        assert (call("pause", "fake").exit_code, "'fake' has ended" in call("pause", "fake").stderr) == (1, True)
+
+
+class TestReaching:
+    def test_an_address_and_a_token_need_no_folder(self, server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """--url with --token, or with $MONITOR_TOKEN, reaches a run that this machine has no folder of."""
+        assert call("lr", "reduce", "0.5", "--url", server.url, "--token", TOKEN).exit_code == 0
+        result = call("lr", "reduce", "0.5", "--url", server.url)
+        assert (result.exit_code, "give it with --token or $MONITOR_TOKEN" in result.stderr) == (1, True)
+        monkeypatch.setenv("MONITOR_TOKEN", TOKEN)
+        assert call("lr", "reduce", "0.5", "--url", server.url).exit_code == 0
+        assert call("lr", "reduce", "0.5", "--url", server.url.removeprefix("http://")).exit_code == 0
+
+    def test_a_known_address_brings_its_token(self, folder: RunFolder, server: HttpServer) -> None:
+        """--url of a run of this machine uses the token of its folder."""
+        assert call("lr", "--url", f"{server.url}/").exit_code == 0
+        assert call("lr", "fake", "--url", server.url).exit_code == 2
+
+    def test_the_read_token_may_look_only(self, server: HttpServer) -> None:
+        """With the read-only token `status` works and `lr reduce` is refused."""
+        assert call("status", "--url", server.url, "--token", READ_TOKEN).exit_code == 0
+        assert call("lr", "reduce", "0.5", "--url", server.url, "--token", READ_TOKEN).exit_code == 1
+
+    def test_another_runs_directory(self, server: HttpServer, tmp_path: Path) -> None:
+        """--dir looks for runs somewhere else."""
+        other = RunFolder.create(tmp_path / "other", "far-000001", name="far", start_time=1.0, token=TOKEN)
+        other.update(state="running", url=server.url)
+        assert call("status", "far").exit_code == 2
+        assert call("status", "far", "--dir", str(tmp_path / "other")).exit_code == 0
+
+    @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:99999", "http://x:port", "/tmp"])
+    def test_no_address(self, url: str) -> None:
+        """What is no http(s) URL is refused by name."""
+        result = call("status", "--url", url)
+        assert result.exit_code == 1
+        assert repr(url) in result.stderr
+
+    def test_nobody_there(self) -> None:
+        """A closed port is told in a sentence, not in a traceback."""
+        result = call("status", "--url", "http://127.0.0.1:9")
+        assert (result.exit_code, result.stderr) == (
+            1,
+            "Error: http://127.0.0.1:9 does not answer (connection refused)\n",
+        )
+
+    def test_the_token_given_beats_the_folders_beats_the_environment(self, folder: RunFolder) -> None:
+        """Option, run folder, $MONITOR_TOKEN: in this order."""
+        environ = {"MONITOR_TOKEN": "from-environment"}
+        assert token_of(folder.run, "given", environ) == "given"
+        assert token_of(folder.run, None, environ) == TOKEN
+        assert token_of(None, None, environ) == "from-environment"
+        assert token_of(None, None, {}) is None
+
+    @pytest.mark.parametrize(
+        ("url", "stranger", "sent"),
+        [
+            ("http://127.0.0.1:9477/", 0, True),
+            ("http://[::1]:9477/", 0, True),
+            ("http://localhost:9477/", 0, True),
+            ("http://192.0.2.7:9477/", 0, False),
+            ("http://127.0.0.1.evil.example:9477/", 0, False),
+            ("http://[::1:9477/", 0, False),
+            ("http://127.0.0.1:9477/", 1, False),
+        ],
+    )
+    def test_the_environments_token_goes_to_no_address_that_a_stranger_wrote(
+        self, url: str, stranger: int, sent: bool
+    ) -> None:
+        """A folder without a token gets $MONITOR_TOKEN sent to loopback alone, and only where the folder is ours; what
+        was named by --url gets it whatever a folder says."""
+        environ = {"MONITOR_TOKEN": "from-environment"}
+        known = replace(make_folder("fake-0a1b2c", token=None).run, url=url)
+        assert token_of(known, None, environ, uid=lambda: os.getuid() + stranger) == (
+            "from-environment" if sent else None
+        )
+        assert token_of(known, None, environ, is_named=True, uid=lambda: 12345) == "from-environment"
+        assert token_of(known, "given", environ, uid=lambda: 12345) == "given"
+        assert token_of(replace(known, path=Path("/nowhere")), None, environ) is None
+
+    def test_a_listener_elsewhere_gets_no_token_unless_it_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a command sends to an address that it found in a folder, and to the same one given by --url."""
+        monkeypatch.setenv("MONITOR_TOKEN", "from-environment")
+        seen: list[str | None] = []
+
+        def trap(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            seen.append(environ.get("HTTP_AUTHORIZATION"))
+            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "2")])
+            return [b"{}"]
+
+        with HttpServer(trap, port=0) as trapping:
+            far = trapping.url.replace("127.0.0.1", "0.0.0.0")  # the same listener by an address that is not loopback
+            make_folder("far-000001", far, token=None)
+            make_folder("near-000002", trapping.url, token=None)
+            for words in (("far",), ("near",), ("--url", far)):
+                assert call("status", *words, "--json").exit_code == 0
+        assert seen == [None, "Bearer from-environment", "Bearer from-environment"]
+
+
+class TestClient:
+    def test_a_lost_answer_is_asked_for_again_once(self, fake: FakeRun, server: HttpServer) -> None:
+        """A command whose answer got lost counts once: it is sent again under the same key."""
+
+        class Lossy(Client):
+            answers = 0
+
+            def _read(self, status: int, content: bytes) -> dict[str, Any]:
+                Lossy.answers += 1
+                if Lossy.answers == 1:
+                    raise NoAnswerError("lost")
+                return super()._read(status, content)
+
+        record = Lossy(server.url, TOKEN).send("reduce", {"factor": 0.5})
+        assert (record["id"], Lossy.answers) == ("c0001", 2)
+        assert [group.factor for group in fake.snapshot().optimizers[0].groups] == [0.5, 0.5]
+
+    def test_a_user_without_a_name_is_named_all_the_same(self) -> None:
+        """An unknown user, and characters that no header takes, give a name that the server accepts."""
+
+        def nobody() -> str:
+            raise KeyError("getpwuid(): uid not found: 1234")
+
+        assert own_name(nobody, lambda: "box") == "unknown@box"
+        assert own_name(lambda: "Zoë W", lambda: "b" * 200) == "Zo--W@" + "b" * 94
+
+    def test_something_else_at_the_address(self) -> None:
+        """An answer that is not ours is refused as such."""
+
+        def stranger(environ: Any, start_response: Any) -> list[bytes]:
+            start_response("200 OK", [("Content-Type", "text/html")])
+            return [b"<h1>hello</h1>"]
+
+        with HttpServer(stranger, port=0) as server, pytest.raises(ClientError, match="is no run of ours"):
+            Client(server.url).get("/run")
+
+
+def document_of(**optimizer: Any) -> dict[str, Any]:
+    """A run as GET /run tells it."""
+    run = FakeRun()
+    run.advance(3)
+    document = run_document(run.snapshot())
+    document["optimizers"][0].update(optimizer)
+    return document
+
+
+def row_of(text: str, name: str) -> str | None:
+    """What stands behind a name in the lines of `status`."""
+    found = re.search(rf"^  {name}  +(.*)$", text, re.MULTILINE)
+    return found and found[1]
+
+
+class TestReport:
+    @pytest.mark.parametrize(
+        ("skipped", "bad", "rows"),
+        [
+            (0, {}, (None, None)),
+            (12, {}, ("12 (GradScaler overflow)", None)),
+            (0, {"loss": 1, "gradient": 1}, (None, "1 loss, 1 gradient")),
+            (1234, {"loss": 3, "gradient": 0}, ("1,234 (GradScaler overflow)", "3 losses")),
+            (0, {"gradient": 2}, (None, "2 gradients")),
+        ],
+    )
+    def test_skipped_steps_are_not_called_not_finite(self, skipped: int, bad: dict[str, int], rows: Any) -> None:
+        """Overflows of a GradScaler stand apart from losses and gradients that are NaN or infinite."""
+        document = document_of(skipped_steps={"amp_overflow": skipped}, nonfinite=bad)
+        text = "\n".join(_format.status(document, None, 0.0))
+        assert (row_of(text, "skipped steps"), row_of(text, "not finite")) == rows
+
+    @pytest.mark.parametrize(
+        ("host", "shown"),
+        [
+            (None, None),
+            (HostReading(), None),
+            (HostReading(memory_used_bytes=2**30, memory_total_bytes=2**31), "1.0 GiB of 2.0 GiB memory"),
+            (HostReading(cpu_utilization_ratio=0.5), "50 % CPU"),
+        ],
+    )
+    def test_what_is_not_known_of_the_host_is_left_out(self, host: HostReading | None, shown: str | None) -> None:
+        """Before the first reading of the CPU its load is not shown as a dash."""
+        document = {**document_of(), "host": None if host is None else asdict(host)}
+        assert row_of("\n".join(_format.status(document, None, 0.0)), "host") == shown
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(0, "0"), (0.5, "0.5"), (123456.7, "123,457"), (1e12, "1e+12"), (-0.00012345, "-0.0001234"), ("-Inf", "-Inf")],
+    )
+    def test_numbers(self, value: Any, text: str) -> None:
+        """Four significant digits; what is not finite comes through."""
+        assert _format.number(value) == text
+
+    def test_two_optimizers_are_told_apart(self) -> None:
+        """With several optimizers each group is named after its own."""
+        group = {"param_group": 0, "name": None, "applied": 0.1, "scheduled": 0.1, "factor": 1.0}
+        lines = _format.lr_table([{**group, "optimizer": "generator"}, {**group, "optimizer": "discriminator"}])
+        assert [line.split()[:2] for line in lines[1:]] == [["generator", "0"], ["discriminator", "0"]]
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["status"], ["lr", "reduce", "0.5"], ["runs"], ["replay", "--help"], ["top", "--help"]]
+)
+def test_the_command_line_never_imports_torch(words: list[str]) -> None:
+    """The commands that speak HTTP, and the help, start without torch, flask or prometheus_client."""
+    code = (
+        "import sys\nfrom monitor.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'flask', 'prometheus_client', 'numpy', 'psutil'} & set(sys.modules)\n"
+        "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment)
+    assert (done.returncode, "imported" in done.stderr) == (0, False), done.stderr
+
+
+def test_module_and_help() -> None:
+    """`python -m monitor --help` names every command."""
+    done = subprocess.run([sys.executable, "-m", "monitor", "--help"], capture_output=True, text=True, check=True)
+    commands = {line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()}
+    expected = {"checkpoint", "demo", "lr", "pause", "replay", "resume", "runs", "status", "stop", "top"}
+    assert expected <= commands
+
+
+class TestByDegrees:
+    def test_the_step_that_is_told_uses_the_new_factor(self) -> None:
+        """In a real run the factor is the new one at the step that the command line names, not before."""
+        import torch
+
+        import monitor
+
+        weight = torch.nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        factors = []
+        with monitor.attach(optimizer, port=0) as run:
+            assert run.url is not None
+            client = Client(run.url, run.token)
+            for step in range(1, 10):
+                if step == 3:
+                    record = client.send("set", {"factor": 0.5, "over_steps": 4})
+                weight.sum().backward()
+                optimizer.step()
+                factors.append(run.lr[0].factor)
+            (told,) = _ramp(client.wait(record))
+        assert told == "  by degrees over 4 steps, complete at step 6"
+        assert factors.index(0.5) + 1 == 6
+
+    def test_optimizers_of_their_own_pace_have_no_one_step(self) -> None:
+        """For several optimizers the number of steps is told, and no step."""
+        changes = [{"optimizer": "generator"}, {"optimizer": "critic"}]
+        record = {"status": "applied", "over_steps": 1000, "step": 5, "changes": changes}
+        assert _ramp(record) == ["  by degrees, complete after 1,000 steps of each optimizer"]
+
+    @pytest.mark.parametrize("given", [{"status": "pending"}, {"status": "rejected"}, {"over_steps": 0}])
+    def test_what_is_no_change_by_degrees_says_nothing(self, given: dict[str, Any]) -> None:
+        """A command that waits, that came to nothing or that took effect at once has no such line."""
+        assert _ramp({"status": "applied", "over_steps": 3, "step": 5, "changes": [], **given}) == []
+
+
+class TestForeignFolders:
+    """Whatever lies among the runs, the commands answer."""
+
+    def test_without_a_home_one_line_names_the_cure(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Commands that look for runs end with status 1; an address needs no folder."""
+        for name in ("HOME", "XDG_DATA_HOME", "MONITOR_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", no_entry)
+        for words in (("runs",), ("status",), ("lr",), ("pause",), ("dashboards", "export", "--local", "unused")):
+            result = call(*words)
+            assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.stderr
+            assert result.stderr.endswith("; set HOME, XDG_DATA_HOME or MONITOR_DIR\n")
+
+    def test_an_address_needs_no_home(self, server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A run that is named by its address is reached by a user without home directory."""
+        for name in ("HOME", "XDG_DATA_HOME", "MONITOR_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", no_entry)
+        assert call_json("status", "--url", server.url, "--token", TOKEN)["state"] == "running"
+
+    @pytest.mark.parametrize(
+        "final",
+        [
+            {},
+            {"state": "finished"},
+            {"state": "finished", "optimizers": [], "target_steps": None, "last_step_time": "x"},
+            {"state": "finished", "optimizers": 3, "target_steps": None, "last_step_time": 1.0},
+        ],
+        ids=["empty", "short", "words", "numbers"],
+    )
+    def test_a_last_state_that_is_none_hides_no_other_run(self, final: dict[str, Any], folder: RunFolder) -> None:
+        """A final.json of something else is a row without figures in `runs`, and a refusal of `status`."""
+        make_folder("odd-000001").finish("finished", end_time=2.0, final=final)
+        rows = {row["name"]: row for row in call_json("runs")}
+        assert (rows["odd"]["state"], rows["odd"]["step"], rows["fake"]["step"]) == ("finished", None, 300)
+        assert len(call("runs").stdout.splitlines()) == 3
+        assert call("status", "odd").exit_code == 1
+        assert "Traceback" not in call("status", "odd").stderr
+
+    @pytest.mark.parametrize("url", ["http://[", "http://a b/", f"http://{'é' * 99}/", "http://127.0.0.1:99999", "x"])
+    def test_an_address_that_is_none_hides_no_other_run(self, url: str, folder: RunFolder) -> None:
+        """A run.json with an address that nothing can be at is a run that does not answer."""
+        make_folder("odd-000001")
+        (known,) = (run for run in list_runs() if run.name == "odd")
+        content = json.loads((known.path / "run.json").read_text())
+        (known.path / "run.json").write_text(json.dumps({**content, "url": url}))
+        states = {row["name"]: row["state"] for row in call_json("runs")}
+        assert states == {"odd": "running, no answer", "fake": "running"}
+
+    def test_half_a_character_is_printed(self, folder: RunFolder) -> None:
+        """A name in a last state that JSON can hold and a terminal cannot is printed with a question mark."""
+        document = {**call_json("status"), "metrics": {"a\ud800": 1.0}, "state": "finished"}
+        folder.finish("finished", end_time=2.0)
+        (folder.path / "final.json").write_text(json.dumps(document))
+        assert "a?  " in call("status").stdout
+
+
+def no_entry(_: object) -> Any:
+    raise KeyError("uid not found")
