@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,11 +38,16 @@ ABSENT = {
 @pytest.fixture(scope="module", params=GROUPS, ids=lambda world: f"{world} ranks")
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Found]:
     """Return what each rank of a group has found: a group that hangs is ended by its own time limit, and fails."""
-    world, folder = request.param, tmp_path_factory.mktemp("group")
+    return ended("sharded_ranks", request.param, tmp_path_factory.mktemp("group"))
+
+
+def ended(module: str, world: int, folder: Path) -> list[Any]:
+    """Return what each rank of a group has printed."""
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.torch.sharded_ranks", str(rank), str(world), str(folder)],
+            [sys.executable, "-W", "ignore", "-m", f"tests.torch.{module}", str(rank), str(world), str(folder)],
             cwd=Path(__file__).parents[2],
+            env={**os.environ, "MONITOR_DIR": str(folder / "runs")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -51,6 +57,13 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     ends = [one.communicate(timeout=200) for one in ranks]
     assert [one.returncode for one in ranks] == [0] * world, ends
     return [json.loads(output.splitlines()[-1]) for output, _ in ends]
+
+
+def test_micro_batches_that_are_not_synchronized_count(tmp_path: Path) -> None:
+    """Those of FullyShardedDataParallel on two ranks, which leave no trace in the gradients until the last one."""
+    for rank in ended("no_sync_ranks", 2, tmp_path):
+        for expected, shown in rank:
+            assert shown == pytest.approx(expected)
 
 
 def cases_of(found: Found) -> dict[str, Found]:
