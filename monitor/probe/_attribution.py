@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import functools
 import operator
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -34,6 +33,7 @@ MAX_LEARNING = 64
 """Backward passes before they are chosen all the same."""
 NUM_WITNESSES = 4
 """Witnesses that are kept beside those without which some pass would go unseen."""
+Groups = Callable[[], Sequence[Mapping[str, Any]]]
 MAX_PASSES = 65_536
 """Backward passes that a step may have. Beyond, its loss counts as unknown."""
 MAX_NODES = 50_000
@@ -64,15 +64,20 @@ class Witness:
     that are in it, ``newest`` is the last that was. ``touched`` has one bit for each of the first passes, set if it has
     reached the parameter; ``fresh`` is the version of a gradient that the first pass of a step has made, if it is
     always the same. ``num_assumed`` first passes more are taken to reach it as they always did, without a look.
+
+    The parameter goes by its place, the ``index``-th of the ``group``-th param group, and its id. With a weak reference
+    in its place torch could not swap it (``torch.utils.swap_tensors``).
     """
 
     __slots__ = (
-        "alive", "fresh", "grad_id", "is_plain", "is_sharded", "newest", "num_assumed", "num_looks", "passes", "ref",
-        "size", "touched", "version",
+        "_groups", "alive", "fresh", "grad_id", "group", "index", "is_plain", "is_sharded", "newest", "num_assumed",
+        "num_looks", "parameter_id", "passes", "size", "touched", "version",
     )  # fmt: skip
 
-    def __init__(self, parameter: Tensor) -> None:
-        self.ref = weakref.ref(parameter)
+    def __init__(self, groups: Groups, group: int, index: int) -> None:
+        self._groups, self.group, self.index = groups, group, index
+        parameter = groups()[group]["params"][index]
+        self.parameter_id = id(parameter)
         self.is_plain = type(parameter) in (Tensor, torch.nn.Parameter)
         self.is_sharded = hasattr(parameter, "placements") or getattr(parameter, "_fsdp_flattened", False)
         self.size = parameter.numel()
@@ -84,9 +89,17 @@ class Witness:
         self.newest: Pass | None = None
         self.see(self.gradient())
 
+    def parameter(self) -> Tensor | None:
+        """Return the parameter; None once another one, or none, stands in its place."""
+        try:
+            parameter: Tensor = self._groups()[self.group]["params"][self.index]
+        except (IndexError, KeyError):
+            return None
+        return parameter if id(parameter) == self.parameter_id else None
+
     def gradient(self) -> Tensor | None:
         """Return the gradient, of a distributed parameter the local part of it: what changes in place."""
-        parameter = self.ref()
+        parameter = self.parameter()
         gradient = None if parameter is None else parameter.grad
         return gradient if self.is_plain or gradient is None else getattr(gradient, "_local_tensor", gradient)
 
@@ -121,7 +134,13 @@ class Witness:
             self.grad_id, self.version, self.alive = id(gradient), version_of(gradient), _weak(gradient)
 
 
-_weak: Callable[[Tensor], Any] = getattr(torch._C, "_WeakTensorRef", lambda _: None)
+_WEAK: Callable[[Tensor], Any] = getattr(torch._C, "_WeakTensorRef", lambda _: None)
+
+
+def _weak(gradient: Tensor) -> Any:
+    """Return what tells that a gradient is gone; None where torch may swap it, which this would keep it from."""
+    is_swapped = type(gradient) is not Tensor or torch.__future__.get_swap_module_params_on_conversion()
+    return None if is_swapped else _WEAK(gradient)
 
 
 def version_of(gradient: Tensor) -> int | None:
@@ -138,11 +157,11 @@ class LossAttribution:
     """Know which backward passes are in the gradients of one optimizer.
 
     Args:
-        parameters: returns the optimizer's parameters.
+        groups: returns the optimizer's param groups; none once it is gone.
         on_cleared: called when gradients that no step has applied turn out to have been cleared.
     """
 
-    def __init__(self, parameters: Callable[[], Iterable[Tensor]], on_cleared: Callable[[], None]) -> None:
+    def __init__(self, groups: Groups, on_cleared: Callable[[], None]) -> None:
         self.sole: Witness | None = None
         """The only witness, once it is chosen, if it is a plain tensor that every pass has reached: for the hot path,
         which looks at it only where there is something to find."""
@@ -150,7 +169,7 @@ class LossAttribution:
         """Times in a row that gradients were cleared without a step."""
         self.num_unreached = 0
         """Backward passes in a row that have reached none of these parameters, and no step."""
-        self._parameters = parameters
+        self._groups = groups
         self._on_cleared = on_cleared
         self.logged: list[Value] = []
         """The loss that the user has given in the place of what was back-propagated; empty if none."""
@@ -160,7 +179,7 @@ class LossAttribution:
         self._num_familiar = 0
         self._is_learning = True
         self._num_missed = 0
-        self._frozen: list[weakref.ref[Tensor]] = []
+        self._num_frozen = 0
         self._has_discarded = False
         self._newest: Pass | None = None
         self._knows_others = False
@@ -188,7 +207,7 @@ class LossAttribution:
     def end(self, one: Pass, roots: Any) -> bool:
         """Look after a backward pass from ``roots`` (None: it has failed); return whether it has reached these
         parameters."""
-        is_lost = any(witness.ref() is None for witness in self.witnesses)
+        is_lost = any(witness.parameter() is None for witness in self.witnesses)
         is_reached = self._settle(one) or self._newest is one
         if is_lost and not is_reached and roots is not None:
             is_reached = self._look_again(one, roots)
@@ -346,9 +365,12 @@ class LossAttribution:
 
     def _is_outdated(self) -> bool:
         """Tell whether a witness is gone, its parameter replaced, or a parameter that was frozen is so no more."""
-        return any(witness.ref() is None for witness in self.witnesses) or any(
-            (parameter := frozen()) is not None and parameter.requires_grad for frozen in self._frozen
-        )
+        if any(witness.parameter() is None for witness in self.witnesses):
+            return True
+        return self._num_frozen > 0 and sum(not p.requires_grad for p in self._parameters()) < self._num_frozen
+
+    def _parameters(self) -> Iterator[Tensor]:
+        return (parameter for group in self._groups() for parameter in group["params"])
 
     def _is_reached_from(self, roots: Any) -> bool:
         return reaches(roots, {id(parameter) for parameter in self._parameters()})
@@ -361,9 +383,12 @@ class LossAttribution:
     def _learn(self) -> None:
         """Make every parameter a witness; what is known to be in the gradients stays known."""
         known = self._union()
-        parameters = [p for p in self._parameters() if not is_lazy(p)]
-        self.witnesses = sorted((Witness(p) for p in parameters if p.requires_grad), key=_is_dear)
-        self._frozen = [weakref.ref(p) for p in parameters if not p.requires_grad]
+        groups = list(enumerate(self._groups()))
+        places = [
+            (g, i) for g, group in groups for i, p in enumerate(group["params"]) if p.requires_grad and not is_lazy(p)
+        ]
+        self.witnesses = sorted((Witness(self._groups, *place) for place in places), key=_is_dear)
+        self._num_frozen = sum(not p.requires_grad for p in self._parameters())
         for witness in self.witnesses if known else ():
             witness.passes, witness.newest = list(known), known[-1]
         self._num_learnt, self._num_familiar, self._is_learning = 0, 0, True

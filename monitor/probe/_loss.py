@@ -77,8 +77,8 @@ def watch_backward(original: Any) -> Any:
                 notes.append((account.mark, start, begin, kind))
                 account.mark = begin
                 account.last_backward = start
+                ledger = account  # first: whatever ends this pass, Ctrl-C included, has it end for us too
                 account.underway = one
-                ledger = account
         except Exception as error:  # noqa: BLE001
             report(error)
         try:

@@ -6,7 +6,7 @@ import inspect
 import sys
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from time import perf_counter, sleep
 from typing import Any, Protocol
@@ -97,7 +97,7 @@ class StepProbe:
         self._tape = tape
         self._on_boundary = on_boundary
         self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride, on_error)
-        self.attribution = LossAttribution(self._parameters, self._drop_clips)
+        self.attribution = LossAttribution(self._groups, self._drop_clips)
         self._handles: list[Any] = []
         self._restore: Callable[[Optimizer | None], None] = _nothing
         self.thread = 0
@@ -117,9 +117,9 @@ class StepProbe:
         """The optimizer; None once it is gone."""
         return self._reference()
 
-    def _parameters(self) -> Iterator[Tensor]:
+    def _groups(self) -> Sequence[dict[str, Any]]:
         optimizer = self._reference()
-        return (p for group in (optimizer.param_groups if optimizer else ()) for p in group["params"])
+        return optimizer.param_groups if optimizer is not None else ()
 
     def _drop_clips(self) -> None:
         self.norms.clips = []
@@ -197,7 +197,8 @@ class StepProbe:
                 if ledger is not self._ledger:
                     self.thread, self._ledger = get_ident(), ledger
                 scheduled, is_plain = [], not (held or is_scaled)
-                for group in optimizer.param_groups:
+                groups = optimizer.param_groups
+                for group in groups:
                     lr = group.get("lr")
                     scheduled.append(lr)
                     if lr.__class__ is not float or FACTOR in group:
@@ -210,14 +211,15 @@ class StepProbe:
                     replaced = evaluation.wrap(args, kwargs)
                 else:
                     sole = usual[0]
-                    gradient = None if sole is None or (parameter := sole.ref()) is None else parameter.grad
                     try:
                         is_usual = (
-                            gradient is not None
+                            sole is not None
+                            and id(parameter := groups[sole.group]["params"][sole.index]) == sole.parameter_id
+                            and (gradient := parameter.grad) is not None
                             and gradient._version == sole.version
                             and (sole.grad_id == ASSUMED or not sole.has_changed(gradient))
                         )
-                    except RuntimeError:  # made in inference mode: it has no version
+                    except (IndexError, RuntimeError):  # fewer parameters than there were; made in inference mode
                         is_usual = False
                     if is_usual and sole.passes:
                         losses, sole.passes, sole.grad_id = sole.passes, [], 0

@@ -353,3 +353,28 @@ def test_a_step_keeps_the_losses_that_it_was_given(watch: Any) -> None:
     net(X).sum().backward()
     opt.step()
     assert losses(watched)[LONG] is None
+
+
+def test_a_model_may_be_converted_by_swapping_its_parameters(watch: Any) -> None:
+    """torch refuses to swap a tensor that has a weak reference: nothing of ours keeps one, of a gradient neither."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        for keeps_gradients in (False, True):
+            net, x, expected = linear(), X, []
+            opt = sgd(net.parameters())
+            watched = watch(opt)
+            for i in range(2 * LONG):
+                loss = net(x).pow(2).sum() + i
+                loss.backward()
+                opt.step()
+                if i == LONG and keeps_gradients:
+                    net.to(torch.float64)
+                opt.zero_grad()
+                if i == LONG and not keeps_gradients:
+                    net.to(torch.float64)
+                x = x.to(net.weight.dtype)
+                expected.append(loss.item())
+            assert losses(watched) == expected
+            watched.close()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
