@@ -21,7 +21,7 @@ from monitor.probe._ledger import current
 from monitor.probe._norms import Coverage, NormMeter
 from monitor.probe._notes import Kind
 from monitor.probe._values import has_no_accelerator, take
-from monitor.probe._watched import PROBES, before_change, report
+from monitor.probe._watched import PROBES, before_change, look_again, report
 
 _INSIDE: set[int] = set()
 """The threads that are inside a ``clip_grad_norm_`` that notes itself."""
@@ -48,7 +48,7 @@ def watch_clip_norm(original: Any) -> Any:
         owned = _measure_before(params)
         look = before_change()
         total = alone(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
-        look()
+        look_again(look)
         _note_norm_clip(owned, max_norm, total)
         return total
 
@@ -63,7 +63,7 @@ def watch_sharded_clip(original: Any) -> Any:
         owned = _measure_before(list(self.parameters()), is_total=norm_type == 2.0)
         look = before_change()
         total = alone(self, max_norm, norm_type)
-        look()
+        look_again(look)
         _note_norm_clip(owned, max_norm, total)
         return total
 
@@ -123,7 +123,7 @@ def watch_clip_with_norm(original: Any) -> Any:
         else:
             original(parameters, max_norm, total_norm, foreach)
         if look is not None:
-            look()
+            look_again(look)
 
     return _clip_grads_with_norm_
 
@@ -136,7 +136,7 @@ def watch_clip_value(original: Any) -> Any:
         _note_value_clip(params, clip_value)
         look = before_change()
         original(parameters, clip_value, *args, **kwargs)
-        look()
+        look_again(look)
 
     return clip_grad_value_
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import get_ident
 from time import perf_counter
 from typing import Any
@@ -28,7 +27,7 @@ from monitor.probe._gradients import local_of
 from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, is_alone, open_ledger
 from monitor.probe._notes import Kind
 from monitor.probe._values import Value, has_no_accelerator, take
-from monitor.probe._watched import ATTRIBUTIONS, contained_looks, report
+from monitor.probe._watched import ATTRIBUTIONS, Looks, look_again, looks, report
 
 
 def watch_backward(original: Any) -> Any:
@@ -229,12 +228,12 @@ def watch_zero_grad(original: Any) -> Any:
             return
         look = before_zeroing()
         original(self, set_to_none, **more)
-        look()
+        look_again(look)
 
     return zero_grad
 
 
 @untraced
-def before_zeroing() -> Callable[[], None]:
-    """Look at the gradients before they are zeroed; the function returned looks afterwards. Neither raises."""
-    return contained_looks(LossAttribution.watch_zeroing)
+def before_zeroing() -> Looks:
+    """Look at the gradients before they are zeroed; ``look_again`` afterwards. Neither raises."""
+    return looks(LossAttribution.watch_zeroing)

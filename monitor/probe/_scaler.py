@@ -10,7 +10,7 @@ from monitor.probe._compilation import untraced
 from monitor.probe._ledger import Ledger, current
 from monitor.probe._scaling import SCALING, ScaledBy, remember_scaler
 from monitor.probe._values import Value, take
-from monitor.probe._watched import Probe, before_change, probe_of, report
+from monitor.probe._watched import Probe, before_change, look_again, probe_of, report
 
 Amp = tuple[Value | None, Value | None, Value | None]
 """Found an overflow, None (norms are unscaled where they are measured), scale."""
@@ -35,7 +35,7 @@ def watch_unscale(original: Any) -> Any:
     def unscale_(self: Any, optimizer: Any) -> Any:
         look = before_change()
         result = original(self, optimizer)
-        look()
+        look_again(look)
         return result
 
     return unscale_

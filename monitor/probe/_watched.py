@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -61,39 +61,38 @@ def expect_usual() -> None:
         report(error)
 
 
-@untraced
-def before_change() -> Callable[[], None]:
-    """Look at the gradients before torch changes them, by a clip or an unscaling; the function returned looks
-    afterwards. Neither raises."""
-    return contained_looks(lambda attribution: attribution.watch_change(underway()))
+Looks = Sequence[Callable[[], None]]
 
 
 @untraced
-def contained_looks(look_at: Callable[[LossAttribution], Callable[[], None]]) -> Callable[[], None]:
-    """Look at the gradients of every optimizer, those that another thread trains left out; the function returned looks
-    once more. Neither raises."""
+def before_change() -> Looks:
+    """Look at the gradients before torch changes them, by a clip or an unscaling; ``look_again`` afterwards. Neither
+    raises."""
+    return looks(lambda attribution: attribution.watch_change(underway()))
+
+
+@untraced
+def looks(look_at: Callable[[LossAttribution], Callable[[], None]]) -> Looks:
+    """Look at the gradients of every optimizer, those that another thread trains left out. Does not raise."""
     try:
         mine = ATTRIBUTIONS
         if not is_alone(current()):
             thread = get_ident()
             mine = [attribution for attribution in ATTRIBUTIONS if attribution.is_trained_by(thread)]
-        looks = [look_at(attribution) for attribution in mine]
+        return [look_at(attribution) for attribution in mine]
     except Exception as error:  # noqa: BLE001
         report(error)
-        return _nothing
-
-    def look_afterwards() -> None:
-        try:
-            for look in looks:
-                look()
-        except Exception as error:  # noqa: BLE001
-            report(error)
-
-    return look_afterwards
+        return ()
 
 
-def _nothing() -> None:
-    """Look at nothing: the look before has failed."""
+@untraced
+def look_again(afterwards: Looks) -> None:
+    """Look at the same gradients after the change. Does not raise."""
+    try:
+        for look in afterwards:
+            look()
+    except Exception as error:  # noqa: BLE001
+        report(error)
 
 
 def report(error: Exception) -> None:

@@ -43,7 +43,8 @@ CONTAINERS = {
     "monitor.probe._clipping._measure_before",
     "monitor.probe._clipping._note_norm_clip",
     "monitor.probe._clipping._note_value_clip",
-    *(f"monitor.probe.{module}.contained_looks" for module in ("_watched", "_loss")),
+    *(f"monitor.probe.{module}.looks" for module in ("_watched", "_loss")),
+    *(f"monitor.probe.{module}.look_again" for module in ("_watched", "_loss", "_clipping", "_scaler")),
     "monitor.probe._loss.restricted",
     "monitor.probe._patches._abandon",
     *(f"monitor.probe.{module}.expect_usual" for module in ("_watched", "_steps", "_patches")),
@@ -75,7 +76,7 @@ REASONS = {
         "monitor.probe._steps._nothing",
     },
     "reads the user's own iterable, whose exceptions are the user's": {"monitor.probe._clipping._as_list"},
-    "leaves everything to contained_looks": {
+    "leaves everything to looks": {
         *(f"monitor.probe.{module}.before_change" for module in ("_watched", "_clipping", "_scaler")),
         "monitor.probe._loss.before_zeroing",
     },
@@ -90,7 +91,6 @@ REASONS = {
     "several threads, or a failure of ours; tests/probe shows them": {
         "monitor.probe._attribution.LossAttribution.is_reached_by",
         *("monitor.probe._steps.StepProbe." + n for n in ("_makes_way", "_part", "_spoil")),
-        "monitor.probe._watched._nothing",
         "monitor.probe._attribution.LossAttribution.is_trained_by",
     },
     "a tensor subclass; tests/probe/test_gradients.py shows it": {"monitor.probe._gradients._plain"},

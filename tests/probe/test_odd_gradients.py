@@ -378,3 +378,39 @@ def test_a_model_may_be_converted_by_swapping_its_parameters(watch: Any) -> None
             watched.close()
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_nothing_of_ours_is_compiled_with_the_training(watch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled function that back-propagates, clips and zeroes: the compiler never sees a function of the monitor."""
+    import torch._dynamo
+    from torch._dynamo import convert_frame
+
+    compiled: list[str] = []
+    original = convert_frame.compile_frame
+
+    def compile_frame(code: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled.append(code.co_filename)
+        return original(code, *args, **kwargs)
+
+    monkeypatch.setattr(convert_frame, "compile_frame", compile_frame)
+    net = linear()
+    opt = sgd(net.parameters())
+    torch._dynamo.reset()
+    watched, expected = watch(opt), []
+
+    @torch.compile(backend="eager")
+    def back_propagate(x: torch.Tensor) -> torch.Tensor:
+        loss = net(x).pow(2).sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        nn.utils.clip_grad_value_(net.parameters(), 1.0)
+        return loss
+
+    for _ in range(2 * NUM_LEARNING):
+        expected.append(back_propagate(X).item())
+        opt.step()
+        opt.zero_grad()
+    torch._dynamo.reset()
+    assert losses(watched) == pytest.approx(expected)
+    assert compiled
+    assert [name for name in compiled if "/monitor/" in name] == []
