@@ -455,6 +455,11 @@ class LossAttribution:
         return None if self.logged or self.num_discarded or self.num_unreached else self.sole
 
     @property
+    def has_passes(self) -> bool:
+        """Tell whether backward passes are known that no step has applied. Looks at no gradient."""
+        return any(witness.passes for witness in self.witnesses)
+
+    @property
     def is_pending(self) -> bool:
         """Tell whether there are gradients that no step has applied."""
         if not self.witnesses:

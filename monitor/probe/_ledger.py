@@ -107,7 +107,7 @@ def current() -> Ledger:
     return LEDGERS.get(get_ident()) or open_ledger()
 
 
-def is_alone(own: Ledger) -> bool:
+def is_alone(own: Ledger | None) -> bool:
     """Tell whether no other thread back-propagates. Where one does, its gradients are not to be looked at: the autograd
     engine replaces them without the interpreter lock."""
     return not any(other.last_backward for other in list(LEDGERS.values()) if other is not own)

@@ -20,7 +20,7 @@ from monitor.probe._attribution import ASSUMED, USUAL, LossAttribution, Pass, is
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import Norms, RawClip
-from monitor.probe._ledger import LEDGERS, Ledger, current, open_ledger, underway
+from monitor.probe._ledger import LEDGERS, Ledger, current, is_alone, open_ledger, underway
 from monitor.probe._norms import MAX_STRIDE, NormMeter
 from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
@@ -383,6 +383,12 @@ class StepProbe:
         """Have the parameters that a new param group has brought looked at as well."""
         self.norms.recount()
         self.attribution.relearn()
+
+    @property
+    def is_pending(self) -> bool:
+        """Tell whether there are gradients that no step has applied, as far as the calling thread may look at them."""
+        found, thread = self.attribution, get_ident()
+        return found.is_pending if is_alone(LEDGERS.get(thread)) or found.is_trained_by(thread) else found.has_passes
 
     @property
     def last_activity(self) -> float:

@@ -63,7 +63,7 @@ class LoggedValues:
             return []
 
     def _note_loss(self, probes: Sequence[StepProbe], value: Value) -> None:
-        pending = [p for p in probes if p.attribution.is_pending]
+        pending = [p for p in probes if p.is_pending]
         if pending or not any(p.number for p in probes):
             for probe in pending or probes:
                 probe.attribution.log(value)

@@ -91,7 +91,7 @@ REASONS = {
     "several threads, or a failure of ours; tests/probe shows them": {
         "monitor.probe._attribution.LossAttribution.is_reached_by",
         *("monitor.probe._steps.StepProbe." + n for n in ("_makes_way", "_part", "_spoil")),
-        "monitor.probe._attribution.LossAttribution.is_trained_by",
+        *(f"monitor.probe._attribution.LossAttribution.{name}" for name in ("is_trained_by", "has_passes")),
     },
     "a tensor subclass; tests/probe/test_gradients.py shows it": {"monitor.probe._gradients._plain"},
     "needs a device; tests/faults/test_values.py shows it on memory of the host": {
