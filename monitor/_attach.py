@@ -56,8 +56,8 @@ def attach(
         AlreadyAttachedError: if another open run watches the optimizer.
 
     Example:
-        >>> with monitor.attach(optimizer, scheduler):     # doctest: +SKIP
-        ...     train(model, optimizer, scheduler)
+        >>> with monitor.attach(optimizer, scheduler):
+        ...     train()
     """
     if is_disabled():
         from monitor._disabled import DisabledRun

@@ -71,7 +71,8 @@ class AdaptiveLR:
 
     Example:
         >>> policy = AdaptiveLR(allow_increase=True)
-        >>> monitor.attach(optimizer, scheduler, policies=[policy])     # doctest: +SKIP
+        >>> with monitor.attach(optimizer, scheduler, policies=[policy]):
+        ...     train()
     """
 
     factor: float = 0.3

@@ -24,8 +24,9 @@ class Command:
     """A command that was accepted.
 
     Example:
-        >>> command = run.reduce_lr(0.5)     # doctest: +SKIP
-        >>> command.wait(10).status          # doctest: +SKIP
+        >>> command = run.reduce_lr(0.5)
+        >>> train()
+        >>> command.wait(10).status
         'applied'
     """
 

@@ -137,7 +137,8 @@ class ReduceLROn:
 
     Example:
         >>> policy = ReduceLROn("divergence", 0.5, cooldown_steps=500, max_times=4)
-        >>> monitor.attach(optimizer, policies=[policy])     # doctest: +SKIP
+        >>> with monitor.attach(optimizer, policies=[policy]):
+        ...     train()
     """
 
     kind: str

@@ -9,7 +9,10 @@ from typing import Any
 def require(settings: Any, **ranges: tuple[float, float]) -> None:
     """Raise ValueError for the first field of ``settings`` that is not a finite number within its closed range.
 
-    >>> require(SpikeSettings(), threshold=(0.1, 1e6))
+    >>> from types import SimpleNamespace
+    >>> require(SimpleNamespace(factor=0.5), factor=(0.0, 0.4))
+    Traceback (most recent call last):
+    ValueError: SimpleNamespace.factor must be within 0 and 0.4, got 0.5
     """
     owner = type(settings).__name__
     for name, (low, high) in ranges.items():

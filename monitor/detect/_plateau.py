@@ -149,7 +149,7 @@ class PlateauDetector(Detector):
 def theil_sen(values: Sequence[float]) -> float:
     """Return the median of all pairwise slopes, per place (Theil 1950, Sen 1968).
 
-    >>> theil_sen([4.0, 3.0, 2.0, 100.0])
+    >>> theil_sen([4.0, 3.5, 3.0, 100.0, 2.0])
     -0.5
     """
     slopes = [(b - a) / (j - i) for i, a in enumerate(values) for j, b in enumerate(values[i + 1 :], i + 1)]

@@ -22,7 +22,8 @@ class SpikeDetector(Detector):
         rise: the loss's rise, when it is shared with other detectors; ``settings`` is not used then.
 
     >>> detector = SpikeDetector()
-    >>> events = [event for step in steps if (event := detector.update(step))]
+    >>> [event.start_step for step in steps if (event := detector.update(step))]
+    [101, 101]
     """
 
     kind = "spike"

@@ -38,7 +38,10 @@ class StallDetector(Detector):
     Args:
         settings: see ``StallSettings``.
 
-    >>> detector.tick(now=time.time(), is_excused=is_validating)
+    >>> detector = StallDetector()
+    >>> ended = [event for step in steps if (event := detector.update(step))]
+    >>> detector.tick(steps[-1].time + 61).message
+    'no step for 61 s since step 125'
     """
 
     kind = "stall"

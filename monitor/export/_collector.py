@@ -43,7 +43,7 @@ class RunCollector(Collector):
 
     >>> from prometheus_client import CollectorRegistry
     >>> registry = CollectorRegistry()
-    >>> registry.register(RunCollector(run.snapshot))  # doctest: +SKIP
+    >>> registry.register(RunCollector(run.snapshot))
     """
 
     def __init__(
