@@ -14,7 +14,7 @@ from monitor._log import make_visible
 from monitor._open_runs import enter
 from monitor._records import Event
 from monitor._run import Run
-from monitor._settings import is_disabled, resolve, variable_of
+from monitor._settings import Settings, is_disabled, resolve, variable_of
 from monitor.control import Policy, check_policies
 from monitor.detect import Detector, DetectorSet
 
@@ -62,7 +62,7 @@ def attach(
     if is_disabled():
         from monitor._disabled import DisabledRun
 
-        return DisabledRun()  # type: ignore[return-value]
+        return DisabledRun(_settings_of_disabled(settings))
     optimizers = _named(optimizer)
     _check_schedulers(scheduler, optimizers)
     for function, name in ((on_event, "on_event"), (on_checkpoint, "on_checkpoint")):
@@ -87,11 +87,17 @@ def attach(
     return Run(engine.open())
 
 
+def _settings_of_disabled(settings: Mapping[str, Any]) -> Settings:
+    """Return what would be in force, the defaults if that is invalid: nothing that is switched off is refused."""
+    try:
+        return resolve(_known(settings))
+    except (TypeError, ValueError):
+        return Settings()
+
+
 def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     from dataclasses import fields
     from difflib import get_close_matches
-
-    from monitor._settings import Settings
 
     names = [f.name for f in fields(Settings)]
     for name in settings:

@@ -22,7 +22,7 @@ from monitor._log import Failures, warn_of
 from monitor._open_runs import leave
 from monitor._optimizers import WeakOptimizers
 from monitor._outlets import Outlets
-from monitor._records import Event, Sample, State, Step
+from monitor._records import ENDED_STATES, Event, Sample, State, Step
 from monitor._reports import Reports
 from monitor._settings import Settings
 from monitor._training import TrainingSide
@@ -32,7 +32,6 @@ from monitor.recorder import Recorder
 from monitor.system import GpuReader, HostReader, SystemSampler
 
 _LOG = logging.getLogger("monitor")
-_ENDED: tuple[State, ...] = ("finished", "failed", "interrupted")
 
 
 class Engine:
@@ -141,8 +140,7 @@ class Engine:
         Raises:
             ValueError: for another state.
         """
-        if state not in _ENDED:
-            raise ValueError(f"state must be one of {', '.join(_ENDED)}, got {state!r}")
+        check_end_state(state)
         with self._lock:
             if self._is_closed:
                 return
@@ -192,7 +190,7 @@ class Engine:
 
     def close_for(self, kind: type[BaseException] | None, error: BaseException | None = None) -> None:
         """End the run in the state that an exception of this kind calls for; None: all went well."""
-        state = _end_state(kind)
+        state = end_state(kind)
         if kind is not None and state == "failed":
             self._failures.contain("log", lambda: self._journal.blame(kind, error))
         self.close(state)
@@ -287,11 +285,13 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state of an earlier session.
+        """Go on from the state of an earlier session; an empty one, that of a disabled run, changes nothing.
 
         Raises:
             ValueError: for what state_dict did not make.
         """
+        if state == {}:
+            return
         if state.get("version") != 1 or not {"step", "smoothing", "detectors"} <= set(state):
             raise ValueError(f"this is not what run.state_dict() returns: it has the keys {sorted(map(str, state))}")
         try:
@@ -335,7 +335,14 @@ class Engine:
         )
 
 
-def _end_state(kind: type[BaseException] | None) -> State:
+def check_end_state(state: str) -> None:
+    """Raise ValueError for a state in which no run ends."""
+    if state not in ENDED_STATES:
+        raise ValueError(f"state must be one of {', '.join(ENDED_STATES)}, got {state!r}")
+
+
+def end_state(kind: type[BaseException] | None) -> State:
+    """Return the state of a run that ends with an exception of this kind; None: all went well."""
     if kind is None:
         return "finished"
     return (

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 State = Literal["starting", "running", "paused", "finished", "failed", "interrupted"]
-STATES: tuple[State, ...] = ("starting", "running", "paused", "finished", "failed", "interrupted")
+LIVE_STATES: tuple[State, ...] = ("starting", "running", "paused")
+ENDED_STATES: tuple[State, ...] = ("finished", "failed", "interrupted")
+STATES: tuple[State, ...] = (*LIVE_STATES, *ENDED_STATES)
 PHASES = ("data", "forward", "backward", "optimizer", "monitor", "other")
 DETECTOR_KINDS = (
     "nonfinite",

@@ -132,7 +132,8 @@ class Run:
         return self._engine.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict` of an earlier session.
+        """Continue from :meth:`state_dict` of an earlier session. That of one under ``MONITOR_DISABLED=1`` is empty and
+        changes nothing.
 
         Raises:
             ValueError: for what state_dict did not make.

@@ -17,8 +17,8 @@ from monitor import _report
 from monitor._client import Client, ClientError, NoAnswerError
 from monitor._known import KnownRun, list_runs
 from monitor._reach import Access, reaching
+from monitor._records import ENDED_STATES
 
-_ENDED = ("finished", "failed", "interrupted")
 _INTERVAL_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _POINTS = 200
@@ -134,7 +134,7 @@ def follow(
                 raise
             note = f"no answer for {clock() - lost_at:.0f} s; what stands here is the past ({error})"
         draw(look, note)
-        if look["run"]["state"] in _ENDED:
+        if look["run"]["state"] in ENDED_STATES:
             return dict(look["run"])
         if wait(_INTERVAL_SECONDS):
             return None
