@@ -9,6 +9,8 @@ from typing import Any
 from monitor._records import DETECTOR_KINDS, Event
 
 _LOG = logging.getLogger("monitor")
+MAX_KINDS = 256
+"""Kinds of failures that are told apart, and logged: a program may make exception classes without end."""
 
 
 def make_visible() -> None:
@@ -52,7 +54,7 @@ class Failures:
         try:
             self._counts[room] = self._counts.get(room, 0) + 1
             kind = (room, type(error).__name__)
-            if kind in self._seen or len(self._seen) > 256:
+            if kind in self._seen or len(self._seen) >= MAX_KINDS:
                 return
             self._seen.add(kind)
             message = f"{room}: {type(error).__name__}: {error}"

@@ -56,6 +56,13 @@ def test_argument_beats_environment_beats_default() -> None:
     assert settings.hosts == ("a.example", "b")
 
 
+def test_hosts_may_be_a_list() -> None:
+    """A list of host names is taken as the tuple that the settings keep; one that holds something else is refused."""
+    assert resolve({"hosts": ["a.example", "b.example"]}, {}).hosts == ("a.example", "b.example")
+    with pytest.raises(TypeError, match=r"hosts must be a tuple of host names, got \('a.example', 3\)"):
+        resolve({"hosts": ["a.example", 3]}, {})
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "name", "value"),
     [

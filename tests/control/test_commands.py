@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 from collections.abc import Callable
@@ -119,6 +120,18 @@ def test_the_oldest_outcomes_are_forgotten() -> None:
     assert desk.queue.get(commands[-1].id) == commands[-1].record
     assert desk.queue.totals == {("set", "api", "applied"): MAX_KEPT + 10}
     assert desk.queue.last_applied == {"set": 1000.0}
+
+
+def test_outcomes_that_nobody_reads_are_bounded() -> None:
+    """A run whose totals are never asked for keeps no more records than one whose are, and counts them all."""
+    desk = Desk()
+    num_commands = 3 * MAX_KEPT
+    for _ in range(num_commands):
+        with pytest.raises(CommandRefusedError):
+            desk.queue.submit("explode", source="api")
+        desk.finished.clear()
+    assert sum(type(one) is CommandRecord for one in gc.get_objects()) <= MAX_KEPT + 1
+    assert desk.queue.totals == {("explode", "api", "rejected"): num_commands}
 
 
 def test_an_unknown_action_is_refused() -> None:

@@ -349,6 +349,33 @@ def test_a_loss_above_the_first_one_is_trouble() -> None:
     assert len(bench.asked) == 3
 
 
+@pytest.mark.parametrize(("later", "num_asked"), [(3.4, 2), (2.9, 1)])
+def test_a_loss_above_the_first_one_must_halve_its_excess(later: float, num_asked: int) -> None:
+    """A reduction has helped where less than half of what stood above the first loss is left; else it is repeated."""
+    bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.5, cooldown_steps=20))
+    bench.steps(1, loss=2.0)
+    bench.steps(4, loss=4.0)
+    assert len(bench.asked) == 1
+    bench.steps(20, loss=later)
+    assert len(bench.asked) == num_asked
+
+
+def test_the_wait_before_a_raise_has_a_cap() -> None:
+    """It doubles with each raise that ends in trouble, up to 16 times recover_steps."""
+    policy = AdaptiveLR(warmup_steps=0, factor=0.5, cooldown_steps=1, recover_steps=10, allow_increase=True)
+    bench = Bench(policy)
+    bench.steps(50)
+    waits = []
+    for _ in range(7):
+        bench.end(bench.begin("spike"))
+        since = bench.now
+        while bench.asked[-1].action == "reduce":
+            bench.steps(1)
+        waits.append(bench.now - since)
+        bench.steps(1)
+    assert waits == [10, 20, 40, 80, 160, 160, 160]
+
+
 def test_the_factor_has_a_floor() -> None:
     """min_factor is reached and not passed."""
     bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.1, cooldown_steps=1, min_factor=0.005))
