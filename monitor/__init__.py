@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from monitor._records import CommandRecord, Event, Snapshot, Step
     from monitor._run import LearningRate, Run
     from monitor._settings import Settings
-    from monitor.control import AdaptiveLR, Command, ReduceLROn
+    from monitor.control import AdaptiveLR, Command, Policy, Reaction, ReduceLROn, Request
     from monitor.detect import default_detectors, rl_detectors
 
 __all__ = [
@@ -41,8 +41,11 @@ __all__ = [
     "Event",
     "LearningRate",
     "MonitorError",
+    "Policy",
     "QueueFullError",
+    "Reaction",
     "ReduceLROn",
+    "Request",
     "Run",
     "Settings",
     "Snapshot",
@@ -56,7 +59,7 @@ __all__ = [
 
 _HOMES = {
     "attach": "monitor._attach",
-    **dict.fromkeys(("AdaptiveLR", "Command", "ReduceLROn"), "monitor.control"),
+    **dict.fromkeys(("AdaptiveLR", "Command", "Policy", "Reaction", "ReduceLROn", "Request"), "monitor.control"),
     "LearningRate": "monitor._run",
     "Run": "monitor._run",
     "Settings": "monitor._settings",
