@@ -73,11 +73,9 @@ def top(access: Access, run: str | None) -> None:
 
 
 def _console() -> Any:
-    """Return rich's console. Raises where there is no terminal to draw on, or no rich."""
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise click.ClickException(f"{error}; `monitor top` needs: pip install rich") from error
+    """Return rich's console. Raises UsageError where there is no terminal to draw on."""
+    from rich.console import Console
+
     console = Console()
     if not sys.stdout.isatty() or console.is_dumb_terminal:
         raise click.UsageError("`monitor top` draws on a terminal, and this is none; take `monitor status --json`")

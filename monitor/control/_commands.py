@@ -182,11 +182,6 @@ class Commands:
             )
         self._check(record)
 
-    @property
-    def has_waiting(self) -> bool:
-        """Tell whether a command waits to be taken."""
-        return bool(self._waiting)
-
     def take(self) -> Command | None:
         """Take the oldest waiting command, or None. Its outcome is due then: :meth:`finish`."""
         try:

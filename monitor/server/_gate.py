@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 from flask import Flask, Response, g, make_response, request
 
-from monitor.server._auth import Failures, Grant, Hosts, Level, Security, Sessions, is_loopback
+from monitor.server._auth import Failures, Grant, Hosts, Security, Sessions, is_loopback
 from monitor.server._problems import Refusal
 
-Need = Level | str  # also "metrics": open on this machine unless protected
 CSRF_HEADER = "X-CSRF-Token"
 
 

@@ -52,7 +52,7 @@ def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
         taken.append(command.id)
         desk.queue.finish(command, "applied", step=1)
     assert taken == ids == [record.id for record in desk.finished]
-    assert not desk.queue.has_waiting
+    assert desk.queue.waiting() == ()
 
 
 def test_a_command_that_no_step_takes_expires() -> None:
