@@ -84,10 +84,10 @@ def _announced(limits: dict[str, float], since_scrape: float) -> str:
 class Access:
     """Hand a run to the server: every method may be called from several threads."""
 
-    def __init__(self, engine: Engine, on_error: Callable[[str, BaseException], None], linger: Linger) -> None:
+    def __init__(self, engine: Engine, on_error: Callable[[BaseException], None], linger: Linger) -> None:
         self._engine = engine
         self._linger = linger
-        self._exporter = Exporter(engine.reports.snapshot, on_error=lambda _, error: on_error("export", error))
+        self._exporter = Exporter(engine.reports.snapshot, on_error=on_error)
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state, with what applied commands have changed since."""

@@ -68,10 +68,10 @@ def keep_up(run: Run, wait: Any = None) -> None:
     from monitor._access import Access, Linger
     from monitor.server import HttpServer, Security, create_app
 
-    def on_error(error: BaseException, room: str = "server") -> None:
-        _log.warning("contained a failure in %s", room, exc_info=error)
+    def on_error(error: BaseException) -> None:
+        _log.warning("contained a failure of the page", exc_info=error)
 
-    access = Access(run._engine, lambda room, error: on_error(error, room), Linger())
+    access = Access(run._engine, on_error, Linger())
     app = create_app(access, Security(token=run.token), on_error=on_error)
     try:
         server = HttpServer(app, port=int(run.url.rstrip("/").rpartition(":")[2]), on_error=on_error)

@@ -70,9 +70,9 @@ class Engine:
             on_outcome=self._journal.note_outcome,
         )
         self._detection = Detection(
-            list(self.optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.note
+            list(self.optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.of("detect")
         )
-        self._policies = Policies(policies, self._training.commands.submit, self._failures.note)
+        self._policies = Policies(policies, self._training.commands.submit, self._failures.of("policy"))
         self._recorder = Recorder(
             self._training.tape,
             identify(self.id, self.name, time.time(), self.optimizers.values()),
@@ -83,14 +83,14 @@ class Engine:
             detect=self._digest,
             on_event=self._on_event,
             on_tick=self._on_tick,
-            on_error=self._failures.note,
+            on_error=self._failures.of("recorder"),
             interval=settings.digest_interval,
         )
         self._sampler = SystemSampler(
             settings.system_interval,
             HostReader(),
             GpuReader(is_asked=asks_for_gpu) if settings.gpu else None,
-            self._failures.note,
+            self._failures.of("system"),
         )
         self._journal.write_to(self._recorder.post)
         self.reports = Reports(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 State = Literal["starting", "running", "paused", "finished", "failed", "interrupted"]
 LIVE_STATES: tuple[State, ...] = ("starting", "running", "paused")
@@ -36,6 +36,23 @@ that the monitor itself cannot see something."""
 ACTIONS = ("reduce", "set", "restore", "undo", "pause", "resume", "stop", "checkpoint")
 SOURCES = ("api", "alertmanager", "policy", "code")
 OUTCOMES = ("applied", "rejected", "expired")
+Component = Literal[
+    "probe",
+    "tape",
+    "recorder",
+    "detect",
+    "control",
+    "policy",
+    "on_event",
+    "on_checkpoint",
+    "log",
+    "folder",
+    "system",
+    "export",
+    "server",
+]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+"""Whose failures are counted apart: each part of the monitor, and the user's own functions that it calls."""
 
 
 @dataclass(frozen=True, slots=True)

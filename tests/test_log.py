@@ -27,6 +27,17 @@ def test_a_kind_of_failure_is_logged_once_and_counted_each_time(caplog: pytest.L
     assert (failures.counts["folder"], failures.counts["server"]) == (3, 1)
 
 
+def test_a_reporter_belongs_to_one_component() -> None:
+    """A part is given the reporter of its component, and hands it the exception alone."""
+    failures = Failures()
+    of_policy, of_export = failures.of("policy"), failures.of("export")
+    of_policy(ValueError("one"))
+    of_policy(KeyError("two"))
+    of_export(OSError("three"))
+    failures.contain("server", lambda: 1 / 0)
+    assert failures.counts == {"policy": 2, "export": 1, "server": 1}
+
+
 def test_the_kinds_of_failures_that_are_kept_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     """Exception classes made without end fill neither the memory nor the log; each failure counts."""
     failures = Failures()

@@ -109,11 +109,11 @@ class Policies:
     Args:
         policies: as given to ``attach``.
         submit: takes a command (``Commands.submit``).
-        on_error: takes ``(room, exception)``; the room is ``policy``.
+        on_error: takes what a policy has raised.
     """
 
     def __init__(
-        self, policies: Iterable[Policy], submit: Callable[..., Command], on_error: Callable[[str, Exception], None]
+        self, policies: Iterable[Policy], submit: Callable[..., Command], on_error: Callable[[Exception], None]
     ) -> None:
         self._submit, self._on_error = submit, on_error
         self._reactions: list[Reaction] = []
@@ -152,7 +152,7 @@ class Policies:
         try:
             function()
         except Exception as error:  # noqa: BLE001 - a policy may be the user's own
-            self._on_error("policy", error)
+            self._on_error(error)
 
 
 def check_policies(policies: Iterable[Any]) -> tuple[Policy, ...]:

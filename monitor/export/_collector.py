@@ -25,12 +25,12 @@ from ._sections import (
 )
 
 _logger = logging.getLogger(__name__)
-OnError = Callable[[str, BaseException], None]
+OnError = Callable[[BaseException], None]
 
 
-def log_error(room: str, error: BaseException) -> None:
+def log_error(error: BaseException) -> None:
     """Log a contained failure: what happens to it where nobody counts them."""
-    _logger.warning("%s failed: %r", room, error)
+    _logger.warning("export failed: %r", error)
 
 
 class RunCollector(Collector):
@@ -38,7 +38,7 @@ class RunCollector(Collector):
 
     ``snapshot`` gives the latest published state and must not block. The first ``max_groups`` param groups
     of a run (default 64) are exported; the series of the others are counted in
-    ``training_monitor_dropped_series``. A section that fails goes to ``on_error("export", error)`` and takes
+    ``training_monitor_dropped_series``. A section that fails goes to ``on_error(error)`` and takes
     no other section with it.
 
     >>> from prometheus_client import CollectorRegistry
@@ -72,7 +72,7 @@ class RunCollector(Collector):
         try:
             snapshot = self._snapshot()
         except Exception as error:  # noqa: BLE001 - contained: the scrape says that it failed
-            self._on_error("export", error)
+            self._on_error(error)
             samples = Samples(self._run_id)
             self._put_collections(samples, {"training": Collection(self._timer() - started, False)})
             return samples.families()
@@ -107,7 +107,7 @@ class RunCollector(Collector):
         try:
             section(snapshot, part)
         except Exception as error:  # noqa: BLE001 - contained: the rest of the scrape stays whole
-            self._on_error("export", error)
+            self._on_error(error)
             return False
         samples.extend(part)
         return True

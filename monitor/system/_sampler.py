@@ -41,7 +41,7 @@ class GpuSource(Protocol):
 class SystemSampler:
     """Read host and GPUs every ``interval`` seconds on a thread of its own.
 
-    ``gpu`` is None where GPUs are not to be read. A reading that fails goes to ``on_error("system", error)``, once a
+    ``gpu`` is None where GPUs are not to be read. A reading that fails goes to ``on_error(error)``, once a
     round, and is marked in the round's ``collections``; the other readings go on. A driver that hangs keeps the
     thread, and nothing else: ``latest()`` then says so and ``stop()`` leaves the thread behind, which is a daemon.
 
@@ -58,7 +58,7 @@ class SystemSampler:
         interval: float,
         host: HostSource,
         gpu: GpuSource | None,
-        on_error: Callable[[str, BaseException], None],
+        on_error: Callable[[BaseException], None],
         *,
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.perf_counter,
@@ -162,6 +162,6 @@ class SystemSampler:
 
     def _report(self, error: Exception) -> None:
         try:
-            self._on_error("system", error)
+            self._on_error(error)
         except Exception:
             _logger.exception("The report of a failure failed")

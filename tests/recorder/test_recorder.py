@@ -38,7 +38,7 @@ def step(number: int, loss: float | None = 1.0, **changes) -> Step:
 
 
 def recorder(source: Source, **settings) -> Recorder:
-    settings.setdefault("on_error", lambda room, error: pytest.fail(f"{room}: {error!r}"))
+    settings.setdefault("on_error", lambda error: pytest.fail(repr(error)))
     return Recorder(source, RUN, {"sgd": "SGD"}, clock=lambda: 1000.0, counter=lambda: 0.0, **settings)
 
 
@@ -157,7 +157,7 @@ def test_samples_tokens_metrics_and_validation() -> None:
         *[Sample("metric", f"m{i}", float(i), 2, 3.0) for i in range(80)],
         Sample("metric", "m3", 33.0, 2, 4.0),
     ]
-    snapshot = digest(records, on_error=lambda *e: errors.append(e)).snapshot
+    snapshot = digest(records, on_error=errors.append).snapshot
     assert snapshot.samples_total == 64.0
     assert snapshot.samples_per_second == 16.0
     assert snapshot.tokens_total is None
@@ -214,8 +214,8 @@ def test_a_record_that_cannot_be_digested_costs_only_itself() -> None:
             raise RuntimeError("detector broke")
         return []
 
-    rec = digest([step(1), step(2), step(3)], detect=detect, on_error=lambda room, e: errors.append((room, str(e))))
-    assert errors == [("recorder", "detector broke")]
+    rec = digest([step(1), step(2), step(3)], detect=detect, on_error=errors.append)
+    assert [str(error) for error in errors] == ["detector broke"]
     assert rec.snapshot.optimizers[0].steps == 3
 
 
@@ -308,7 +308,7 @@ class Clocks:
         return out
 
     def recorder(self, **settings) -> Recorder:
-        settings.setdefault("on_error", lambda room, error: pytest.fail(f"{room}: {error!r}"))
+        settings.setdefault("on_error", lambda error: pytest.fail(repr(error)))
         return Recorder(self, RUN, {"sgd": "SGD"}, clock=lambda: self.wall, counter=lambda: self.counter, **settings)
 
 
@@ -365,7 +365,7 @@ def test_the_overhead_is_that_of_all_optimizers() -> None:
     """Of 80 optimizers that step in turn, the hooks of all count against the time of one turn."""
     keys = {f"o{i}": "SGD" for i in range(80)}
     source = Source()
-    rec = Recorder(source, RUN, keys, window=4, on_error=lambda room, error: pytest.fail(f"{room}: {error!r}"))
+    rec = Recorder(source, RUN, keys, window=4, on_error=lambda error: pytest.fail(repr(error)))
     source.records = [
         step(turn, optimizer=key, duration=None if turn == 1 else 0.1, hook_seconds=0.0005)
         for turn in range(1, 11)
@@ -429,7 +429,7 @@ def test_the_recorder_lets_the_training_thread_go_on_while_it_digests() -> None:
         source,
         RUN,
         {"sgd": "SGD"},
-        on_error=lambda room, error: pytest.fail(f"{room}: {error!r}"),
+        on_error=lambda error: pytest.fail(repr(error)),
         clock=lambda: 1000.0,
         counter=lambda: next(ticks) * 0.00015,
         rest=rests.append,
