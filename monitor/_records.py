@@ -34,6 +34,22 @@ EVENT_KINDS = (*DETECTOR_KINDS, "capture")
 """The kinds of trouble that are counted and shown while they last: what the detectors find, and ``capture``, which says
 that the monitor itself cannot see something."""
 ACTIONS = ("reduce", "set", "restore", "undo", "pause", "resume", "stop", "checkpoint")
+COMMAND_ROUTES: Mapping[str, tuple[str, str]] = {
+    "set": ("PUT", "/lr"),
+    "reduce": ("POST", "/lr/reduce"),
+    "restore": ("POST", "/lr/restore"),
+    "undo": ("POST", "/lr/undo"),
+    "pause": ("POST", "/pause"),
+    "resume": ("POST", "/resume"),
+    "stop": ("POST", "/stop"),
+    "checkpoint": ("POST", "/checkpoint"),
+}
+"""Method and path, below API_PREFIX, of each action in the HTTP API."""
+API_PREFIX = "/api/v1"
+MAX_REASON = 500
+"""Characters that the reason of a command may have."""
+MAX_STEPS = 10**9
+"""Steps over which a factor may be reached."""
 SOURCES = ("api", "alertmanager", "policy", "code")
 OUTCOMES = ("applied", "rejected", "expired")
 Component = Literal[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -96,8 +97,7 @@ class Settings:
             )
         if self.client_cafile is not None and self.certfile is None:
             raise ValueError(f"client_cafile={self.client_cafile!r} needs TLS; give certfile and keyfile too")
-        if self.token is not None and self.token == self.read_token:
-            raise ValueError("token and read_token must differ; the read-only one would allow control")
+        check_tokens(self.token, self.read_token)
 
 
 def resolve(given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
@@ -220,10 +220,21 @@ def _token(name: str, value: Any) -> None:
     _text(name, value)
     if value is None:
         return
-    if not str(value).isascii() or not str(value).isprintable() or " " in str(value):
-        raise ValueError(f"{name} must be printable ASCII without spaces, as it travels in a header")
+    check_token(name, str(value))
     if len(value) < 16:
         raise ValueError(f"{name} must have 16 characters or more, got {len(value)}; leave it out to have one made")
+
+
+def check_token(name: str, value: str) -> None:
+    """Raise ValueError for a token that cannot be sent in a header."""
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError(f"{name} must be printable ASCII without spaces, as it travels in a header")
+
+
+def check_tokens(token: str | None, read_token: str | None) -> None:
+    """Raise ValueError for a read-only token that would allow control."""
+    if token is not None and token == read_token:
+        raise ValueError("token and read_token must differ; the read-only one would allow control")
 
 
 def _file(name: str, value: Any) -> None:

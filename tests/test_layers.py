@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "alerts": LEAVES | {"export"},
     "__init__": LEAVES | TOLD | FRONT | {"control", "detect"},
     # the command line: HTTP and run folders; only the demo reaches for a run
-    "_client": {"_known"},
+    "_client": {"_known", "_records"},
     "_report": set(),
     "_reach": {"_client", "_known"},
     "_screen": {"_report"},

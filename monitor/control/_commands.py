@@ -13,11 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from monitor._errors import ClosedRunError, CommandRefusedError, MonitorError, QueueFullError
-from monitor._records import ACTIONS, CommandRecord, GroupChange
+from monitor._records import ACTIONS, MAX_REASON, CommandRecord, GroupChange
 
 MAX_WAITING = 64
 MAX_KEPT = 1024
-MAX_REASON = 500
 
 
 class Command:

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from monitor._errors import CommandRefusedError
-from monitor._records import GroupChange
+from monitor._records import MAX_STEPS, GroupChange
 from monitor.control._door import Door, applied_lr
 from monitor.control._factors import MAX_FACTOR, MIN_FACTOR, Factors, Group, OnError, Ramp, checked_row
 from monitor.control._floor import Low, below_floor, floor_for, is_below, least_factor
 from monitor.control._own_scale import is_shared, own_scale
 
 MAX_UNDO = 64
-MAX_STEPS = 10**9
 
 Selection = Sequence[int | str] | None
 

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
-from monitor._records import DETECTOR_KINDS, Event, Step
-from monitor.control._commands import MAX_REASON, Command
+from monitor._records import DETECTOR_KINDS, MAX_REASON, Event, Step
+from monitor.control._commands import Command
 
 Groups = tuple[int | str, ...] | None
 _log = logging.getLogger("monitor")

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from flask import Flask, Response, request
 
 from monitor._errors import CommandRefusedError, QueueFullError
+from monitor._records import MAX_REASON
 from monitor.server import _json
 from monitor.server._access import RunAccess
-from monitor.server._bodies import MAX_REASON, read_object, shown
+from monitor.server._bodies import read_object, shown
 from monitor.server._gate import Gate
 from monitor.server._notifications import Alert, one_line, read_notification
 from monitor.server._problems import Refusal

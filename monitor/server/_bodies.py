@@ -10,13 +10,12 @@ from typing import Any
 from flask import Request
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from monitor._records import MAX_REASON
 from monitor.server import _json
 from monitor.server._problems import Refusal
 
-MAX_REASON = 500
 MAX_NAME = 200
 MAX_GROUPS = 1024
-MAX_STEPS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
