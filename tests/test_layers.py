@@ -16,7 +16,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "monitor"
-LEAVES = {"_records", "_settings", "_errors"}
+LEAVES = {"_records", "_settings", "_errors", "_checks"}
 TOLD = {"_command", "_folder", "_known", "_version"}  # leaf-like: they import leaves at most
 EDGES = {"probe", "control", "system", "export", "server"}
 CORE = {"recorder", "detect"}
@@ -43,11 +43,12 @@ FRONT = {
 
 # room -> rooms that it may import. A room may always import itself.
 MAY_IMPORT: dict[str, set[str]] = {
+    "_checks": set(),
     "_records": set(),
     "_errors": set(),
     "_version": set(),
     "_command": set(),
-    "_settings": {"_errors", "_records"},
+    "_settings": {"_checks", "_errors", "_records"},
     "_known": {"_records"},
     "_folder": {"_known"},
     "detect": LEAVES,

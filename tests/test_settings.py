@@ -27,6 +27,7 @@ TOKEN = "0123456789abcdef"
         ({"overhead_budget": 0}, ValueError, "overhead_budget must be in (0, 1], got 0"),
         ({"min_lr": math.nan}, ValueError, "min_lr must be 0 or more, got nan"),
         ({"min_lr": "a"}, TypeError, "min_lr must be a number, got 'a'"),
+        ({"linger": 10**400}, ValueError, "linger must be 0 seconds or more, got 1000"),
         ({"linger": -1}, ValueError, "linger must be 0 seconds or more, got -1"),
         ({"command_timeout": math.inf}, ValueError, "command_timeout must be above 0 seconds, got inf"),
         ({"serve": 1}, TypeError, "serve must be True or False, got 1"),

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from monitor._checks import check_flag
 from monitor._records import Event, Step
 from monitor.control._policy import (
     Groups,
@@ -16,8 +17,8 @@ from monitor.control._policy import (
     Request,
     Submit,
     changed_groups,
+    check_least,
     check_share,
-    check_whole,
     checked_groups,
     groups_of,
 )
@@ -88,11 +89,10 @@ class AdaptiveLR:
         check_share("min_factor", self.min_factor)
         if self.plateau_factor is not None:
             check_share("plateau_factor", self.plateau_factor)
-        check_whole("cooldown_steps", self.cooldown_steps, 1)
-        check_whole("recover_steps", self.recover_steps, 1)
-        check_whole("warmup_steps", self.warmup_steps, 0)
-        if not isinstance(self.allow_increase, bool):
-            raise TypeError(f"allow_increase must be True or False, got {self.allow_increase!r}")
+        check_least("cooldown_steps", self.cooldown_steps, 1)
+        check_least("recover_steps", self.recover_steps, 1)
+        check_least("warmup_steps", self.warmup_steps, 0)
+        check_flag("allow_increase", self.allow_increase)
         object.__setattr__(self, "groups", checked_groups(self.groups))
 
     def start(self, submit: Submit) -> Reaction:

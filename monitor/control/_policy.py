@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from monitor._checks import check_number, check_whole, is_whole
 from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
 from monitor._records import DETECTOR_KINDS, MAX_REASON, Event, Step
 from monitor.control._commands import Command
@@ -203,8 +204,8 @@ class ReduceLROn:
             cure = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(DETECTOR_KINDS)}"
             raise ValueError(f"kind must be that of a detector, got {self.kind!r}; {cure}")
         check_share("factor", self.factor)
-        check_whole("cooldown_steps", self.cooldown_steps, 0)
-        check_whole("max_times", self.max_times, 1)
+        check_least("cooldown_steps", self.cooldown_steps, 0)
+        check_least("max_times", self.max_times, 1)
         object.__setattr__(self, "groups", checked_groups(self.groups))
 
     def start(self, submit: Submit) -> Reaction:
@@ -270,19 +271,13 @@ def groups_of(groups: Groups, optimizer: str | None) -> Groups:
 
 
 def check_share(name: str, value: Any) -> None:
-    """Refuse what is no number between 0 and 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number in (0, 1), got {value!r}")
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must be in (0, 1), got {value!r}; 0.5 halves the learning rate")
+    """Raise TypeError or ValueError for what is not a number between 0 and 1."""
+    check_number(name, value, "in (0, 1)", lambda share: 0 < share < 1, "0.5 halves the learning rate")
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number from ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be {least} or more, got {value}")
+def check_least(name: str, value: Any, least: int) -> None:
+    """Raise TypeError or ValueError for what is not an int from ``least`` on."""
+    check_whole(name, value, f"{least} or more", lambda number: number >= least)
 
 
 def checked_groups(groups: Any) -> Groups:
@@ -292,6 +287,6 @@ def checked_groups(groups: Any) -> Groups:
     if isinstance(groups, int | str):
         groups = (groups,)
     chosen: tuple[int | str, ...] = tuple(groups)
-    if not chosen or any(isinstance(group, bool) or not isinstance(group, int | str) for group in chosen):
+    if not chosen or not all(isinstance(group, str) or is_whole(group) for group in chosen):
         raise ValueError(f"groups must be indices or names of param groups, such as [0, 'head'], got {list(chosen)!r}")
     return chosen

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from monitor._checks import require, require_whole
 from monitor._records import Event, Step
 from monitor.detect._bins import Bin, BinSettings, LogBins
-from monitor.detect._checks import require, require_whole
 from monitor.detect._detector import Detector
 from monitor.detect._level import CusumSettings, LevelSettings
 from monitor.detect._numbers import show

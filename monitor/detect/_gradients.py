@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from monitor._checks import require, require_whole
 from monitor._records import Event, Step
 from monitor.detect._bins import LogBins
-from monitor.detect._checks import require, require_whole
 from monitor.detect._detector import Detector
 from monitor.detect._lasting import LastingRiseDetector, positive
 from monitor.detect._level import LevelSettings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from monitor._checks import require
 from monitor._records import Event, Step
-from monitor.detect._checks import require
 from monitor.detect._detector import Detector
 from monitor.detect._numbers import as_usable
 
