@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).resolve().parent
 # A wheel holds the examples inside the package; in a checkout they lie beside it.
 _PLACES = (_HERE / "_examples", _HERE.parent / "examples")
-_log = logging.getLogger("monitor")
+_LOG = logging.getLogger("monitor")
 
 
 @click.command()
@@ -69,7 +69,7 @@ def keep_up(run: Run, wait: Any = None) -> None:
     from monitor.server import HttpServer, Security, create_app
 
     def on_error(error: BaseException) -> None:
-        _log.warning("contained a failure of the page", exc_info=error)
+        _LOG.warning("contained a failure of the page", exc_info=error)
 
     access = Access(run._engine, on_error, Linger())
     app = create_app(access, Security(token=run.token), on_error=on_error)

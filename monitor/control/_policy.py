@@ -15,7 +15,7 @@ from monitor._records import DETECTOR_KINDS, MAX_REASON, Event, Step
 from monitor.control._commands import Command
 
 Groups = tuple[int | str, ...] | None
-_log = logging.getLogger("monitor")
+_LOG = logging.getLogger("monitor")
 
 
 class Request(NamedTuple):
@@ -142,10 +142,10 @@ class Policies:
         try:
             command = self._submit(words.pop("action"), source="policy", actor=name, **words)
         except (CommandRefusedError, ClosedRunError) as error:  # audited already; or the run is ending
-            _log.info("%s by %s was refused: %s", request.action, name, error)
+            _LOG.info("%s by %s was refused: %s", request.action, name, error)
             return None
         except QueueFullError as error:  # in no audit, and no failure of the policy either
-            _log.warning("%s by %s was refused: %s", request.action, name, error)
+            _LOG.warning("%s by %s was refused: %s", request.action, name, error)
             return None
         return command.id
 

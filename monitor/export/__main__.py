@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ._docs import render_docs
+from monitor.export._docs import render_docs
 
 
 def main() -> None:

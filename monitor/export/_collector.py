@@ -11,10 +11,9 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from monitor._records import Collection, Snapshot
-
-from ._catalogue import CATALOGUE
-from ._samples import Samples, new_family
-from ._sections import (
+from monitor.export._catalogue import CATALOGUE
+from monitor.export._samples import Samples, new_family
+from monitor.export._sections import (
     TRAINING_SECTIONS,
     Section,
     count_dropped,
@@ -24,13 +23,13 @@ from ._sections import (
     render_host,
 )
 
-_logger = logging.getLogger(__name__)
+_LOG = logging.getLogger("monitor")
 OnError = Callable[[BaseException], None]
 
 
 def log_error(error: BaseException) -> None:
     """Log a contained failure: what happens to it where nobody counts them."""
-    _logger.warning("export failed: %r", error)
+    _LOG.warning("export failed: %r", error)
 
 
 class RunCollector(Collector):

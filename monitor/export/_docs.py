@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ._catalogue import SECTIONS, Metric
+from monitor.export._catalogue import SECTIONS, Metric
 
 _HEAD = """\
 # Metrics

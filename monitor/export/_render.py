@@ -9,9 +9,8 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.exposition import choose_encoder
 
 from monitor._records import Snapshot
-
-from ._accept import narrowed
-from ._collector import OnError, RunCollector, log_error
+from monitor.export._accept import narrowed
+from monitor.export._collector import OnError, RunCollector, log_error
 
 
 class Exporter:

@@ -18,8 +18,7 @@ from monitor._records import (
     ParamGroup,
     Snapshot,
 )
-
-from ._samples import Samples
+from monitor.export._samples import Samples
 
 MAX_NAMES = 64
 SERIES_PER_GROUP = 4

@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from monitor._records import Collection, HostReading, SystemReading
+from monitor.system._gpu import GpuRound
+from monitor.system._history import SystemHistory
 
-from ._gpu import GpuRound
-from ._history import SystemHistory
-
-_logger = logging.getLogger(__name__)
+_LOG = logging.getLogger("monitor")
 _T = TypeVar("_T")
 
 
@@ -163,5 +162,5 @@ class SystemSampler:
     def _report(self, error: Exception) -> None:
         try:
             self._on_error(error)
-        except Exception:
-            _logger.exception("The report of a failure failed")
+        except Exception:  # noqa: BLE001 - the last line of defence
+            _LOG.exception("The report of a failure failed")

@@ -21,8 +21,7 @@ from monitor._records import (
     Snapshot,
 )
 from monitor.export import CATALOGUE, RunCollector
-
-from .full_snapshot import (
+from tests.export.full_snapshot import (
     NORM_BOUNDS,
     STEP_BOUNDS,
     make_gpu,

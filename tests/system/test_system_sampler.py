@@ -9,8 +9,7 @@ import pytest
 
 from monitor._records import Collection, GpuReading, HostReading, SystemReading
 from monitor.system import GpuReader, GpuRound, HostReader, SystemHistory, SystemSampler
-
-from .fake_nvml import FakeCard, FakeNvml
+from tests.system.fake_nvml import FakeCard, FakeNvml
 
 A = "GPU-aa11aa11-0000-0000-0000-000000000000"
 HOST = HostReading(0.5, 10.0, 100.0, 5.0, 1.0)
