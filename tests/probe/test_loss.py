@@ -90,13 +90,13 @@ def test_several_scalars_in_one_backward_add_up(watch) -> None:
 
 
 def test_losses_that_a_scaler_has_scaled_are_bounded(watch) -> None:
-    """An evaluation that scales a loss per batch and steps never keeps a fixed number; the next loss is exact."""
+    """A program that scales losses, keeps them and makes no step fills no memory of ours; the next loss is exact."""
     net = model()
     opt = torch.optim.SGD(net.parameters(), lr=0.1)
     watched = watch(opt)
     scaler = torch.amp.GradScaler("cpu", init_scale=3.0)
-    for _ in range(3 * MAX_UNSCALED):
-        scaler.scale(loss_of(net).detach())
+    kept = [scaler.scale(loss_of(net).detach()) for _ in range(3 * MAX_UNSCALED)]
+    assert len(kept) == 3 * MAX_UNSCALED  # alive, so that no id stands for two of them
     assert 0 < len(current().unscaled) <= MAX_UNSCALED
     loss = loss_of(net)
     scaler.scale(loss).backward()
