@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,7 @@ class PlateauDetector(Detector):
 
     kind = "plateau"
     state_names = ("_history", "_flat", "_moving", "_flat_since", "_lr", "_top_lr")
+    part_names = ("bins",)
 
     def __init__(self, settings: PlateauSettings | None = None) -> None:
         super().__init__()
@@ -135,15 +136,6 @@ class PlateauDetector(Detector):
         before = self._history[0][2]
         is_rising = before is not None and self._lr > before * self.settings.lr_rise
         return not is_rising and self._lr > self.settings.lr_end * self._top_lr
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the detector knows, as plain values."""
-        return {**super().state_dict(), "bins": self._bins.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self._bins.load_state_dict(state["bins"])
 
 
 def theil_sen(values: Sequence[float]) -> float:
