@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from monitor._records import CommandRecord, Event, Snapshot, Step
     from monitor._settings import Settings
-    from monitor.control import AdaptiveLR, Command, ReduceLROn
+    from monitor.control import AdaptiveLR, Command, Policy, Reaction, ReduceLROn, Request
     from monitor.detect import default_detectors, rl_detectors
     from monitor.run import LearningRate, Run, attach
 
@@ -40,8 +40,11 @@ __all__ = [
     "Event",
     "LearningRate",
     "MonitorError",
+    "Policy",
     "QueueFullError",
+    "Reaction",
     "ReduceLROn",
+    "Request",
     "Run",
     "Settings",
     "Snapshot",
@@ -54,7 +57,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("AdaptiveLR", "Command", "ReduceLROn"), "monitor.control"),
+    **dict.fromkeys(("AdaptiveLR", "Command", "Policy", "Reaction", "ReduceLROn", "Request"), "monitor.control"),
     **dict.fromkeys(("LearningRate", "Run", "attach"), "monitor.run"),
     "Settings": "monitor._settings",
     "default_detectors": "monitor.detect",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 State = Literal["starting", "running", "paused", "finished", "failed", "interrupted"]
-STATES: tuple[State, ...] = ("starting", "running", "paused", "finished", "failed", "interrupted")
+LIVE_STATES: tuple[State, ...] = ("starting", "running", "paused")
+ENDED_STATES: tuple[State, ...] = ("finished", "failed", "interrupted")
+STATES: tuple[State, ...] = (*LIVE_STATES, *ENDED_STATES)
 PHASES = ("data", "forward", "backward", "optimizer", "monitor", "other")
 DETECTOR_KINDS = (
     "nonfinite",
@@ -32,8 +34,41 @@ EVENT_KINDS = (*DETECTOR_KINDS, "capture")
 """The kinds of trouble that are counted and shown while they last: what the detectors find, and ``capture``, which says
 that the monitor itself cannot see something."""
 ACTIONS = ("reduce", "set", "restore", "undo", "pause", "resume", "stop", "checkpoint")
+COMMAND_ROUTES: Mapping[str, tuple[str, str]] = {
+    "set": ("PUT", "/lr"),
+    "reduce": ("POST", "/lr/reduce"),
+    "restore": ("POST", "/lr/restore"),
+    "undo": ("POST", "/lr/undo"),
+    "pause": ("POST", "/pause"),
+    "resume": ("POST", "/resume"),
+    "stop": ("POST", "/stop"),
+    "checkpoint": ("POST", "/checkpoint"),
+}
+"""Method and path, below API_PREFIX, of each action in the HTTP API."""
+API_PREFIX = "/api/v1"
+MAX_REASON = 500
+"""Characters that the reason of a command may have."""
+MAX_STEPS = 10**9
+"""Steps over which a factor may be reached."""
 SOURCES = ("api", "alertmanager", "policy", "code")
 OUTCOMES = ("applied", "rejected", "expired")
+Component = Literal[
+    "probe",
+    "tape",
+    "recorder",
+    "detect",
+    "control",
+    "policy",
+    "on_event",
+    "on_checkpoint",
+    "log",
+    "folder",
+    "system",
+    "export",
+    "server",
+]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+"""Whose failures are counted apart: each part of the monitor, and the user's own functions that it calls."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from monitor._checks import check_flag, check_number, check_whole, is_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +99,7 @@ class Settings:
             )
         if self.client_cafile is not None and self.certfile is None:
             raise ValueError(f"client_cafile={self.client_cafile!r} needs TLS; give certfile and keyfile too")
-        if self.token is not None and self.token == self.read_token:
-            raise ValueError("token and read_token must differ; the read-only one would allow control")
+        check_tokens(self.token, self.read_token)
 
 
 def resolve(given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
@@ -170,17 +172,9 @@ def _parse(name: str, type_: str, text: str) -> Any:
     return text
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _number(low: float, words: str, *, strict: bool = False, high: float = math.inf) -> Callable[[str, Any], None]:
     def check(name: str, value: Any) -> None:
-        if not _is_number(value):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        is_in = (low < value if strict else low <= value) and value <= high
-        if not (math.isfinite(value) and is_in):
-            raise ValueError(f"{name} must be {words}, got {value!r}")
+        check_number(name, value, words, lambda v: (low < v if strict else low <= v) and v <= high)
 
     return check
 
@@ -189,17 +183,9 @@ def _integer(low: int, words: str, *, high: float = math.inf) -> Callable[[str, 
     def check(name: str, value: Any) -> None:
         if value is None and name in ("port", "total_steps"):
             return
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an int, got {value!r}")
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be {words}, got {value!r}")
+        check_whole(name, value, words, lambda v: low <= v <= high)
 
     return check
-
-
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def _text(name: str, value: Any) -> None:
@@ -220,10 +206,21 @@ def _token(name: str, value: Any) -> None:
     _text(name, value)
     if value is None:
         return
-    if not str(value).isascii() or not str(value).isprintable() or " " in str(value):
-        raise ValueError(f"{name} must be printable ASCII without spaces, as it travels in a header")
+    check_token(name, str(value))
     if len(value) < 16:
         raise ValueError(f"{name} must have 16 characters or more, got {len(value)}; leave it out to have one made")
+
+
+def check_token(name: str, value: str) -> None:
+    """Raise ValueError for a token that cannot be sent in a header."""
+    if not re.fullmatch(r"[!-~]+", value):
+        raise ValueError(f"{name} must be printable ASCII without spaces, as it travels in a header")
+
+
+def check_tokens(token: str | None, read_token: str | None) -> None:
+    """Raise ValueError for a read-only token that would allow control."""
+    if token is not None and token == read_token:
+        raise ValueError("token and read_token must differ; the read-only one would allow control")
 
 
 def _file(name: str, value: Any) -> None:
@@ -233,7 +230,7 @@ def _file(name: str, value: Any) -> None:
 
 
 def _gradient_norm(name: str, value: Any) -> None:
-    is_stride = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_stride = is_whole(value) and value >= 1
     if not is_stride and value not in ("auto", "off"):
         raise ValueError(f'{name} must be "auto", "off" or an int N >= 1 (every N-th step), got {value!r}')
 
@@ -248,18 +245,18 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "certfile": _file,
     "keyfile": _file,
     "client_cafile": _file,
-    "protect_metrics": _flag,
+    "protect_metrics": check_flag,
     "hosts": _names,
-    "serve": _flag,
+    "serve": check_flag,
     "directory": _text,
     "gradient_norm": _gradient_norm,
     "overhead_budget": _number(0, "in (0, 1]", strict=True, high=1),
     "window": _integer(2, "between 2 and 65536", high=65536),
     "min_lr": _number(0, "0 or more"),
-    "allow_increase": _flag,
+    "allow_increase": check_flag,
     "command_timeout": _number(0, "above 0 seconds", strict=True),
-    "stop_raises": _flag,
-    "gpu": _flag,
+    "stop_raises": check_flag,
+    "gpu": check_flag,
     "system_interval": _number(0.1, "0.1 seconds or more"),
     "stall_timeout": _number(0, "above 0 seconds", strict=True),
     "linger": _number(0, "0 seconds or more"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,16 +53,28 @@ def test_the_front_page_shows_a_run() -> None:
     assert BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    ("page", "words"),
-    [("settings.md", ["docs/make_settings.py"]), ("metrics.md", ["-m", "monitor.export", "--docs"])],
-)
-def test_every_setting_and_every_metric_is_listed(page: str, words: list[str]) -> None:
-    """The generated pages are what their generators make of the code as it is."""
-    made = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert (ROOT / "docs" / page).read_text(encoding="utf-8") == made, (
-        f"make docs/{page} anew: python {' '.join(words)}"
-    )
+def make_pages(docs: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(docs / "make_pages.py"), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_every_setting_and_every_metric_is_listed() -> None:
+    """The generated pages are what their generator makes of the code as it is."""
+    done = make_pages(ROOT / "docs", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_generated_page_that_was_changed_by_hand_is_told_and_made_anew(tmp_path: Path) -> None:
+    """--check names what is out of date and writes nothing; without it the pages are written."""
+    for name in ("make_pages.py", "settings.md", "metrics.md"):
+        shutil.copy(ROOT / "docs" / name, tmp_path)
+    (tmp_path / "metrics.md").write_text("# By hand\n")
+    done = make_pages(tmp_path, "--check")
+    assert (done.returncode, done.stderr) == (1, "out of date: metrics.md; run: python docs/make_pages.py\n")
+    assert (tmp_path / "metrics.md").read_text() == "# By hand\n"
+    assert make_pages(tmp_path).returncode == 0
+    assert (tmp_path / "metrics.md").read_text() == (ROOT / "docs" / "metrics.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

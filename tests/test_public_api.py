@@ -6,6 +6,8 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import monitor
 
 NAMES = [
@@ -18,8 +20,11 @@ NAMES = [
     "Event",
     "LearningRate",
     "MonitorError",
+    "Policy",
     "QueueFullError",
+    "Reaction",
     "ReduceLROn",
+    "Request",
     "Run",
     "Settings",
     "Snapshot",
@@ -62,12 +67,44 @@ def test_the_methods_of_a_run_are_those_of_the_design() -> None:
     }
 
 
-def test_the_disabled_run_answers_like_a_run() -> None:
-    """MONITOR_DISABLED=1 gives an object with the same public names."""
+def test_the_disabled_run_overrides_all_of_a_run() -> None:
+    """MONITOR_DISABLED=1 gives a Run that answers every public name itself, as there is nothing behind it."""
     from monitor.run._disabled import DisabledRun
 
-    public = {n for n in vars(monitor.Run) if not n.startswith("_")} | {"id", "name", "token"}
-    assert public <= {n for n in dir(DisabledRun()) if not n.startswith("_")}
+    public = {name for name in vars(monitor.Run) if not name.startswith("_")}
+    assert public - set(vars(DisabledRun)) == {"state"}  # that of the snapshot
+    for name in public - {"state"}:
+        theirs, ours = getattr(monitor.Run, name), getattr(DisabledRun, name)
+        if callable(theirs):
+            assert inspect.signature(ours) == inspect.signature(theirs), name
+
+
+def test_a_disabled_run_shows_the_settings_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings are those of the arguments; invalid ones give the defaults, as nothing of them is used."""
+    monkeypatch.setenv("MONITOR_DISABLED", "1")
+    run = monitor.attach(None, window=64)
+    assert isinstance(run, monitor.Run)
+    assert run.settings.window == 64
+    assert (run.id, run.name, run.token) == ("disabled", "disabled", "")
+    assert monitor.attach(None, window="wide").settings == monitor.Settings()
+    assert monitor.attach(None, no_such_setting=1).settings == monitor.Settings()
+
+
+def test_a_disabled_run_ends_like_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first end counts: that of the block, by its exception, or that of close()."""
+    monkeypatch.setenv("MONITOR_DISABLED", "1")
+    with monitor.attach(None) as run:
+        assert run.state == "running"
+    assert run.state == "finished"
+    run.close("failed")
+    assert run.state == "finished"
+    for kind, state in ((ValueError, "failed"), (KeyboardInterrupt, "interrupted")):
+        with pytest.raises(kind), monitor.attach(None) as run:
+            raise kind
+        assert run.state == state
+    with pytest.raises(ValueError, match="state must be one of finished, failed, interrupted, got 'done'"):
+        run.close("done")  # type: ignore[arg-type]
+    assert repr(run) == "<Run disabled interrupted at step 0>"
 
 
 def test_importing_the_front_door_imports_neither_torch_nor_flask() -> None:

@@ -27,6 +27,7 @@ TOKEN = "0123456789abcdef"
         ({"overhead_budget": 0}, ValueError, "overhead_budget must be in (0, 1], got 0"),
         ({"min_lr": math.nan}, ValueError, "min_lr must be 0 or more, got nan"),
         ({"min_lr": "a"}, TypeError, "min_lr must be a number, got 'a'"),
+        ({"linger": 10**400}, ValueError, "linger must be 0 seconds or more, got 1000"),
         ({"linger": -1}, ValueError, "linger must be 0 seconds or more, got -1"),
         ({"command_timeout": math.inf}, ValueError, "command_timeout must be above 0 seconds, got inf"),
         ({"serve": 1}, TypeError, "serve must be True or False, got 1"),
@@ -54,6 +55,13 @@ def test_argument_beats_environment_beats_default() -> None:
     settings = resolve({"window": 32, "name": None}, environ)
     assert (settings.port, settings.window, settings.linger) == (9500, 32, Settings().linger)
     assert settings.hosts == ("a.example", "b")
+
+
+def test_hosts_may_be_a_list() -> None:
+    """A list of host names is taken as the tuple that the settings keep; one that holds something else is refused."""
+    assert resolve({"hosts": ["a.example", "b.example"]}, {}).hosts == ("a.example", "b.example")
+    with pytest.raises(TypeError, match=r"hosts must be a tuple of host names, got \('a.example', 3\)"):
+        resolve({"hosts": ["a.example", 3]}, {})
 
 
 @pytest.mark.parametrize(

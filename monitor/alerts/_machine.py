@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from monitor.alerts import _text as text
-from monitor.alerts._promql import event, grown, per_run, select, while_running
+from monitor.alerts._promql import event, grown, select, while_running
 from monitor.alerts._rule import Alert, Group
+from monitor.export._promql import per_run
 
 _RATE = "run:training_steps:rate5m"
 

@@ -1,4 +1,4 @@
-"""Pieces of PromQL in the catalogue's names.
+"""Pieces of PromQL for rules.
 
 Three things decide their form. A comparison with NaN is false, so no rule may rely on one with a value that can be NaN.
 ``increase`` does not see what a counter had counted at its first sample. And what lasts less than a scrape interval is
@@ -7,11 +7,8 @@ seen only in counters and in the times of events.
 
 from __future__ import annotations
 
-from textwrap import indent
+from monitor.export._promql import RUN, metric_of, per_run, selector
 
-from monitor.export._catalogue import BY_NAME
-
-RUN = "job, instance, run_id"
 RECENT_SECONDS = 120
 """How long an event that is over again counts as new: four scrapes of half a minute."""
 
@@ -26,22 +23,9 @@ def select(name: str, **labels: str) -> str:
 
     Raises ValueError for a metric, or a label of it, that no run exports.
     """
-    metric = BY_NAME.get(name) or BY_NAME.get(name.removesuffix("_sum").removesuffix("_count"))
-    if metric is None or not set(labels) <= set(metric.labels):
+    if not set(labels) <= set(metric_of(name).labels):
         raise ValueError(f"no run exports {name!r} with the labels {sorted(labels)}; see monitor/export/_catalogue.py")
-    if not labels:
-        return name
-    return f"{name}{{{', '.join(map(_matcher, labels, labels.values()))}}}"
-
-
-def per_run(aggregation: str, expression: str, *labels: str) -> str:
-    """Aggregate over everything but the run and ``labels``.
-
-    >>> per_run("max", "training_learning_rate")
-    'max by (job, instance, run_id) (training_learning_rate)'
-    """
-    body = f"(\n{indent(expression, '  ')}\n)" if "\n" in expression else f"({expression})"
-    return f"{aggregation} by ({', '.join((RUN, *labels))}) {body}"
+    return selector(name, *map(_matcher, labels, labels.values()))
 
 
 def while_running(expression: str) -> str:

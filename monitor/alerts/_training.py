@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from monitor.alerts import _text as text
-from monitor.alerts._promql import RUN, event, per_run, select, while_running
+from monitor.alerts._promql import event, select, while_running
 from monitor.alerts._rule import Alert, Group, Recording
+from monitor.export._promql import RUN, per_run
 
 _FAILED = select("training_run_state", training_run_state="failed")
 _LIVE = select("training_run_state", training_run_state="~starting|running|paused")

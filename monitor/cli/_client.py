@@ -19,20 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from monitor._records import API_PREFIX, COMMAND_ROUTES
 from monitor.store import KnownRun
 
-PREFIX = "/api/v1"
 _ANSWER_BYTES = 2**26
-ROUTES = {
-    "set": ("PUT", "/lr"),
-    "reduce": ("POST", "/lr/reduce"),
-    "restore": ("POST", "/lr/restore"),
-    "undo": ("POST", "/lr/undo"),
-    "pause": ("POST", "/pause"),
-    "resume": ("POST", "/resume"),
-    "stop": ("POST", "/stop"),
-    "checkpoint": ("POST", "/checkpoint"),
-}
 
 
 class ClientError(Exception):
@@ -72,7 +62,7 @@ class Client:
 
         An answer that got lost on the way is asked for once more under the same key, so the command counts once.
         """
-        method, path = ROUTES[action]
+        method, path = COMMAND_ROUTES[action]
         headers = {
             "Content-Type": "application/json",
             "Idempotency-Key": uuid.uuid4().hex,
@@ -101,7 +91,7 @@ class Client:
             sent["Authorization"] = f"Bearer {self.token}"
         try:
             with closing(self._connect()) as connection:
-                connection.request(method, PREFIX + path, body=body, headers=sent)
+                connection.request(method, API_PREFIX + path, body=body, headers=sent)
                 response = connection.getresponse()
                 status, content = response.status, response.read(_ANSWER_BYTES)
         except ssl.SSLCertVerificationError as error:

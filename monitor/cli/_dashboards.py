@@ -13,12 +13,11 @@ from typing import Any
 
 import click
 
-from monitor._records import Event
+from monitor._records import ENDED_STATES, Event
 from monitor.cli._client import Client, ClientError, choose, token_of
 from monitor.store import list_runs
 
 _POLL_SECONDS = 2.0
-_ENDED = ("finished", "failed", "interrupted")
 _EVENT_FIELDS = {field.name for field in fields(Event)}
 
 
@@ -114,7 +113,7 @@ def follow(client: Any, post: Callable[[Event], Any], sleep: Callable[[float], A
             since = answer["next"]
             for event in answer["events"]:
                 post(_to_event(event))
-            if state in _ENDED:
+            if state in ENDED_STATES:
                 return
             sleep(_POLL_SECONDS)
     except (ClientError, KeyboardInterrupt):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel holds the examples inside the package; in a checkout they lie beside it.
 _PLACES = (_PACKAGE / "_examples", _PACKAGE.parent / "examples")
-_log = logging.getLogger("monitor")
+_LOG = logging.getLogger("monitor")
 
 
 @click.command()
@@ -68,11 +68,11 @@ def keep_up(run: Run, wait: Any = None) -> None:
     from monitor.run import Access, Linger
     from monitor.server import HttpServer, Security, create_app
 
-    def on_error(error: BaseException, room: str = "server") -> None:
-        _log.warning("contained a failure in %s", room, exc_info=error)
+    def on_error(error: BaseException) -> None:
+        _LOG.warning("contained a failure of the page", exc_info=error)
 
     engine = run._engine
-    access = Access(engine.reports, engine.commands, lambda room, error: on_error(error, room), Linger())
+    access = Access(engine.reports, engine.commands, on_error, Linger())
     app = create_app(access, Security(token=run.token), on_error=on_error)
     try:
         server = HttpServer(app, port=int(run.url.rstrip("/").rpartition(":")[2]), on_error=on_error)

@@ -114,8 +114,9 @@ def export(
         OSError: where the folder cannot be made or written; nothing has changed then.
 
     Example:
-        >>> export("/etc/training").kept     # doctest: +SKIP
-        (PosixPath('/etc/training/alertmanager/alertmanager.yml'),)
+        >>> done = export("training")
+        >>> done.written[0], done.kept
+        (PosixPath('training/alertmanager/alertmanager.yml'), ())
     """
     target, files = Path(directory), render_files(runbook)
     if local_runs is not None:

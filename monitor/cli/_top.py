@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
+from monitor._records import ENDED_STATES
 from monitor.cli import _format
 from monitor.cli._client import Client, ClientError, NoAnswerError
 from monitor.cli._reach import Access, reaching
 from monitor.store import KnownRun, list_runs
 
-_ENDED = ("finished", "failed", "interrupted")
 _INTERVAL_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0
 _POINTS = 200
@@ -73,11 +73,9 @@ def top(access: Access, run: str | None) -> None:
 
 
 def _console() -> Any:
-    """Return rich's console. Raises where there is no terminal to draw on, or no rich."""
-    try:
-        from rich.console import Console
-    except ImportError as error:
-        raise click.ClickException(f"{error}; `monitor top` needs: pip install rich") from error
+    """Return rich's console. Raises UsageError where there is no terminal to draw on."""
+    from rich.console import Console
+
     console = Console()
     if not sys.stdout.isatty() or console.is_dumb_terminal:
         raise click.UsageError("`monitor top` draws on a terminal, and this is none; take `monitor status --json`")
@@ -134,7 +132,7 @@ def follow(
                 raise
             note = f"no answer for {clock() - lost_at:.0f} s; what stands here is the past ({error})"
         draw(look, note)
-        if look["run"]["state"] in _ENDED:
+        if look["run"]["state"] in ENDED_STATES:
             return dict(look["run"])
         if wait(_INTERVAL_SECONDS):
             return None

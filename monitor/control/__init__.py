@@ -11,7 +11,7 @@ from monitor.control._commands import Command, Commands
 from monitor.control._door import Door
 from monitor.control._in_force import in_force
 from monitor.control._lr import LearningRates
-from monitor.control._policy import Policies, Policy, ReduceLROn, check_policies
+from monitor.control._policy import Policies, Policy, Reaction, ReduceLROn, Request, check_policies
 
 __all__ = [
     "AdaptiveLR",
@@ -22,7 +22,9 @@ __all__ = [
     "LearningRates",
     "Policies",
     "Policy",
+    "Reaction",
     "ReduceLROn",
+    "Request",
     "audit",
     "check_policies",
     "describe",

@@ -8,16 +8,17 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from monitor._checks import check_flag
 from monitor._records import Event, Step
 from monitor.control._policy import (
-    Ask,
-    Asking,
     Groups,
+    OwnCommands,
     Reaction,
-    changed_by_another,
+    Request,
+    Submit,
     changed_groups,
+    check_least,
     check_share,
-    check_whole,
     checked_groups,
     groups_of,
 )
@@ -30,7 +31,6 @@ ABOVE_STEPS = 4
 """Steps in a row for which it must."""
 MEDIAN_STEPS = 8
 MAX_PATIENCE = 16
-WARMUP_BEGINS = "warm-up from a thousandth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,8 @@ class AdaptiveLR:
 
     Example:
         >>> policy = AdaptiveLR(allow_increase=True)
-        >>> monitor.attach(optimizer, scheduler, policies=[policy])     # doctest: +SKIP
+        >>> with monitor.attach(optimizer, scheduler, policies=[policy]):
+        ...     train()
     """
 
     factor: float = 0.3
@@ -88,32 +89,33 @@ class AdaptiveLR:
         check_share("min_factor", self.min_factor)
         if self.plateau_factor is not None:
             check_share("plateau_factor", self.plateau_factor)
-        check_whole("cooldown_steps", self.cooldown_steps, 1)
-        check_whole("recover_steps", self.recover_steps, 1)
-        check_whole("warmup_steps", self.warmup_steps, 0)
-        if not isinstance(self.allow_increase, bool):
-            raise TypeError(f"allow_increase must be True or False, got {self.allow_increase!r}")
+        check_least("cooldown_steps", self.cooldown_steps, 1)
+        check_least("recover_steps", self.recover_steps, 1)
+        check_least("warmup_steps", self.warmup_steps, 0)
+        check_flag("allow_increase", self.allow_increase)
         object.__setattr__(self, "groups", checked_groups(self.groups))
 
-    def start(self, ask: Asking) -> Reaction:
+    def start(self, submit: Submit) -> Reaction:
         """Return the reaction of one run."""
-        return _Adapting(self, ask)
+        return _Adapting(self, OwnCommands(submit))
 
 
 class _Adapting:
     """``AdaptiveLR`` at work: a course for each optimizer."""
 
-    def __init__(self, settings: AdaptiveLR, ask: Asking) -> None:
-        self._settings, self._ask = settings, ask
+    def __init__(self, settings: AdaptiveLR, commands: OwnCommands) -> None:
+        self._settings, self._commands = settings, commands
         self._courses: dict[str, _Course] = {}
+        self._warm_up: str | None = None
         if settings.warmup_steps:
-            ask(Ask("set", 1.0, settings.groups, WARMUP_BEGINS, settings.warmup_steps, START))
+            request = Request("set", 1.0, settings.groups, "warm-up from a thousandth", settings.warmup_steps, START)
+            self._warm_up = commands.submit(request)
 
     def on_event(self, event: Event) -> None:
         if event.kind == "control":
-            for optimizer in changed_by_another(event, AdaptiveLR):
+            for optimizer in self._commands.changed_by_others(event):
                 self._course(optimizer).let_go()
-            if event.details.get("reason") == WARMUP_BEGINS:
+            if self._warm_up is not None and event.details.get("command_id") == self._warm_up:
                 for optimizer, indices in changed_groups(event).items():
                     self._course(optimizer).warm_up(indices)
         elif event.optimizer is not None:
@@ -124,15 +126,15 @@ class _Adapting:
 
     def _course(self, optimizer: str) -> _Course:
         if optimizer not in self._courses:
-            self._courses[optimizer] = _Course(optimizer, self._settings, self._ask)
+            self._courses[optimizer] = _Course(optimizer, self._settings, self._commands)
         return self._courses[optimizer]
 
 
 class _Course:
     """What one optimizer has been through. Steps are global steps."""
 
-    def __init__(self, optimizer: str, settings: AdaptiveLR, ask: Asking) -> None:
-        self._settings, self._ask = settings, ask
+    def __init__(self, optimizer: str, settings: AdaptiveLR, commands: OwnCommands) -> None:
+        self._settings, self._commands = settings, commands
         self._optimizer = optimizer
         self._groups = groups_of(settings.groups, optimizer)
         self._troubles: dict[str, str] = {}
@@ -229,7 +231,7 @@ class _Course:
 
     def _move(self, move: Move) -> None:
         self._last, self._loss_before = self._now, self._level()
-        self._ask(Ask("set", move.factor, self._searched, move.reason, move.over_steps))
+        self._commands.submit(Request("set", move.factor, self._searched, move.reason, move.over_steps))
 
     def _level(self) -> float:
         return statistics.median(self._losses) if self._losses else math.inf
@@ -245,7 +247,7 @@ class _Course:
         for index, present in self._factors.items():
             self._ceilings.setdefault(index, present)
         self._last, self._loss_before = now, self._level()
-        if not self._ask(Ask("reduce", factor, self._groups, reason)):
+        if self._commands.submit(Request("reduce", factor, self._groups, reason)) is None:
             return
         if is_for_good:
             self._ceilings = {index: ceiling * factor for index, ceiling in self._ceilings.items()}
@@ -268,7 +270,8 @@ class _Course:
             return
         self._last, self._is_raised = now, True
         for aim, groups in aims.items():
-            self._ask(Ask("set", aim, tuple(groups), f"{calm} calm steps", self._settings.recover_steps))
+            over_steps = self._settings.recover_steps
+            self._commands.submit(Request("set", aim, tuple(groups), f"{calm} calm steps", over_steps))
 
 
 def _reason(event: Event) -> str:

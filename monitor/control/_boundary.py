@@ -27,7 +27,8 @@ class Boundary:
         on_checkpoint: called for ``checkpoint``; None: that action is refused.
         on_paused: told True when training pauses and False when it goes on.
         stop_raises: raise StopTraining after a stop.
-        on_error: takes ``(room, exception)``.
+        on_error: takes the exception of a command that could not be carried out.
+        on_checkpoint_error: takes what ``on_checkpoint`` has raised.
         objection: returns why no command may take effect here now, or None.
     """
 
@@ -39,7 +40,8 @@ class Boundary:
         on_checkpoint: Callable[[], Any] | None,
         on_paused: Callable[[bool], None],
         stop_raises: bool,
-        on_error: Callable[[str, Exception], None],
+        on_error: Callable[[Exception], None],
+        on_checkpoint_error: Callable[[Exception], None],
         objection: Callable[[], str | None] = objection,
     ) -> None:
         self.should_stop = False
@@ -53,6 +55,7 @@ class Boundary:
         self._on_paused = on_paused
         self._stop_raises = stop_raises
         self._on_error = on_error
+        self._on_checkpoint_error = on_checkpoint_error
         self._objection = objection
         self._came = threading.Event()
 
@@ -114,7 +117,7 @@ class Boundary:
         except CommandRefusedError as error:
             commands.finish(command, "rejected", step=step, message=str(error))
         except Exception as error:  # noqa: BLE001 - a failure of ours, or of a checkpoint, must not reach the training loop
-            self._on_error("on_checkpoint" if command.record.action == "checkpoint" else "control", error)
+            (self._on_checkpoint_error if command.record.action == "checkpoint" else self._on_error)(error)
             commands.finish(command, "rejected", step=step, message=f"{type(error).__name__}: {error}")
         except (
             BaseException

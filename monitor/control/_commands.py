@@ -13,19 +13,19 @@ from dataclasses import replace
 from typing import Any
 
 from monitor._errors import ClosedRunError, CommandRefusedError, MonitorError, QueueFullError
-from monitor._records import ACTIONS, CommandRecord, GroupChange
+from monitor._records import ACTIONS, MAX_REASON, CommandRecord, GroupChange
 
 MAX_WAITING = 64
 MAX_KEPT = 1024
-MAX_REASON = 500
 
 
 class Command:
     """A command that was accepted.
 
     Example:
-        >>> command = run.reduce_lr(0.5)     # doctest: +SKIP
-        >>> command.wait(10).status          # doctest: +SKIP
+        >>> command = run.reduce_lr(0.5)
+        >>> train()
+        >>> command.wait(10).status
         'applied'
     """
 
@@ -180,11 +180,6 @@ class Commands:
                 f"reason must have {MAX_REASON} characters or fewer, got {len(record.reason)}", "reason"
             )
         self._check(record)
-
-    @property
-    def has_waiting(self) -> bool:
-        """Tell whether a command waits to be taken."""
-        return bool(self._waiting)
 
     def take(self) -> Command | None:
         """Take the oldest waiting command, or None. Its outcome is due then: :meth:`finish`."""

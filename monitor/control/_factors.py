@@ -29,7 +29,7 @@ MIN_FACTOR, MAX_FACTOR = 1e-100, 1e100
 Group = dict[str, Any]
 Ramp = list[float]
 Rows = Sequence[tuple[float, Ramp | None]]
-OnError = Callable[[str, Exception], None]
+OnError = Callable[[Exception], None]
 
 _ATTRIBUTE = "_monitor_lr_factors"
 _EXACT_READERS = ("torch.distributed.checkpoint", "torchsnapshot")
@@ -165,13 +165,13 @@ class Factors:
                 if self.held:
                     self._write_into(name, optimizer, state)
             except Exception as error:  # noqa: BLE001
-                on_error("control", error)
+                on_error(error)
 
         def loaded(optimizer: Optimizer) -> None:
             try:
                 self._take_over(optimizer.param_groups)
             except Exception as error:  # noqa: BLE001
-                on_error("control", error)
+                on_error(error)
 
         loaded(optimizer)
         self._handles = [

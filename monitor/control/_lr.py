@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim import Optimizer
 
+from monitor._checks import is_number, is_whole
 from monitor._errors import CommandRefusedError
-from monitor._records import GroupChange
+from monitor._records import MAX_STEPS, GroupChange
 from monitor.control._door import Door, applied_lr
 from monitor.control._factors import MAX_FACTOR, MIN_FACTOR, Factors, Group, OnError, Ramp, checked_row
 from monitor.control._floor import Low, below_floor, floor_for, is_below, least_factor
 from monitor.control._own_scale import is_shared, own_scale
 
 MAX_UNDO = 64
-MAX_STEPS = 10**9
 
 Selection = Sequence[int | str] | None
 
@@ -164,13 +164,13 @@ class LearningRates:
         elif factor is not None:
             raise CommandRefusedError(f"{action} takes no factor, got {factor!r}; leave it out", "factor")
         self._check_shared(selected)
-        if isinstance(over_steps, bool) or not isinstance(over_steps, int) or not 0 <= over_steps <= MAX_STEPS:
+        if not (is_whole(over_steps) and 0 <= over_steps <= MAX_STEPS):
             raise CommandRefusedError(
                 f"over_steps must be a whole number of steps from 0 to 10**9, got {over_steps!r}", "over_steps"
             )
 
     def _check_factor(self, action: str, factor: Any, selected: Sequence[_Row]) -> None:
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
+        if not is_number(factor):
             raise CommandRefusedError(f"factor must be a number in (0, 1], got {factor!r}", "factor")
         if not math.isfinite(factor) or factor <= 0:
             raise CommandRefusedError(f"factor must be in (0, 1], got {factor!r}; to end a run use stop", "factor")
@@ -344,8 +344,8 @@ def _names(rows: Sequence[_Row]) -> set[str]:
 
 def _is_meant(wanted: Any, row: _Row) -> bool:
     """A group is meant by its index, its name, ``optimizer/index``, or its optimizer's name (all of its groups)."""
-    if isinstance(wanted, int):
-        return not isinstance(wanted, bool) and wanted == row.param_group
+    if is_whole(wanted):
+        return bool(wanted == row.param_group)
     if not isinstance(wanted, str):
         return False
     return wanted in (_name_of(row.group), str(row.param_group), f"{row.optimizer}/{row.param_group}", row.optimizer)

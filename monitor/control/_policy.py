@@ -9,48 +9,99 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+from monitor._checks import check_number, check_whole, is_whole
 from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
-from monitor._records import DETECTOR_KINDS, Event, Step
-from monitor.control._commands import MAX_REASON
+from monitor._records import DETECTOR_KINDS, MAX_REASON, Event, Step
+from monitor.control._commands import Command
 
 Groups = tuple[int | str, ...] | None
-_log = logging.getLogger("monitor")
+_LOG = logging.getLogger("monitor")
 
 
-class Ask(NamedTuple):
-    """What a policy asks for; the fields are those of a command."""
+class Request(NamedTuple):
+    """A command that a policy wants: ``submit(Request("reduce", 0.5, reason="the loss rose"))``.
+
+    Args:
+        action: ``reduce``, ``set``, ``restore``, ``undo``, ``pause``, ``stop`` or ``checkpoint``.
+        factor: of ``reduce`` and ``set``, as in :meth:`monitor.Run.reduce_lr`.
+        groups: param groups by index or name, an optimizer's name for all of its; None: all.
+        reason: kept in the audit entry; cut after 500 characters.
+        over_steps: reach the new factor geometrically over so many steps; 0: at once.
+        begin_at: the factor that the ramp begins at. Only in a fresh run: rejected where the optimizer has state or a
+            factor, or has made a step.
+    """
 
     action: str
-    factor: float | None
-    groups: Groups
-    reason: str
+    factor: float | None = None
+    groups: Groups = None
+    reason: str = ""
     over_steps: int = 0
     begin_at: float | None = None
-    """The factor that the ramp begins at. For a fresh run: rejected where state, a factor or a step came before."""
 
 
-Asking = Callable[[Ask], bool]
-"""Put a command in the queue; False: it was refused, and the audit trail says why."""
+Submit = Callable[[Request], "str | None"]
+"""Put a command in the queue and return its id; None: it was refused, and the audit entry says why. The event of its
+outcome has the id as ``event.details["command_id"]``."""
 
 
 class Reaction(Protocol):
-    """A policy at work in one run. Both methods are called on the recorder's thread, in the order of the steps."""
+    """A policy at work in one run. Both methods are called on the recorder's thread, in the order of the steps; what
+    they raise is counted and logged, and the run continues."""
 
     def on_event(self, event: Event) -> None:
         """Take an event that starts, or ends (``end_step``), the audit entries of commands included."""
         ...
 
     def on_step(self, step: Step) -> None:
-        """Take a step."""
+        """Take a step of one of the optimizers."""
         ...
 
 
 class Policy(Protocol):
-    """The settings of a reaction: frozen, and fit for any number of runs."""
+    """The settings of a reaction, fit for any number of runs. Any object with a method ``start`` is one.
 
-    def start(self, ask: Asking) -> Reaction:
-        """Return the reaction of one run, which asks through ``ask``."""
+    Example:
+        >>> class StopOnStall:
+        ...     def start(self, submit):
+        ...         self.submit = submit
+        ...         return self
         ...
+        ...     def on_event(self, event):
+        ...         if event.kind == "stall" and event.end_step is None:
+        ...             self.submit(monitor.Request("stop", reason=event.message))
+        ...
+        ...     def on_step(self, step):
+        ...         pass
+        >>> with monitor.attach(optimizer, policies=[StopOnStall()]):
+        ...     train()
+    """
+
+    def start(self, submit: Submit) -> Reaction:
+        """Return the reaction of one run, which gives its commands through ``submit``."""
+        ...
+
+
+class OwnCommands:
+    """Submit the requests of one reaction, and tell the commands made of them by their ids from all others."""
+
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
+        self._pending: set[str] = set()
+
+    def submit(self, request: Request) -> str | None:
+        """Submit a request; return the id of its command, None if it was refused."""
+        command_id = self._submit(request)
+        if command_id is not None:
+            self._pending.add(command_id)
+        return command_id
+
+    def changed_by_others(self, event: Event) -> dict[str, list[int]]:
+        """Return the param groups, by optimizer, whose factor somebody else has changed. Takes every event once."""
+        command_id = event.details.get("command_id") if event.kind == "control" else None
+        if command_id in self._pending:  # a command has one outcome
+            self._pending.discard(command_id)
+            return {}
+        return changed_groups(event)
 
 
 class Policies:
@@ -59,17 +110,17 @@ class Policies:
     Args:
         policies: as given to ``attach``.
         submit: takes a command (``Commands.submit``).
-        on_error: takes ``(room, exception)``; the room is ``policy``.
+        on_error: takes what a policy has raised.
     """
 
     def __init__(
-        self, policies: Iterable[Policy], submit: Callable[..., Any], on_error: Callable[[str, Exception], None]
+        self, policies: Iterable[Policy], submit: Callable[..., Command], on_error: Callable[[Exception], None]
     ) -> None:
         self._submit, self._on_error = submit, on_error
         self._reactions: list[Reaction] = []
         for policy in policies:
-            ask = partial(self._ask, type(policy).__name__)
-            self._contain(lambda policy=policy, ask=ask: self._reactions.append(policy.start(ask)))  # type: ignore[misc]
+            submit_one = partial(self._submit_for, type(policy).__name__)
+            self._contain(lambda p=policy, s=submit_one: self._reactions.append(p.start(s)))  # type: ignore[misc]
 
     def on_event(self, event: Event) -> None:
         """Hand an event to every policy."""
@@ -85,24 +136,24 @@ class Policies:
         """Let go of the policies: the run has ended."""
         self._reactions.clear()
 
-    def _ask(self, name: str, ask: Ask) -> bool:
-        reason = ask.reason if len(ask.reason) <= MAX_REASON else f"{ask.reason[: MAX_REASON - 3]}..."
-        words = ask._asdict() | {"reason": reason}
+    def _submit_for(self, name: str, request: Request) -> str | None:
+        reason = request.reason if len(request.reason) <= MAX_REASON else f"{request.reason[: MAX_REASON - 3]}..."
+        words = request._asdict() | {"reason": reason}
         try:
-            self._submit(words.pop("action"), source="policy", actor=name, **words)
+            command = self._submit(words.pop("action"), source="policy", actor=name, **words)
         except (CommandRefusedError, ClosedRunError) as error:  # audited already; or the run is ending
-            _log.info("%s asked in vain for %s: %s", name, ask.action, error)
-            return False
+            _LOG.info("%s by %s was refused: %s", request.action, name, error)
+            return None
         except QueueFullError as error:  # in no audit, and no failure of the policy either
-            _log.warning("%s asked in vain for %s: %s", name, ask.action, error)
-            return False
-        return True
+            _LOG.warning("%s by %s was refused: %s", request.action, name, error)
+            return None
+        return command.id
 
     def _contain(self, function: Callable[[], object]) -> None:
         try:
             function()
         except Exception as error:  # noqa: BLE001 - a policy may be the user's own
-            self._on_error("policy", error)
+            self._on_error(error)
 
 
 def check_policies(policies: Iterable[Any]) -> tuple[Policy, ...]:
@@ -137,7 +188,8 @@ class ReduceLROn:
 
     Example:
         >>> policy = ReduceLROn("divergence", 0.5, cooldown_steps=500, max_times=4)
-        >>> monitor.attach(optimizer, policies=[policy])     # doctest: +SKIP
+        >>> with monitor.attach(optimizer, policies=[policy]):
+        ...     train()
     """
 
     kind: str
@@ -152,20 +204,20 @@ class ReduceLROn:
             cure = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(DETECTOR_KINDS)}"
             raise ValueError(f"kind must be that of a detector, got {self.kind!r}; {cure}")
         check_share("factor", self.factor)
-        check_whole("cooldown_steps", self.cooldown_steps, 0)
-        check_whole("max_times", self.max_times, 1)
+        check_least("cooldown_steps", self.cooldown_steps, 0)
+        check_least("max_times", self.max_times, 1)
         object.__setattr__(self, "groups", checked_groups(self.groups))
 
-    def start(self, ask: Asking) -> Reaction:
+    def start(self, submit: Submit) -> Reaction:
         """Return the reaction of one run."""
-        return _Reducing(self, ask)
+        return _Reducing(self, OwnCommands(submit))
 
 
 class _Reducing:
     """``ReduceLROn`` at work."""
 
-    def __init__(self, settings: ReduceLROn, ask: Asking) -> None:
-        self._settings, self._ask = settings, ask
+    def __init__(self, settings: ReduceLROn, commands: OwnCommands) -> None:
+        self._settings, self._commands = settings, commands
         self._holding: dict[str | None, Event] = {}
         self._last: dict[str | None, int] = {}
         self._now: dict[str | None, int] = {}
@@ -173,7 +225,7 @@ class _Reducing:
         self._times = 0
 
     def on_event(self, event: Event) -> None:
-        for optimizer in changed_by_another(event, ReduceLROn):
+        for optimizer in self._commands.changed_by_others(event):
             for key in (optimizer, None):
                 self._last[key] = self._now.get(key, event.step)
         if event.kind != self._settings.kind:
@@ -199,15 +251,9 @@ class _Reducing:
         if is_cooling or self._times >= settings.max_times:
             return
         self._last[event.optimizer] = step  # a refusal cools down too: each leaves an audit entry
-        if self._ask(Ask("reduce", settings.factor, groups_of(settings.groups, event.optimizer), reason)):
+        request = Request("reduce", settings.factor, groups_of(settings.groups, event.optimizer), reason)
+        if self._commands.submit(request) is not None:
             self._times += 1
-
-
-def changed_by_another(event: Event, policy: type) -> dict[str, list[int]]:
-    """Return the param groups, by optimizer, whose factor somebody else than this policy has changed."""
-    details = event.details
-    is_own = details.get("source") == "policy" and details.get("actor") == policy.__name__
-    return {} if is_own else changed_groups(event)
 
 
 def changed_groups(event: Event) -> dict[str, list[int]]:
@@ -225,19 +271,13 @@ def groups_of(groups: Groups, optimizer: str | None) -> Groups:
 
 
 def check_share(name: str, value: Any) -> None:
-    """Refuse what is no number between 0 and 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number in (0, 1), got {value!r}")
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must be in (0, 1), got {value!r}; 0.5 halves the learning rate")
+    """Raise TypeError or ValueError for what is not a number between 0 and 1."""
+    check_number(name, value, "in (0, 1)", lambda share: 0 < share < 1, "0.5 halves the learning rate")
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number from ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be {least} or more, got {value}")
+def check_least(name: str, value: Any, least: int) -> None:
+    """Raise TypeError or ValueError for what is not an int from ``least`` on."""
+    check_whole(name, value, f"{least} or more", lambda number: number >= least)
 
 
 def checked_groups(groups: Any) -> Groups:
@@ -247,6 +287,6 @@ def checked_groups(groups: Any) -> Groups:
     if isinstance(groups, int | str):
         groups = (groups,)
     chosen: tuple[int | str, ...] = tuple(groups)
-    if not chosen or any(isinstance(group, bool) or not isinstance(group, int | str) for group in chosen):
+    if not chosen or not all(isinstance(group, str) or is_whole(group) for group in chosen):
         raise ValueError(f"groups must be indices or names of param groups, such as [0, 'head'], got {list(chosen)!r}")
     return chosen

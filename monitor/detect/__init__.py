@@ -2,7 +2,8 @@
 
 >>> from monitor.detect import DetectorSet, default_detectors
 >>> detectors = DetectorSet(default_detectors())
->>> events = [event for step in steps for event in detectors.update(step)]
+>>> [event.kind for step in steps for event in detectors.update(step)]
+['spike', 'spike']
 
 What counts as trouble, and how well it is told from noise: docs/detection.md.
 """

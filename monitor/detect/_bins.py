@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.detect._checks import require_whole
+from monitor._checks import require_whole
 
 _MOST_KEPT = 128
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from monitor._checks import require, require_whole
 from monitor._records import Event, Step
-from monitor.detect._checks import require, require_whole
 from monitor.detect._detector import Detector
 
 

@@ -25,6 +25,9 @@ class Detector:
     kind: ClassVar[str]
     severity: ClassVar[Literal["critical", "warning", "info"]] = "warning"
     state_names: ClassVar[tuple[str, ...]] = ()
+    """Attributes that make the state: plain values."""
+    part_names: ClassVar[tuple[str, ...]] = ()
+    """Parts with a ``state_dict`` of their own: ``rise`` is that of the attribute ``_rise``."""
 
     def __init__(self) -> None:
         self._open: Event | None = None
@@ -53,6 +56,7 @@ class Detector:
     def state_dict(self) -> dict[str, Any]:
         """Return all that the detector knows, as plain values that JSON can hold."""
         state: dict[str, Any] = {name: copy.deepcopy(getattr(self, name)) for name in self.state_names}
+        state.update({name: self._part(name).state_dict() for name in self.part_names})
         state["kind"] = self.kind
         state["muted"] = self._muted
         state["open"] = None if self._open is None else asdict(replace(self._open, details=dict(self._open.details)))
@@ -62,13 +66,18 @@ class Detector:
         """Go on from what ``state_dict`` returned. ValueError for the state of another kind of detector."""
         if state.get("kind") != self.kind:
             raise ValueError(f"state is of a {state.get('kind')!r} detector, this one is {self.kind!r}")
-        missing = [name for name in self.state_names if name not in state]
+        missing = [name for name in (*self.state_names, *self.part_names) if name not in state]
         if missing:
             raise ValueError(f"state of {self.kind!r} lacks {', '.join(missing)}; it was not made by state_dict()")
         for name in self.state_names:
             setattr(self, name, copy.deepcopy(state[name]))
+        for name in self.part_names:
+            self._part(name).load_state_dict(state[name])
         self._muted = state["muted"]
         self._open = None if state["open"] is None else Event(**state["open"])
+
+    def _part(self, name: str) -> Any:
+        return getattr(self, f"_{name}")
 
     def _start(
         self, optimizer: str | None, step: int, start_step: int, message: str, value: float | None, **details: Any

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from monitor._checks import require, require_whole
 from monitor._records import Event, Step
 from monitor.detect._bins import Bin, BinSettings, LogBins
-from monitor.detect._checks import require, require_whole
 from monitor.detect._detector import Detector
 from monitor.detect._level import CusumSettings, LevelSettings
 from monitor.detect._numbers import show
@@ -96,6 +95,11 @@ class DivergenceDetector(Detector):
         "_let_go",
         "_let_go_block",
         "_announced_until",
+    )
+    part_names = (
+        "rise",
+        "bins",
+        "blocks",
     )
 
     def __init__(
@@ -263,19 +267,3 @@ class DivergenceDetector(Detector):
         lifts the loss of a healthy run to where that rate can keep it.
         """
         self._announced_until = max(self._announced_until, self._rise.level.count + records)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the detector knows, as plain values."""
-        return {
-            **super().state_dict(),
-            "rise": self._rise.state_dict(),
-            "bins": self._bins.state_dict(),
-            "blocks": self._blocks.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self._rise.load_state_dict(state["rise"])
-        self._bins.load_state_dict(state["bins"])
-        self._blocks.load_state_dict(state["blocks"])

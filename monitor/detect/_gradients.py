@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from monitor._checks import require, require_whole
 from monitor._records import Event, Step
 from monitor.detect._bins import LogBins
-from monitor.detect._checks import require, require_whole
 from monitor.detect._detector import Detector
 from monitor.detect._lasting import LastingRiseDetector, positive
 from monitor.detect._level import LevelSettings
@@ -79,6 +77,7 @@ class GradientVanishingDetector(Detector):
 
     kind = "gradient_vanishing"
     state_names = ("_medians", "_low", "_reference", "_since")
+    part_names = ("bins",)
 
     def __init__(self, settings: GradientSettings | None = None) -> None:
         super().__init__()
@@ -120,12 +119,3 @@ class GradientVanishingDetector(Detector):
     def mute(self, records: int) -> None:
         """Start no event within the next ``records`` records."""
         self._muted = max(self._muted, records)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the detector knows, as plain values."""
-        return {**super().state_dict(), "bins": self._bins.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self._bins.load_state_dict(state["bins"])

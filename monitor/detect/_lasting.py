@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from monitor._records import Event, Step
@@ -21,6 +20,7 @@ class LastingRiseDetector(Detector):
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("_recent", "_candidate", "_above", "_is_announced")
+    part_names = ("rise",)
 
     def __init__(self, ratio: float, back_ratio: float, patience: int, median: int, rise: RiseSettings) -> None:
         super().__init__()
@@ -88,15 +88,6 @@ class LastingRiseDetector(Detector):
     def mute(self, records: int) -> None:
         """Raise no event for a rise that begins within the next ``records`` records."""
         self._muted = max(self._muted, records)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the detector knows, as plain values."""
-        return {**super().state_dict(), "rise": self._rise.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self._rise.load_state_dict(state["rise"])
 
 
 def positive(value: Any) -> float | None:

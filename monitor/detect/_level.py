@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from monitor.detect._checks import require, require_whole
+from monitor._checks import require, require_whole
 from monitor.detect._numbers import LARGEST
 
 _NORMAL_DIFFERENCE = 0.886

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from monitor._checks import require, require_whole
 from monitor._records import Event, Sample, Step
-from monitor.detect._checks import require, require_whole
 from monitor.detect._detector import Detector
 from monitor.detect._numbers import as_number
 

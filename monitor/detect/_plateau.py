@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from monitor._checks import require, require_whole
 from monitor._records import Event, Step
 from monitor.detect._bins import BinSettings, LogBins
-from monitor.detect._checks import require, require_whole
 from monitor.detect._detector import Detector
 from monitor.detect._numbers import as_usable, show
 
@@ -61,6 +61,7 @@ class PlateauDetector(Detector):
 
     kind = "plateau"
     state_names = ("_history", "_flat", "_moving", "_flat_since", "_lr", "_top_lr")
+    part_names = ("bins",)
 
     def __init__(self, settings: PlateauSettings | None = None) -> None:
         super().__init__()
@@ -136,20 +137,11 @@ class PlateauDetector(Detector):
         is_rising = before is not None and self._lr > before * self.settings.lr_rise
         return not is_rising and self._lr > self.settings.lr_end * self._top_lr
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the detector knows, as plain values."""
-        return {**super().state_dict(), "bins": self._bins.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self._bins.load_state_dict(state["bins"])
-
 
 def theil_sen(values: Sequence[float]) -> float:
     """Return the median of all pairwise slopes, per place (Theil 1950, Sen 1968).
 
-    >>> theil_sen([4.0, 3.0, 2.0, 100.0])
+    >>> theil_sen([4.0, 3.5, 3.0, 100.0, 2.0])
     -0.5
     """
     slopes = [(b - a) / (j - i) for i, a in enumerate(values) for j, b in enumerate(values[i + 1 :], i + 1)]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from monitor._checks import require, require_whole
 from monitor._records import Step
-from monitor.detect._checks import require, require_whole
 from monitor.detect._level import CusumSettings, Level, LevelSettings
 from monitor.detect._numbers import as_usable
 

@@ -61,7 +61,8 @@ def rl_detectors(*, stall_timeout: float = 600.0) -> tuple[Detector, ...]:
 
     RL losses rise and fall with the returns; so do those of adversarial training.
 
-    >>> monitor.attach(optimizer, detectors=monitor.rl_detectors())
+    >>> with monitor.attach(optimizer, detectors=monitor.rl_detectors()):
+    ...     train()
     """
     return (
         NonfiniteDetector(),
@@ -89,7 +90,9 @@ class DetectorSet:
         >>> detectors = DetectorSet()
         >>> for step in steps:
         ...     for event in detectors.update(step):
-        ...         print(event.kind, event.message, "over" if event.end_step is not None else "")
+        ...         print(event.kind, event.start_step, event.end_step)
+        spike 101 None
+        spike 101 111
     """
 
     def __init__(self, detectors: Iterable[Detector] | None = None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from monitor._checks import require, require_whole
 from monitor._records import Step
-from monitor.detect._checks import require, require_whole
 from monitor.detect._lasting import LastingRiseDetector, positive
 from monitor.detect._level import LevelSettings
 from monitor.detect._rise import RiseSettings

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from monitor._records import Event, Step
 from monitor.detect._detector import Detector
 from monitor.detect._numbers import show
@@ -22,11 +19,13 @@ class SpikeDetector(Detector):
         rise: the loss's rise, when it is shared with other detectors; ``settings`` is not used then.
 
     >>> detector = SpikeDetector()
-    >>> events = [event for step in steps if (event := detector.update(step))]
+    >>> [event.start_step for step in steps if (event := detector.update(step))]
+    [101, 101]
     """
 
     kind = "spike"
     state_names = ("_top", "_announced")
+    part_names = ("rise",)
 
     def __init__(self, settings: RiseSettings | None = None, *, rise: LossRise | None = None) -> None:
         super().__init__()
@@ -88,12 +87,3 @@ class SpikeDetector(Detector):
     def mute(self, records: int) -> None:
         """Raise no spike for a rise that begins within the next ``records`` records."""
         self._muted = max(self._muted, records)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the detector knows, as plain values."""
-        return {**super().state_dict(), "rise": self._rise.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        super().load_state_dict(state)
-        self._rise.load_state_dict(state["rise"])

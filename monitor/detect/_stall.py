@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from monitor._checks import require
 from monitor._records import Event, Step
-from monitor.detect._checks import require
 from monitor.detect._detector import Detector
 from monitor.detect._numbers import as_usable
 
@@ -38,7 +38,10 @@ class StallDetector(Detector):
     Args:
         settings: see ``StallSettings``.
 
-    >>> detector.tick(now=time.time(), is_excused=is_validating)
+    >>> detector = StallDetector()
+    >>> ended = [event for step in steps if (event := detector.update(step))]
+    >>> detector.tick(steps[-1].time + 61).message
+    'no step for 61 s since step 125'
     """
 
     kind = "stall"

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from monitor._checks import require_whole
 from monitor._records import Event, Step
-from monitor.detect._checks import require_whole
 from monitor.detect._detector import Detector
 from monitor.detect._numbers import LARGEST, as_usable, show
 

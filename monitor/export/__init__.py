@@ -1,8 +1,8 @@
 """Prometheus: the catalogue as one table, a Collector over snapshots, content negotiation."""
 
-from ._catalogue import CATALOGUE, SECTIONS, Metric
-from ._collector import RunCollector
-from ._docs import render_docs
-from ._render import Exporter
+from monitor.export._catalogue import CATALOGUE, SECTIONS, Metric
+from monitor.export._collector import RunCollector
+from monitor.export._docs import render_docs
+from monitor.export._render import Exporter
 
 __all__ = ["CATALOGUE", "SECTIONS", "Exporter", "Metric", "RunCollector", "render_docs"]

@@ -11,10 +11,9 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from monitor._records import Collection, Snapshot
-
-from ._catalogue import CATALOGUE
-from ._samples import Samples, new_family
-from ._sections import (
+from monitor.export._catalogue import CATALOGUE
+from monitor.export._samples import Samples, new_family
+from monitor.export._sections import (
     TRAINING_SECTIONS,
     Section,
     count_dropped,
@@ -24,13 +23,13 @@ from ._sections import (
     render_host,
 )
 
-_logger = logging.getLogger(__name__)
-OnError = Callable[[str, BaseException], None]
+_LOG = logging.getLogger("monitor")
+OnError = Callable[[BaseException], None]
 
 
-def log_error(room: str, error: BaseException) -> None:
+def log_error(error: BaseException) -> None:
     """Log a contained failure: what happens to it where nobody counts them."""
-    _logger.warning("%s failed: %r", room, error)
+    _LOG.warning("export failed: %r", error)
 
 
 class RunCollector(Collector):
@@ -38,12 +37,12 @@ class RunCollector(Collector):
 
     ``snapshot`` gives the latest published state and must not block. The first ``max_groups`` param groups
     of a run (default 64) are exported; the series of the others are counted in
-    ``training_monitor_dropped_series``. A section that fails goes to ``on_error("export", error)`` and takes
+    ``training_monitor_dropped_series``. A section that fails goes to ``on_error(error)`` and takes
     no other section with it.
 
     >>> from prometheus_client import CollectorRegistry
     >>> registry = CollectorRegistry()
-    >>> registry.register(RunCollector(run.snapshot))  # doctest: +SKIP
+    >>> registry.register(RunCollector(run.snapshot))
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class RunCollector(Collector):
         try:
             snapshot = self._snapshot()
         except Exception as error:  # noqa: BLE001 - contained: the scrape says that it failed
-            self._on_error("export", error)
+            self._on_error(error)
             samples = Samples(self._run_id)
             self._put_collections(samples, {"training": Collection(self._timer() - started, False)})
             return samples.families()
@@ -107,7 +106,7 @@ class RunCollector(Collector):
         try:
             section(snapshot, part)
         except Exception as error:  # noqa: BLE001 - contained: the rest of the scrape stays whole
-            self._on_error("export", error)
+            self._on_error(error)
             return False
         samples.extend(part)
         return True

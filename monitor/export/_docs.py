@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ._catalogue import SECTIONS, Metric
+from monitor.export._catalogue import SECTIONS, Metric
 
 _HEAD = """\
 # Metrics
 
-<!-- Made by `python -m monitor.export --docs` from monitor/export/_catalogue.py; a test compares the two. -->
+<!-- Made by `python docs/make_pages.py` from monitor/export/_catalogue.py; a test compares the two. -->
 
 Every series of the tables carries the label `run_id`, unique to a run; everything else that identifies a run
 is in `training_run_info` (join with `group_left`). Units are base units, times are Unix seconds, ratios go

@@ -9,16 +9,17 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.exposition import choose_encoder
 
 from monitor._records import Snapshot
-
-from ._accept import narrowed
-from ._collector import OnError, RunCollector, log_error
+from monitor.export._accept import narrowed
+from monitor.export._collector import OnError, RunCollector, log_error
 
 
 class Exporter:
     """Serve one run's metrics, and those of its process, from a private registry.
 
-    >>> exporter = Exporter(run.snapshot)  # doctest: +SKIP
-    >>> body, content_type = exporter.render(request.headers.get("Accept"))  # doctest: +SKIP
+    >>> exporter = Exporter(run.snapshot)
+    >>> body, content_type = exporter.render(accept=None)
+    >>> content_type
+    'text/plain; version=...'
     """
 
     def __init__(

@@ -12,8 +12,7 @@ from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from monitor._records import Histogram
-
-from ._catalogue import BY_NAME, CATALOGUE, Metric
+from monitor.export._catalogue import BY_NAME, CATALOGUE, Metric
 
 
 class Samples:

@@ -7,6 +7,7 @@ from itertools import islice, product
 
 from monitor._records import (
     ACTIONS,
+    COMPONENTS,
     EVENT_KINDS,
     OUTCOMES,
     PHASES,
@@ -17,10 +18,8 @@ from monitor._records import (
     ParamGroup,
     Snapshot,
 )
+from monitor.export._samples import Samples
 
-from ._samples import Samples
-
-ROOMS = ("probe", "recorder", "detect", "control", "system", "export", "server")
 MAX_NAMES = 64
 SERIES_PER_GROUP = 4
 
@@ -146,8 +145,9 @@ def render_monitor(snapshot: Snapshot, samples: Samples) -> None:
     """Render what the monitor knows about itself."""
     samples.put("training_monitor_hook_seconds_total", snapshot.hook_seconds)
     samples.put("training_monitor_overhead_ratio", snapshot.overhead_ratio)
-    for room, count in {**dict.fromkeys(ROOMS, 0), **snapshot.errors}.items():
-        samples.put("training_monitor_errors_total", count, room)
+    none: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
+    for component, count in {**none, **snapshot.errors}.items():
+        samples.put("training_monitor_errors_total", count, component)
     samples.put("training_monitor_dropped_steps_total", snapshot.dropped_steps)
 
 

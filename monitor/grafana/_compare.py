@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from monitor.export._promql import per_run
 from monitor.grafana._dashboard import Dashboard, Row
 from monitor.grafana._panel import RUN_LINK, Panel, Query
 from monitor.grafana._panels import by_step, table, timeseries
-from monitor.grafana._queries import latest, per_run, rate, select
+from monitor.grafana._queries import latest, rate, select
 
 _EACH = "{{run_id}} {{optimizer}}"
 

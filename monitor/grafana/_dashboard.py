@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from monitor.export._promql import SCOPE
 from monitor.grafana._panel import DATASOURCE, Json, Panel
-from monitor.grafana._queries import SCOPE, select
+from monitor.grafana._queries import select
 
 SCHEMA_VERSION = 42
 TAG = "training-monitor"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from monitor.export._promql import per_run
 from monitor.grafana._dashboard import Dashboard, Row
 from monitor.grafana._panel import Panel, Query, override, value_mapping
 from monitor.grafana._panels import state_timeline, table, timeseries
-from monitor.grafana._queries import increase, latest, per_run, rate, select
+from monitor.grafana._queries import increase, latest, rate, select
 
 _GPU = "{{run_id}} GPU {{gpu}}"
 _NO_GPU = "no GPU that can be read"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from monitor.export._promql import RUN, per_run
 from monitor.grafana._dashboard import Dashboard, Row
 from monitor.grafana._panel import RUN_DASHBOARD, RUN_LINK, STATE_COLOURS, Panel, Query, override, value_mapping
 from monitor.grafana._panels import stat, table, timeseries
-from monitor.grafana._queries import BY_RUN, LIVE, firing, increase, latest, per_run, rate, select, state
+from monitor.grafana._queries import LIVE, firing, increase, latest, rate, select, state
 
 
 def _count(state: str) -> Query:
@@ -189,7 +190,7 @@ def overview() -> Dashboard:
     return Dashboard(
         "training-monitor-overview",
         "Training: overview",
-        f"All training runs: state, progress, loss, learning rate, alerts. Series are told apart by {BY_RUN}.",
+        f"All training runs: state, progress, loss, learning rate, alerts. Series are told apart by {RUN}.",
         (
             Row("State", _states()),
             Row("Runs", (_runs(),)),

@@ -1,29 +1,13 @@
-"""PromQL in the catalogue's names: a selector knows the labels of its metric and the variables of a dashboard."""
+"""Queries of panels: a selector knows the labels of its metric and the variables of a dashboard."""
 
 from __future__ import annotations
 
-from monitor.export._catalogue import BY_NAME, Metric
+from monitor._records import LIVE_STATES
+from monitor.export._promql import RUN, SCOPE, metric_of, per_run, selector
 
-SCOPE = ("job", "instance", "run_id")
-BY_RUN = ", ".join(SCOPE)
 # Labels that a dashboard filters by a variable of the same name, where the metric has them.
 FILTERED = ("optimizer", "param_group", "gpu")
-LIVE = "starting|running|paused"
-_PARTS = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
-
-
-def metric_of(series: str) -> Metric:
-    """Return the row of the catalogue that ``series`` belongs to, be it a ``_bucket``, a ``_sum`` or a ``_count``.
-
-    Raises ValueError for a name that no run exports.
-    """
-    if series in BY_NAME:
-        return BY_NAME[series]
-    for suffix in ("_bucket", "_sum", "_count"):
-        metric = BY_NAME.get(series.removesuffix(suffix))
-        if metric is not None and suffix in _PARTS.get(metric.type, ()):
-            return metric
-    raise ValueError(f"no run exports {series!r}; the names are in monitor/export/_catalogue.py")
+LIVE = "|".join(LIVE_STATES)
 
 
 def select(series: str, *matchers: str) -> str:
@@ -33,7 +17,7 @@ def select(series: str, *matchers: str) -> str:
     'training_loss{job=~"$job", instance=~"$instance", run_id=~"$run_id", optimizer=~"$optimizer", optimizer!="critic"}'
     """
     labels = (*SCOPE, *(label for label in FILTERED if label in metric_of(series).labels))
-    return _selector(series, *(f'{label}=~"${label}"' for label in labels), *matchers)
+    return selector(series, *(f'{label}=~"${label}"' for label in labels), *matchers)
 
 
 def latest(series: str, *matchers: str) -> str:
@@ -53,8 +37,8 @@ def state() -> str:
     live = f'training_run_state=~"{LIVE}"'
     alive = per_run("max", f"{latest('training_run_state', live)} == 1")
     seen = f"last_over_time({select('training_run_state')}[$__rate_interval])"
-    gone = f'label_replace({alive} unless on ({BY_RUN}) {seen}, "training_run_state", "vanished", "", "")'
-    return f"{gone} or on ({BY_RUN}) {last}"
+    gone = f'label_replace({alive} unless on ({RUN}) {seen}, "training_run_state", "vanished", "", "")'
+    return f"{gone} or on ({RUN}) {last}"
 
 
 def rate(series: str, *matchers: str) -> str:
@@ -67,15 +51,6 @@ def increase(series: str, *matchers: str, window: str = "$__rate_interval") -> s
     return f"increase({select(series, *matchers)}[{window}])"
 
 
-def per_run(aggregation: str, expression: str, *labels: str) -> str:
-    """Aggregate over everything but the run and ``labels``.
-
-    >>> per_run("max", "x", "kind")
-    'max by (job, instance, run_id, kind) (x)'
-    """
-    return f"{aggregation} by ({', '.join((*SCOPE, *labels))}) ({expression})"
-
-
 def quantile(share: float, histogram: str, *labels: str) -> str:
     """Return a quantile of a histogram over the rate interval, per run and ``labels``."""
     return f"histogram_quantile({share:g}, {per_run('sum', rate(f'{histogram}_bucket'), 'le', *labels)})"
@@ -83,7 +58,7 @@ def quantile(share: float, histogram: str, *labels: str) -> str:
 
 def named_group(expression: str) -> str:
     """Put the name of the param group beside its index."""
-    on = f"{BY_RUN}, optimizer, param_group"
+    on = f"{RUN}, optimizer, param_group"
     return f"{expression} * on ({on}) group_left (name) {select('training_param_group_info')}"
 
 
@@ -93,8 +68,4 @@ def firing(*matchers: str) -> str:
     >>> firing()
     'ALERTS{alertname=~"Training.+", alertstate="firing", run_id=~"$run_id"}'
     """
-    return _selector("ALERTS", 'alertname=~"Training.+"', 'alertstate="firing"', 'run_id=~"$run_id"', *matchers)
-
-
-def _selector(series: str, *matchers: str) -> str:
-    return f"{series}{{{', '.join(matchers)}}}"
+    return selector("ALERTS", 'alertname=~"Training.+"', 'alertstate="firing"', 'run_id=~"$run_id"', *matchers)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from monitor.export._promql import per_run
 from monitor.grafana._dashboard import Dashboard, Row
 from monitor.grafana._hardware import gpu_memory, host_cpu, host_memory, utilization
 from monitor.grafana._panel import RUN_DASHBOARD, STATE_COLOURS, Panel, Query, override, value_mapping
 from monitor.grafana._panels import gauge, stat, state_timeline, table, timeseries
-from monitor.grafana._queries import firing, increase, latest, per_run, quantile, rate, select, state
+from monitor.grafana._queries import firing, increase, latest, quantile, rate, select, state
 from monitor.grafana._training import gradients, learning_rate, loss
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from monitor.export._promql import per_run
 from monitor.grafana._panel import Panel, Query
 from monitor.grafana._panels import heatmap, timeseries
-from monitor.grafana._queries import increase, named_group, per_run, rate, select
+from monitor.grafana._queries import increase, named_group, rate, select
 
 
 def loss() -> tuple[Panel, ...]:

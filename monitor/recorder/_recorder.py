@@ -51,7 +51,7 @@ class Recorder:
         on_event: called with every event, in order. Must not raise.
         on_tick: called once a round with the time on the clock of ``Step.time``, before the snapshot is published.
             Must not raise.
-        on_error: takes ``(room, exception)``.
+        on_error: takes the exception of a record, an event or a snapshot that failed.
         interval: seconds between rounds.
         clock: Unix time, for what is shown. It may be set while the run goes on.
         counter: the tape's monotonic clock, for ages, durations and rates.
@@ -70,7 +70,7 @@ class Recorder:
         detect: Callable[[Step | Sample], Iterable[Event]] = lambda _: (),
         on_event: Callable[[Event], None] = lambda _: None,
         on_tick: Callable[[float], None] = lambda _: None,
-        on_error: Callable[[str, Exception], None],
+        on_error: Callable[[Exception], None],
         interval: float = 0.25,
         clock: Callable[[], float] = time.time,
         counter: Callable[[], float] = time.perf_counter,
@@ -146,7 +146,7 @@ class Recorder:
         try:
             self._snapshot = self._build()
         except Exception as error:  # noqa: BLE001
-            self._on_error("recorder", error)
+            self._on_error(error)
             if self._end_time is not None:  # whatever else is not known: that the run has ended is
                 self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
 
@@ -163,7 +163,7 @@ class Recorder:
         try:
             function(*args)
         except Exception as error:  # noqa: BLE001
-            self._on_error("recorder", error)
+            self._on_error(error)
 
     # ------------------------------------------------------------------------------------------------ digest
 

@@ -21,7 +21,7 @@ class Rounds:
         self._counter = counter
         self._round = threading.Condition()
         self._wake = threading.Event()
-        self._is_flushing = False
+        self._num_waiting = 0
         self._is_stopping = False
         self._num_rounds = 0
         self._thread = threading.Thread(target=self._run, name="monitor-recorder", daemon=True)
@@ -29,7 +29,7 @@ class Rounds:
     @property
     def is_awaited(self) -> bool:
         """Tell whether somebody waits for the round under way."""
-        return self._is_flushing or self._is_stopping
+        return self._num_waiting > 0 or self._is_stopping
 
     def start(self) -> None:
         """Start the thread."""
@@ -52,14 +52,17 @@ class Rounds:
             return is_through()
         with self._round:
             goal = self._num_rounds + 2  # the round under way may have begun before
-            while self._thread.is_alive():
-                is_done = self._num_rounds >= goal and is_through()
-                left = deadline - self._counter()
-                if is_done or left <= 0:
-                    return is_done
-                self._is_flushing = True
-                self._wake.set()
-                self._round.wait(min(left, 0.05))
+            self._num_waiting += 1  # for as long as it takes: the round that counts must know that it is awaited
+            try:
+                while self._thread.is_alive():
+                    is_done = self._num_rounds >= goal and is_through()
+                    left = deadline - self._counter()
+                    if is_done or left <= 0:
+                        return is_done
+                    self._wake.set()
+                    self._round.wait(min(left, 0.05))
+            finally:
+                self._num_waiting -= 1
         return is_through()
 
     def _run(self) -> None:
@@ -67,10 +70,9 @@ class Rounds:
             self._wake.wait(self._interval)
             self._wake.clear()
             is_last = self._is_stopping
-            self._run_once(is_last or self._is_flushing)
+            self._run_once(is_last or self._num_waiting > 0)
             with self._round:
                 self._num_rounds += 1
-                self._is_flushing = False
                 self._round.notify_all()
             if is_last:
                 return

@@ -19,13 +19,13 @@ class Access:
         self,
         reports: Reports,
         commands: Commands,
-        on_error: Callable[[str, BaseException], None],
+        on_error: Callable[[BaseException], None],
         linger: Linger,
     ) -> None:
         self._reports = reports
         self._commands = commands
         self._linger = linger
-        self._exporter = Exporter(reports.snapshot, on_error=lambda _, error: on_error("export", error))
+        self._exporter = Exporter(reports.snapshot, on_error=on_error)
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state, with what applied commands have changed since."""

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from monitor._records import Event
-from monitor._settings import is_disabled, resolve, variable_of
+from monitor._settings import Settings, is_disabled, resolve, variable_of
 from monitor.control import Policy, check_policies
 from monitor.detect import Detector, DetectorSet
 from monitor.run._engine import Engine
@@ -56,13 +56,13 @@ def attach(
         AlreadyAttachedError: if another open run watches the optimizer.
 
     Example:
-        >>> with monitor.attach(optimizer, scheduler):     # doctest: +SKIP
-        ...     train(model, optimizer, scheduler)
+        >>> with monitor.attach(optimizer, scheduler):
+        ...     train()
     """
     if is_disabled():
         from monitor.run._disabled import DisabledRun
 
-        return DisabledRun()  # type: ignore[return-value]
+        return DisabledRun(_settings_of_disabled(settings))
     optimizers = _named(optimizer)
     _check_schedulers(scheduler, optimizers)
     for function, name in ((on_event, "on_event"), (on_checkpoint, "on_checkpoint")):
@@ -87,11 +87,17 @@ def attach(
     return Run(engine.open())
 
 
+def _settings_of_disabled(settings: Mapping[str, Any]) -> Settings:
+    """Return what would be in force, the defaults if that is invalid: nothing that is switched off is refused."""
+    try:
+        return resolve(_known(settings))
+    except (TypeError, ValueError):
+        return Settings()
+
+
 def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     from dataclasses import fields
     from difflib import get_close_matches
-
-    from monitor._settings import Settings
 
     names = [f.name for f in fields(Settings)]
     for name in settings:

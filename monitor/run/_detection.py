@@ -21,7 +21,7 @@ class Detection:
         keys: names of the optimizers.
         detectors: for the first optimizer, copied for the others; None: the default set; empty: none.
         stall_timeout: seconds, for the default set.
-        on_error: takes ``(room, exception)``.
+        on_error: takes the exception of a detector.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Detection:
         detectors: Iterable[Detector] | None,
         *,
         stall_timeout: float,
-        on_error: Callable[[str, Exception], None],
+        on_error: Callable[[Exception], None],
     ) -> None:
         given = default_detectors(stall_timeout=stall_timeout) if detectors is None else tuple(detectors)
         self._sets = {key: DetectorSet(copy.deepcopy(given)) for key in keys}
@@ -53,7 +53,7 @@ class Detection:
         try:
             return self._sets[self._first].is_stall_near(now)
         except Exception as error:  # noqa: BLE001
-            self._on_error("detect", error)
+            self._on_error(error)
             return False
 
     def tick(self, now: float, *, is_excused: bool) -> list[Event]:
@@ -71,7 +71,7 @@ class Detection:
         try:
             return ask()
         except Exception as error:  # noqa: BLE001
-            self._on_error("detect", error)
+            self._on_error(error)
             return []
 
     def state_dict(self) -> dict[str, Any]:

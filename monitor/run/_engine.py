@@ -14,7 +14,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from monitor._errors import ClosedRunError, StopTraining
-from monitor._records import Event, Sample, State, Step
+from monitor._records import ENDED_STATES, Event, Sample, State, Step
 from monitor._settings import Settings
 from monitor.control import Command, Commands, Policies, Policy
 from monitor.detect import Detector
@@ -32,7 +32,6 @@ from monitor.store import make_run_id
 from monitor.system import GpuReader, HostReader, SystemSampler
 
 _LOG = logging.getLogger("monitor")
-_ENDED: tuple[State, ...] = ("finished", "failed", "interrupted")
 
 
 class Engine:
@@ -71,9 +70,9 @@ class Engine:
             on_outcome=self._journal.note_outcome,
         )
         self._detection = Detection(
-            list(self.optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.note
+            list(self.optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.of("detect")
         )
-        self._policies = Policies(policies, self._training.commands.submit, self._failures.note)
+        self._policies = Policies(policies, self._training.commands.submit, self._failures.of("policy"))
         info = identify(self.id, self.name, time.time(), self.optimizers.values())
         self._recorder = Recorder(
             self._training.tape,
@@ -85,14 +84,14 @@ class Engine:
             detect=self._digest,
             on_event=self._on_event,
             on_tick=self._on_tick,
-            on_error=self._failures.note,
+            on_error=self._failures.of("recorder"),
             interval=settings.digest_interval,
         )
         self._sampler = SystemSampler(
             settings.system_interval,
             HostReader(),
             GpuReader(is_asked=asks_for_gpu) if settings.gpu else None,
-            self._failures.note,
+            self._failures.of("system"),
         )
         self._journal.write_to(self._recorder.post)
         self.reports = Reports(
@@ -150,8 +149,7 @@ class Engine:
         Raises:
             ValueError: for another state.
         """
-        if state not in _ENDED:
-            raise ValueError(f"state must be one of {', '.join(_ENDED)}, got {state!r}")
+        check_end_state(state)
         with self._lock:
             if self._is_closed:
                 return
@@ -201,7 +199,7 @@ class Engine:
 
     def close_for(self, kind: type[BaseException] | None, error: BaseException | None = None) -> None:
         """End the run in the state that an exception of this kind calls for; None: all went well."""
-        state = _end_state(kind)
+        state = end_state(kind)
         if kind is not None and state == "failed":
             self._failures.contain("log", lambda: self._journal.blame(kind, error))
         self.close(state)
@@ -296,11 +294,13 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state of an earlier session.
+        """Go on from the state of an earlier session; an empty one, that of a disabled run, changes nothing.
 
         Raises:
             ValueError: for what state_dict did not make.
         """
+        if state == {}:
+            return
         if state.get("version") != 1 or not {"step", "smoothing", "detectors"} <= set(state):
             raise ValueError(f"this is not what run.state_dict() returns: it has the keys {sorted(map(str, state))}")
         try:
@@ -344,7 +344,14 @@ class Engine:
         )
 
 
-def _end_state(kind: type[BaseException] | None) -> State:
+def check_end_state(state: str) -> None:
+    """Raise ValueError for a state in which no run ends."""
+    if state not in ENDED_STATES:
+        raise ValueError(f"state must be one of {', '.join(ENDED_STATES)}, got {state!r}")
+
+
+def end_state(kind: type[BaseException] | None) -> State:
+    """Return the state of a run that ends with an exception of this kind; None: all went well."""
     if kind is None:
         return "finished"
     return (

@@ -19,14 +19,15 @@ _NAME_OF = type.__dict__["__name__"].__get__  # a class may have a __name__ of i
 
 
 class LoggedValues:
-    """Put logged values on the tape. ``on_error`` takes ``(room, exception)`` of a value that is not a number.
+    """Put logged values on the tape. ``on_error`` takes a TypeError or OverflowError for a value that is not a
+    number.
 
     A value's own methods may raise what they like: it is contained and reported. Two things are not taken for a value's
     doing, since they are meant for the program: KeyboardInterrupt, as nothing tells the one that a method raises from
     the user's Ctrl-C; and SystemExit out of a signal handler, which the traceback tells from one that a method raises.
     """
 
-    def __init__(self, tape: Tape, on_error: Callable[[str, Exception], None]) -> None:
+    def __init__(self, tape: Tape, on_error: Callable[[Exception], None]) -> None:
         self._tape = tape
         self._on_error = on_error
 
@@ -90,7 +91,7 @@ class LoggedValues:
             raise error
         kind = OverflowError if isinstance(error, OverflowError) else TypeError
         told = f"{name} is not a number or a one-element tensor ({_shown(value)}: {_told(error)})"
-        self._on_error("log", kind(told))
+        self._on_error(kind(told))
 
 
 def _is_of_a_signal(error: BaseException) -> bool:

@@ -142,8 +142,8 @@ class Outlets:
         security = Security(
             token=token, read_token=s.read_token, protect_metrics=s.protect_metrics, bind_host=s.host, hosts=s.hosts
         )
-        access = Access(self._reports, self._commands, self._failures.note, self.linger)
-        app = create_app(access, security, on_error=lambda e: self._failures.note("server", e))
+        access = Access(self._reports, self._commands, self._failures.of("export"), self.linger)
+        app = create_app(access, security, on_error=self._failures.of("server"))
         try:
             return HttpServer(
                 app,
@@ -152,7 +152,7 @@ class Outlets:
                 certfile=s.certfile,
                 keyfile=s.keyfile,
                 client_cafile=s.client_cafile,
-                on_error=lambda e: self._failures.note("server", e),
+                on_error=self._failures.of("server"),
             )
         except OSError as error:
             self._failures.note("server", error, line=f"{error}; the run goes on without a page and metrics")

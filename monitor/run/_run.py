@@ -29,9 +29,9 @@ class Run:
     :meth:`close`.
 
     Example:
-        >>> with monitor.attach(optimizer, scheduler) as run:     # doctest: +SKIP
+        >>> with monitor.attach(optimizer, scheduler) as run:
         ...     train()
-        >>> run.state                                             # doctest: +SKIP
+        >>> run.state
         'finished'
     """
 
@@ -105,8 +105,8 @@ class Run:
         ``since`` is a cursor: 0, or the ``next`` of an earlier answer for what has come since.
 
         Example:
-            >>> run.history()["optimizers"]["AdamW"]["loss"][:3]     # doctest: +SKIP
-            [4.61, 4.58, 4.55]
+            >>> run.history()["optimizers"]["AdamW"]["step"]
+            [1]
         """
         return self._engine.reports.history(since, points)
 
@@ -127,12 +127,13 @@ class Run:
         it.
 
         Example:
-            >>> torch.save({"optimizer": opt.state_dict(), "monitor": run.state_dict()}, path)     # doctest: +SKIP
+            >>> torch.save({"optimizer": optimizer.state_dict(), "monitor": run.state_dict()}, "run.pt")
         """
         return self._engine.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict` of an earlier session.
+        """Continue from :meth:`state_dict` of an earlier session. That of one under ``MONITOR_DISABLED=1`` is empty and
+        changes nothing.
 
         Raises:
             ValueError: for what state_dict did not make.
@@ -158,7 +159,7 @@ class Run:
             **metrics: anything else, by name; at most 64 names.
 
         Example:
-            >>> run.log(val_loss=0.31, samples=64, accuracy=0.97)     # doctest: +SKIP
+            >>> run.log(val_loss=0.31, samples=64, accuracy=0.97)
         """
         self._engine.log(loss=loss, val_loss=val_loss, samples=samples, tokens=tokens, metrics=metrics)
 
@@ -177,7 +178,9 @@ class Run:
             CommandRefusedError: (a ValueError) names the value and the cure. QueueFullError, ClosedRunError.
 
         Example:
-            >>> run.reduce_lr(0.5, reason="loss spikes")     # doctest: +SKIP
+            >>> command = run.reduce_lr(0.5, reason="loss spikes")
+            >>> command.status
+            'pending'
         """
         return self._engine.submit("reduce", factor, groups, over_steps, reason)
 

@@ -45,9 +45,10 @@ class TrainingSide:
         self._last_activity = 0.0
         self._forward = ForwardWatch()
         num_groups = sum(len(o.param_groups) for o in optimizers.values())
+        of_tape, of_probe = failures.of("tape"), failures.of("probe")
         self._decoder = Decoder()
-        self.tape = Tape(self._decoder.decode, num_groups, on_error=failures.note)
-        self._logged = LoggedValues(self.tape, failures.note)
+        self.tape = Tape(self._decoder.decode, num_groups, on_error=lambda _, error: of_tape(error))
+        self._logged = LoggedValues(self.tape, failures.of("log"))
         doors = {key: Door(settings.min_lr) for key in optimizers}
         self.rates = LearningRates(optimizers, doors, min_lr=settings.min_lr, allow_increase=settings.allow_increase)
         self.boundary = Boundary(
@@ -56,7 +57,8 @@ class TrainingSide:
             on_checkpoint=on_checkpoint,
             on_paused=on_paused,
             stop_raises=settings.stop_raises,
-            on_error=failures.note,
+            on_error=failures.of("control"),
+            on_checkpoint_error=failures.of("on_checkpoint"),
         )
         self.commands = Commands(
             self.boundary.check,
@@ -73,7 +75,7 @@ class TrainingSide:
                 self.tape,
                 doors[key],
                 on_boundary=self._on_boundary,
-                on_error=failures.note,
+                on_error=lambda _, error: of_probe(error),
                 gradient_norm=settings.gradient_norm,
                 budget=settings.overhead_budget / len(optimizers),
                 max_stride=settings.window,
@@ -85,7 +87,7 @@ class TrainingSide:
 
     def open(self) -> None:
         """Put every hook and patch in place."""
-        self._failures.contain("control", lambda: self.rates.open(self._failures.note))
+        self._failures.contain("control", lambda: self.rates.open(self._failures.of("control")))
         for probe in self.probes:
             self._failures.contain("probe", probe.open)
 

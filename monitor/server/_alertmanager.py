@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 from flask import Flask, Response, request
 
 from monitor._errors import CommandRefusedError, QueueFullError
+from monitor._records import MAX_REASON
 from monitor.server import _json
 from monitor.server._access import RunAccess
-from monitor.server._bodies import MAX_REASON, read_object, shown
+from monitor.server._bodies import read_object, shown
 from monitor.server._gate import Gate
 from monitor.server._notifications import Alert, one_line, read_notification
 from monitor.server._problems import Refusal
@@ -32,7 +33,7 @@ OUTCOMES = (
     "accepted", "duplicate", "cooling_down", "resolved", "no_remediation", "other_run", "refused", "left_out",
 )  # fmt: skip
 _RETRY_SECONDS = "5"
-_log = logging.getLogger("monitor.server")
+_LOG = logging.getLogger("monitor")
 
 
 class Taken(NamedTuple):
@@ -179,14 +180,14 @@ def add_alertmanager(
         request.max_content_length = MAX_NOTIFICATION_BYTES  # one notification may tell of hundreds of alerts
         alerts, truncated = read_notification(read_object(request))
         if truncated:
-            _log.warning("Alertmanager has left %d alerts out of a notification; raise its max_alerts", truncated)
+            _LOG.warning("Alertmanager has left %d alerts out of a notification; raise its max_alerts", truncated)
         try:
             taken = _take_all(receiver, alerts)
         except QueueFullError as error:
             raise Refusal(503, str(error), headers={"Retry-After": _RETRY_SECONDS}) from None
         left_out = sum(one.outcome == "left_out" for one in taken)
         if left_out:
-            _log.warning("%d alerts of a notification were left out: it asked for more than %d", left_out, MAX_ASKED)
+            _LOG.warning("%d alerts of a notification were left out: it asked for more than %d", left_out, MAX_ASKED)
         if refusals := [(alert, one.refusal) for alert, one in zip(alerts, taken, strict=True) if one.refusal]:
             raise _refused(refusals, len(alerts), left_out)
         results = [_result(alert, one) for alert, one in zip(alerts, taken, strict=True)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 
-from monitor._records import Snapshot
+from monitor._records import API_PREFIX, Snapshot
 from monitor.server import _json, _problems
 from monitor.server._access import RunAccess
 from monitor.server._alertmanager import add_alertmanager
@@ -21,7 +21,6 @@ from monitor.server._openapi import openapi
 from monitor.server._page import PAGE_DIR, add_page
 from monitor.server._problems import MAX_BODY_BYTES, Refusal
 
-PREFIX = "/api/v1"
 MAX_POINTS = 10_000
 _GZIP_FROM_BYTES = 1024
 
@@ -51,8 +50,8 @@ def create_app(
     _problems.install(app, on_error)
     _add_reading(app, gate, access)
     _add_operations(app, gate, access)
-    add_commands(app, gate, access, PREFIX)
-    add_alertmanager(app, gate, access, PREFIX)
+    add_commands(app, gate, access, API_PREFIX)
+    add_alertmanager(app, gate, access, API_PREFIX)
     add_page(app, gate, page_dir)
     app.after_request(_compress)
     app.after_request(harden)
@@ -117,7 +116,7 @@ def _add_reading(app: Flask, gate: Gate, access: RunAccess) -> None:
         ("/lr", lr),
         ("/commands/<id>", command),
     ):
-        app.add_url_rule(PREFIX + rule, view.__name__, view, methods=["GET"])
+        app.add_url_rule(API_PREFIX + rule, view.__name__, view, methods=["GET"])
         gate.need(view.__name__, "read")
 
 
@@ -148,8 +147,8 @@ def _add_operations(app: Flask, gate: Gate, access: RunAccess) -> None:
     for rule, view, need in (
         ("/metrics", metrics, "metrics"),
         ("/healthz", healthz, "metrics"),
-        (f"{PREFIX}/targets", targets, "read"),
-        (f"{PREFIX}/openapi.json", describe, "read"),
+        (f"{API_PREFIX}/targets", targets, "read"),
+        (f"{API_PREFIX}/openapi.json", describe, "read"),
     ):
         app.add_url_rule(rule, view.__name__, view, methods=["GET"])
         gate.need(view.__name__, need)

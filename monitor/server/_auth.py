@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from monitor._settings import check_token, check_tokens
 from monitor.server.wsgi import address_of, is_loopback
 
 Level = Literal["none", "read", "control"]
@@ -55,10 +56,9 @@ class Security:
 
     def __post_init__(self) -> None:
         for name, value in (("token", self.token), ("read_token", self.read_token)):
-            if value is not None and not re.fullmatch(r"[!-~]+", value):
-                raise ValueError(f"{name} must be printable ASCII without spaces, as it travels in a header")
-        if self.token == self.read_token:
-            raise ValueError("token and read_token must differ; the read-only one would allow control")
+            if value is not None:
+                check_token(name, value)
+        check_tokens(self.token, self.read_token)
 
 
 @dataclass(frozen=True, slots=True)

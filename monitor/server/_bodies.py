@@ -10,13 +10,13 @@ from typing import Any
 from flask import Request
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from monitor._checks import is_number, is_whole
+from monitor._records import MAX_REASON
 from monitor.server import _json
 from monitor.server._problems import Refusal
 
-MAX_REASON = 500
 MAX_NAME = 200
 MAX_GROUPS = 1024
-MAX_STEPS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _factor(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise ValueError
     return float(value)
 
@@ -97,7 +97,7 @@ def _groups(value: Any) -> tuple[int | str, ...] | None:
     if not isinstance(value, list) or not 0 < len(value) <= MAX_GROUPS:
         raise ValueError
     for group in value:
-        is_index = isinstance(group, int) and not isinstance(group, bool) and group >= 0
+        is_index = is_whole(group) and group >= 0
         is_name = isinstance(group, str) and 0 < len(group) <= MAX_NAME and is_one_line(group)
         if not (is_index or is_name):
             raise ValueError
@@ -105,9 +105,9 @@ def _groups(value: Any) -> tuple[int | str, ...] | None:
 
 
 def _over_steps(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_whole(value):
         raise ValueError
-    return value
+    return int(value)
 
 
 def _reason(value: Any) -> str:

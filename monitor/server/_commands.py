@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from flask import Flask, Response, g, request
 
-from monitor._records import CommandRecord
+from monitor._records import COMMAND_ROUTES, CommandRecord
 from monitor.server import _json
 from monitor.server._access import RunAccess
 from monitor.server._bodies import Command, read_command
@@ -22,7 +22,9 @@ ACTOR_HEADER = "Monitor-Actor"
 ACTOR_PATTERN = "[A-Za-z0-9_.@+-]{1,100}"
 
 
-class _Route(NamedTuple):
+class Route(NamedTuple):
+    """A command of the API: where it is, and the fields that its body may and must have."""
+
     rule: str
     method: str
     action: str
@@ -31,15 +33,15 @@ class _Route(NamedTuple):
 
 
 _FACTOR = ("factor", "groups", "over_steps", "reason")
-ROUTES = (
-    _Route("/lr", "PUT", "set", _FACTOR, ("factor",)),
-    _Route("/lr/reduce", "POST", "reduce", _FACTOR, ("factor",)),
-    _Route("/lr/restore", "POST", "restore", ("groups", "over_steps", "reason")),
-    _Route("/lr/undo", "POST", "undo", ("reason",)),
-    _Route("/pause", "POST", "pause", ("reason",)),
-    _Route("/resume", "POST", "resume", ("reason",)),
-    _Route("/stop", "POST", "stop", ("reason",)),
-    _Route("/checkpoint", "POST", "checkpoint", ("reason",)),
+_FIELDS = {
+    "set": (_FACTOR, ("factor",)),
+    "reduce": (_FACTOR, ("factor",)),
+    "restore": (_FACTOR[1:], ()),
+}
+"""The fields that an action takes, and those that it needs; the others take a reason."""
+ROUTES = tuple(
+    Route(path, method, action, *_FIELDS.get(action, (("reason",), ())))
+    for action, (method, path) in COMMAND_ROUTES.items()
 )
 
 
@@ -51,7 +53,7 @@ def add_commands(app: Flask, gate: Gate, access: RunAccess, prefix: str) -> None
         gate.need(route.action, "control")
 
 
-def _view(route: _Route, access: RunAccess, keys: IdempotencyKeys, prefix: str) -> Callable[[], Response]:
+def _view(route: Route, access: RunAccess, keys: IdempotencyKeys, prefix: str) -> Callable[[], Response]:
     def view() -> Response:
         command = read_command(request, route.allowed, route.required)
         _check_actor(request.headers.get(ACTOR_HEADER))
@@ -105,5 +107,5 @@ def _accepted(record: CommandRecord, prefix: str) -> Response:
     return Response(_json.encode(record), 202, headers={"Location": location}, content_type="application/json")
 
 
-def _fingerprint(route: _Route, command: Command) -> bytes:
+def _fingerprint(route: Route, command: Command) -> bytes:
     return hashlib.sha256(repr((route.action, command)).encode("utf-8", "surrogatepass")).digest()

@@ -7,11 +7,10 @@ from collections.abc import Callable
 
 from flask import Flask, Response, g, make_response, request
 
-from monitor.server._auth import Failures, Grant, Hosts, Level, Security, Sessions
+from monitor.server._auth import Failures, Grant, Hosts, Security, Sessions
 from monitor.server._problems import Refusal
 from monitor.server.wsgi import is_loopback
 
-Need = Level | str  # also "metrics": open on this machine unless protected
 CSRF_HEADER = "X-CSRF-Token"
 
 

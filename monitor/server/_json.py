@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-NOT_FINITE = ("NaN", "+Inf", "-Inf")
-
 
 def encode(value: Any) -> bytes:
     """Return compact JSON; a float that is not finite becomes the string "NaN", "+Inf" or "-Inf".

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from monitor._checks import is_whole
 from monitor.server._bodies import is_one_line, shown
 from monitor.server._problems import Refusal
 
@@ -41,7 +42,7 @@ def read_notification(body: Mapping[str, Any]) -> tuple[list[Alert], int]:
     if not isinstance(alerts, list):
         raise _wrong("alerts", "a list of alerts", alerts)
     truncated = body.get("truncatedAlerts", 0)
-    if isinstance(truncated, bool) or not isinstance(truncated, int) or truncated < 0:
+    if not is_whole(truncated) or truncated < 0:
         raise _wrong("truncatedAlerts", "an integer from 0", truncated)
     return [_alert(f"alerts[{index}]", alert) for index, alert in enumerate(alerts)], truncated
 

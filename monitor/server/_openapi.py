@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from monitor.server._commands import ACTOR_HEADER, ACTOR_PATTERN
+from monitor._records import API_PREFIX
+from monitor.server._commands import ACTOR_HEADER, ACTOR_PATTERN, ROUTES, Route
 from monitor.server._schemas import components, ref
 
-_P = "/api/v1"
 _WHY = {
     400: "The request is malformed.",
     401: "A token is needed, or the one given is wrong.",
@@ -23,6 +23,18 @@ _WHY = {
     500: "The monitor failed; the run goes on.",
     503: "All connections are in use, or an alert found too many commands waiting: send it again.",
 }
+_SUMMARIES = {
+    "set": "Set the factor",
+    "reduce": "Multiply the factor in force",
+    "restore": "Set the factor to 1",
+    "undo": "Take the last change back",
+    "pause": "Wait at the next step boundary",
+    "resume": "Continue",
+    "stop": "Ask the run to stop",
+    "checkpoint": "Have the run save a checkpoint",
+}
+_BODIES = {"FactorCommand": "factor", "RestoreCommand": "groups", "PlainCommand": "reason"}
+"""The schema of a command's body, by the field that the ones after it lack."""
 _ALWAYS = (400, 403, 421, 429, 500, 503)
 _TOKENS: list[dict[str, list[str]]] = [{"bearer": []}, {"session": []}]
 
@@ -71,31 +83,33 @@ def _reading() -> dict[str, Any]:
         "application/openmetrics-text": {"schema": {"type": "string"}},
     }
     return {
-        f"{_P}/run": _get("run", "The whole state of the run", _json("Run")),
-        f"{_P}/history": _get("history", "The curves since a cursor", _json("History"), (since, number), (422,)),
-        f"{_P}/events": _get("events", "The events since a cursor", _json("Events"), (since,), (422,)),
-        f"{_P}/commands/{{id}}": _get(
+        f"{API_PREFIX}/run": _get("run", "The whole state of the run", _json("Run")),
+        f"{API_PREFIX}/history": _get(
+            "history", "The curves since a cursor", _json("History"), (since, number), (422,)
+        ),
+        f"{API_PREFIX}/events": _get("events", "The events since a cursor", _json("Events"), (since,), (422,)),
+        f"{API_PREFIX}/commands/{{id}}": _get(
             "command", "A command and its outcome", _json("CommandRecord"), (command_id,), (404,)
         ),
-        f"{_P}/targets": _get("targets", "This run for Prometheus' http_sd", _json("Targets")),
-        f"{_P}/openapi.json": _get("describe", "This document", {"application/json": {"schema": {"type": "object"}}}),
+        f"{API_PREFIX}/targets": _get("targets", "This run for Prometheus' http_sd", _json("Targets")),
+        f"{API_PREFIX}/openapi.json": _get(
+            "describe", "This document", {"application/json": {"schema": {"type": "object"}}}
+        ),
         "/metrics": _get("metrics", "Text format or OpenMetrics, as Accept asks", text, (names,), is_open=True),
         "/healthz": _get("healthz", "That the server answers", _json("Health"), is_open=True),
     }
 
 
 def _changing() -> dict[str, Any]:
-    return {
-        f"{_P}/lr": _reading_lr_and_setting_it(),
-        f"{_P}/lr/reduce": _post("reduce", "Multiply the factor in force", "FactorCommand", is_body_needed=True),
-        f"{_P}/lr/restore": _post("restore", "Set the factor to 1", "RestoreCommand"),
-        f"{_P}/lr/undo": _post("undo", "Take the last change back", "PlainCommand"),
-        f"{_P}/pause": _post("pause", "Wait at the next step boundary", "PlainCommand"),
-        f"{_P}/resume": _post("resume", "Go on", "PlainCommand"),
-        f"{_P}/stop": _post("stop", "Ask the run to stop", "PlainCommand"),
-        f"{_P}/checkpoint": _post("checkpoint", "Have the run save a checkpoint", "PlainCommand"),
-        f"{_P}/alertmanager": _alerts(),
-    }
+    paths = {API_PREFIX + route.rule: _command(route) for route in ROUTES}
+    paths[f"{API_PREFIX}/lr"] |= _get("lr", "The learning rate of every param group", _json("LearningRates"))
+    return paths | {f"{API_PREFIX}/alertmanager": _alerts()}
+
+
+def _command(route: Route) -> dict[str, Any]:
+    schema = next(name for name, field in _BODIES.items() if field in route.allowed)
+    operation = _post(route.action, _SUMMARIES[route.action], schema, is_body_needed=bool(route.required))["post"]
+    return {route.method.lower(): operation}
 
 
 def _alerts() -> dict[str, Any]:
@@ -113,11 +127,6 @@ def _alerts() -> dict[str, Any]:
         "responses": {"200": done, **_problems(401, 409, 413, 415, 422)},
     }
     return {"post": post}
-
-
-def _reading_lr_and_setting_it() -> dict[str, Any]:
-    put = _post("set", "Set the factor", "FactorCommand", is_body_needed=True)["post"]
-    return _get("lr", "The learning rate of every param group", _json("LearningRates")) | {"put": put}
 
 
 def _browser() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
 from monitor.server.wsgi import CONTENT_TYPE, MaxSizeExceeded, document
 
 MAX_BODY_BYTES = 64 * 1024
-_log = logging.getLogger("monitor.server")
+_LOG = logging.getLogger("monitor")
 _DRAIN_BYTES = 1024 * 1024
 
 
@@ -39,7 +39,7 @@ def install(app: Flask, on_error: Callable[[BaseException], None]) -> None:
     """Make every error of ``app`` a problem; failures of our own also go to ``on_error``."""
 
     def unexpected(error: Exception) -> Response:
-        _log.error("%s %s failed", request.method, request.path, exc_info=error)
+        _LOG.error("%s %s failed", request.method, request.path, exc_info=error)
         on_error(error)
         return respond(Refusal(500, "The monitor failed to answer; the run goes on. Its log has the traceback."))
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from monitor import _records
+from monitor._records import MAX_REASON, MAX_STEPS
 from monitor.server import _alertmanager, _bodies, _notifications
 
 Schema = dict[str, Any]
@@ -155,8 +156,8 @@ def _bodies_schemas() -> dict[str, Schema]:
     fields: dict[str, Schema] = {
         "factor": {"type": "number", "exclusiveMinimum": 0, "description": "At most 1 unless the run allows more."},
         "groups": groups | {"description": "Param groups by index or name; null or absent: all."},
-        "over_steps": {"type": "integer", "minimum": 0, "maximum": _bodies.MAX_STEPS, "default": 0},
-        "reason": {"type": "string", "maxLength": _bodies.MAX_REASON, "default": ""},
+        "over_steps": {"type": "integer", "minimum": 0, "maximum": MAX_STEPS, "default": 0},
+        "reason": {"type": "string", "maxLength": MAX_REASON, "default": ""},
     }
     optional = ("groups", "over_steps", "reason")
     return {

@@ -15,8 +15,8 @@ def own_command(executable: str = sys.executable, path: str | None = None) -> st
     default: ``$PATH``. Outside an activated environment the answer is a path, from the working directory if that is
     shorter.
 
-    >>> own_command()  # doctest: +SKIP
-    '.venv/bin/monitor'
+    >>> own_command(executable="/nowhere/bin/python", path="")
+    '/nowhere/bin/python -m monitor'
     """
     found = shutil.which("monitor", path=path)
     beside = shutil.which("monitor", path=os.path.dirname(executable))

@@ -18,8 +18,8 @@ from typing import Any
 
 import platformdirs
 
-LIVE_STATES = ("starting", "running", "paused")
-_STATES = (*LIVE_STATES, "finished", "failed", "interrupted")
+from monitor._records import LIVE_STATES, STATES
+
 VANISHED = "vanished"
 RUN, TOKEN, READ_TOKEN, LAST, FINAL = "run.json", "token", "read_token", "last.json", "final.json"
 _FILE_BYTES = 2**16
@@ -127,7 +127,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def read_run(folder: Path) -> KnownRun | None:
     """Return the run that a folder tells of; None where it tells of none, or of another."""
     found = read_object(folder / RUN)
-    if found is None or found.get("run_id") != folder.name or found.get("state") not in _STATES:
+    if found is None or found.get("run_id") != folder.name or found.get("state") not in STATES:
         return None
     try:
         run = KnownRun(

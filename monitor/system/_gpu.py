@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from monitor._records import GpuReading
-
-from ._devices import Card, torch_uuids, visible_uuids
-from ._nvml import (
+from monitor.system._devices import Card, torch_uuids, visible_uuids
+from monitor.system._nvml import (
     Asker,
     GpuReadingError,
     is_library_gone,
@@ -22,9 +21,9 @@ from ._nvml import (
     read_temperature,
     read_throttle_reasons,
 )
-from ._torch import read_allocator, read_torch_devices
+from monitor.system._torch import read_allocator, read_torch_devices
 
-_logger = logging.getLogger(__name__)
+_LOG = logging.getLogger("monitor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ class GpuReader:
             try:
                 self._nvml.nvmlShutdown()
             except self._nvml.NVMLError as error:
-                _logger.debug("nvmlShutdown: %s", error)
+                _LOG.debug("nvmlShutdown: %s", error)
 
     def _open(self) -> bool:
         if self._is_open:
@@ -125,7 +124,7 @@ class GpuReader:
     def _note_absence(self, error: Exception) -> bool:
         self._is_absent = True
         level = logging.INFO if self._is_asked or self._torch_devices() else logging.DEBUG
-        _logger.log(level, "GPUs are not read: %s", error)
+        _LOG.log(level, "GPUs are not read: %s", error)
         return False
 
     def _read_reopened(self) -> GpuRound:

@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from monitor._records import Collection, HostReading, SystemReading
+from monitor.system._gpu import GpuRound
+from monitor.system._history import SystemHistory
 
-from ._gpu import GpuRound
-from ._history import SystemHistory
-
-_logger = logging.getLogger(__name__)
+_LOG = logging.getLogger("monitor")
 _T = TypeVar("_T")
 
 
@@ -41,13 +40,16 @@ class GpuSource(Protocol):
 class SystemSampler:
     """Read host and GPUs every ``interval`` seconds on a thread of its own.
 
-    ``gpu`` is None where GPUs are not to be read. A reading that fails goes to ``on_error("system", error)``, once a
+    ``gpu`` is None where GPUs are not to be read. A reading that fails goes to ``on_error(error)``, once a
     round, and is marked in the round's ``collections``; the other readings go on. A driver that hangs keeps the
     thread, and nothing else: ``latest()`` then says so and ``stop()`` leaves the thread behind, which is a daemon.
 
-    >>> sampler = SystemSampler(2.0, HostReader(), GpuReader(), on_error)  # doctest: +SKIP
-    >>> sampler.start()  # doctest: +SKIP
-    >>> sampler.latest().host.memory_used_bytes  # doctest: +SKIP
+    >>> from monitor.system import HostReader
+    >>> sampler = SystemSampler(2.0, HostReader(), None, on_error=print)
+    >>> sampler.sample().host.memory_used_bytes > 0
+    True
+    >>> sampler.latest().gpus
+    ()
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class SystemSampler:
         interval: float,
         host: HostSource,
         gpu: GpuSource | None,
-        on_error: Callable[[str, BaseException], None],
+        on_error: Callable[[BaseException], None],
         *,
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.perf_counter,
@@ -159,6 +161,6 @@ class SystemSampler:
 
     def _report(self, error: Exception) -> None:
         try:
-            self._on_error("system", error)
-        except Exception:
-            _logger.exception("The report of a failure failed")
+            self._on_error(error)
+        except Exception:  # noqa: BLE001 - the last line of defence
+            _LOG.exception("The report of a failure failed")

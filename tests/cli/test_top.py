@@ -247,12 +247,6 @@ class TestRefusals:
         result = CliRunner().invoke(main, ["top"])
         assert (result.exit_code, "take `monitor status --json`" in result.stderr) == (2, True)
 
-    def test_no_rich(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without the library the refusal names the cure."""
-        monkeypatch.setitem(sys.modules, "rich.console", None)
-        result = CliRunner().invoke(main, ["top"])
-        assert (result.exit_code, "needs: pip install rich" in result.stderr) == (1, True)
-
 
 class Terminal:
     """`monitor top` on a terminal of its own."""

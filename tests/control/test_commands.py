@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def test_commands_are_taken_in_the_order_in_which_they_came() -> None:
         taken.append(command.id)
         desk.queue.finish(command, "applied", step=1)
     assert taken == ids == [record.id for record in desk.finished]
-    assert not desk.queue.has_waiting
+    assert desk.queue.waiting() == ()
 
 
 def test_a_command_that_no_step_takes_expires() -> None:
@@ -119,6 +120,23 @@ def test_the_oldest_outcomes_are_forgotten() -> None:
     assert desk.queue.get(commands[-1].id) == commands[-1].record
     assert desk.queue.totals == {("set", "api", "applied"): MAX_KEPT + 10}
     assert desk.queue.last_applied == {"set": 1000.0}
+
+
+def test_outcomes_that_nobody_reads_are_bounded() -> None:
+    """A run whose totals are never asked for keeps no more records than one whose are, and counts them all."""
+
+    def num_records() -> int:
+        gc.collect()
+        return sum(type(one) is CommandRecord for one in gc.get_objects())
+
+    desk = Desk()
+    num_commands, num_before = 3 * MAX_KEPT, num_records()  # other tests may have left some
+    for _ in range(num_commands):
+        with pytest.raises(CommandRefusedError):
+            desk.queue.submit("explode", source="api")
+        desk.finished.clear()
+    assert num_records() - num_before <= MAX_KEPT + 1
+    assert desk.queue.totals == {("explode", "api", "rejected"): num_commands}
 
 
 def test_an_unknown_action_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,23 +13,21 @@ import monitor
 from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
 from monitor._records import Event, ParamGroup, Step
 from monitor.control._adaptive import AdaptiveLR
-from monitor.control._policy import Ask, Policies, ReduceLROn, check_policies
-
-BEGINS = "warm-up from a thousandth"
+from monitor.control._policy import Policies, ReduceLROn, Request, check_policies
 
 
 class Bench:
     """A policy at work, and the factors of two param groups that follow what it asks for."""
 
     def __init__(self, policy: Any, *, answer: bool = True) -> None:
-        self.asked: list[Ask] = []
+        self.asked: list[Request] = []
         self.answer = answer
         self.factors = {0: 1.0, 1: 1.0}
-        self.reaction = policy.start(self.ask)
+        self.reaction = policy.start(self.submit)
         self.now = 0
         self._id = 0
 
-    def ask(self, ask: Ask) -> bool:
+    def submit(self, ask: Request) -> str | None:
         self.asked.append(ask)
         if self.answer:
             for index in self.factors:
@@ -36,7 +35,7 @@ class Bench:
                     self.factors[index] *= ask.factor or 1.0
                 elif ask.groups is None or f"SGD/{index}" in ask.groups:
                     self.factors[index] = ask.factor or 1.0
-        return self.answer
+        return f"command-{len(self.asked)}" if self.answer else None
 
     def begin(self, kind: str, optimizer: str | None = "SGD") -> Event:
         """Raise an event at the present step."""
@@ -56,8 +55,9 @@ class Bench:
             self.reaction.on_step(Step("SGD", self.now, self.now, 0.0, None, loss, None, groups))
 
     def control(self, **details: Any) -> None:
-        """Tell of a command that was applied, whoever it came from."""
-        details = {"status": "applied", "action": "set", "source": "api", "actor": "", **details}
+        """Tell of a command that was applied, whoever it came from; the bench's own have the ids of ``submit``."""
+        words = {"command_id": "of-another", "status": "applied", "action": "set", "source": "api", "actor": ""}
+        details = {**words, **details}
         self.reaction.on_event(Event("control", "info", self.now, self.now, "", end_step=self.now, details=details))
 
 
@@ -67,7 +67,7 @@ def test_an_event_of_its_kind_reduces_with_the_reason() -> None:
     bench.now = 7
     bench.begin("spike")
     bench.begin("divergence")
-    assert bench.asked == [Ask("reduce", 0.3, ("SGD",), "divergence at step 7: it rose")]
+    assert bench.asked == [Request("reduce", 0.3, ("SGD",), "divergence at step 7: it rose")]
 
 
 def test_the_end_of_an_event_is_no_second_one() -> None:
@@ -140,9 +140,9 @@ def test_groups_and_events_of_no_optimizer() -> None:
         (lambda: ReduceLROn("spike", 1.0), ValueError, r"factor must be in \(0, 1\), got 1.0; 0.5 halves"),
         (lambda: ReduceLROn("spike", 0), ValueError, "got 0"),
         (lambda: ReduceLROn("spike", math.nan), ValueError, "got nan"),
-        (lambda: ReduceLROn("spike", "half"), TypeError, "factor must be a number in .* got 'half'"),
+        (lambda: ReduceLROn("spike", "half"), TypeError, "factor must be a number, got 'half'"),
         (lambda: ReduceLROn("spike", cooldown_steps=-1), ValueError, "cooldown_steps must be 0 or more, got -1"),
-        (lambda: ReduceLROn("spike", cooldown_steps=1.5), TypeError, "cooldown_steps must be a whole number, got 1.5"),
+        (lambda: ReduceLROn("spike", cooldown_steps=1.5), TypeError, "cooldown_steps must be an int, got 1.5"),
         (lambda: ReduceLROn("spike", max_times=0), ValueError, "max_times must be 1 or more, got 0"),
         (lambda: ReduceLROn("spike", max_times=True), TypeError, "got True"),
         (lambda: ReduceLROn("spike", groups=[]), ValueError, r"such as \[0, 'head'\], got \[\]"),
@@ -179,7 +179,7 @@ def test_policies_are_frozen_and_fit_for_several_runs() -> None:
 class Broken:
     """A policy of the user's own that fails at its work."""
 
-    def start(self, ask: Any) -> Broken:
+    def start(self, submit: Any) -> Broken:
         return self
 
     def on_event(self, event: Event) -> None:
@@ -190,22 +190,23 @@ class Broken:
 
 
 class BrokenAtOnce:
-    def start(self, ask: Any) -> Any:
+    def start(self, submit: Any) -> Any:
         raise RuntimeError("not even started")
 
 
 @pytest.mark.parametrize("policy", [Broken(), BrokenAtOnce()])
 def test_a_policy_that_raises_is_contained_and_the_others_go_on(policy: Any) -> None:
-    """Counted in the room `policy`; the next policy has its event."""
-    failures: list[tuple[str, Exception]] = []
+    """Counted as `policy`; the next policy has its event."""
+    failures: list[Exception] = []
     submitted: list[dict[str, Any]] = []
 
-    def submit(action: str, **words: Any) -> None:
+    def submit(action: str, **words: Any) -> Any:
         submitted.append({"action": action, **words})
+        return SimpleNamespace(id="command-1")
 
-    policies = Policies([policy, ReduceLROn("spike")], submit, lambda room, error: failures.append((room, error)))
+    policies = Policies([policy, ReduceLROn("spike")], submit, failures.append)
     policies.on_event(Event("spike", "warning", 3, 3, "x" * 900, "SGD", id=1))
-    assert {(room, type(error)) for room, error in failures} == {("policy", RuntimeError)}
+    assert {type(error) for error in failures} == {RuntimeError}
     (command,) = submitted
     assert (command["action"], command["factor"], command["groups"]) == ("reduce", 0.5, ("SGD",))
     assert (command["source"], command["actor"], command["over_steps"]) == ("policy", "ReduceLROn", 0)
@@ -230,13 +231,11 @@ def test_a_refused_command_is_no_failure_of_the_policy(
     def submit(*_: Any, **__: Any) -> None:
         raise error
 
-    Policies([ReduceLROn("spike")], submit, lambda *f: failures.append(f)).on_event(
-        Event("spike", "warning", 3, 3, "", "SGD", id=1)
-    )
+    Policies([ReduceLROn("spike")], submit, failures.append).on_event(Event("spike", "warning", 3, 3, "", "SGD", id=1))
     assert failures == []
     (told,) = caplog.records
     assert (told.levelname, told.exc_info) == (level, None)
-    assert told.getMessage() == f"ReduceLROn asked in vain for reduce: {error}"
+    assert told.getMessage() == f"reduce by ReduceLROn was refused: {error}"
 
 
 # ------------------------------------------------------------------------------------------------ AdaptiveLR
@@ -297,7 +296,7 @@ def test_its_own_commands_and_those_that_were_refused_move_no_ceiling() -> None:
     bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.5, recover_steps=100, allow_increase=True))
     bench.steps(50)
     bench.end(bench.begin("spike"))
-    bench.control(source="policy", actor="AdaptiveLR", action="reduce")
+    bench.control(command_id="command-1", action="reduce", after=[["SGD", 0, 0.5, 0.05], ["SGD", 1, 0.5, 0.05]])
     bench.control(source="api", status="rejected")
     bench.control(source="api", action="checkpoint")
     bench.steps(1000)
@@ -349,6 +348,33 @@ def test_a_loss_above_the_first_one_is_trouble() -> None:
     assert len(bench.asked) == 3
 
 
+@pytest.mark.parametrize(("later", "num_asked"), [(3.4, 2), (2.9, 1)])
+def test_a_loss_above_the_first_one_must_halve_its_excess(later: float, num_asked: int) -> None:
+    """A reduction has helped where less than half of what stood above the first loss is left; else it is repeated."""
+    bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.5, cooldown_steps=20))
+    bench.steps(1, loss=2.0)
+    bench.steps(4, loss=4.0)
+    assert len(bench.asked) == 1
+    bench.steps(20, loss=later)
+    assert len(bench.asked) == num_asked
+
+
+def test_the_wait_before_a_raise_has_a_cap() -> None:
+    """It doubles with each raise that ends in trouble, up to 16 times recover_steps."""
+    policy = AdaptiveLR(warmup_steps=0, factor=0.5, cooldown_steps=1, recover_steps=10, allow_increase=True)
+    bench = Bench(policy)
+    bench.steps(50)
+    waits = []
+    for _ in range(7):
+        bench.end(bench.begin("spike"))
+        since = bench.now
+        while bench.asked[-1].action == "reduce":
+            bench.steps(1)
+        waits.append(bench.now - since)
+        bench.steps(1)
+    assert waits == [10, 20, 40, 80, 160, 160, 160]
+
+
 def test_the_factor_has_a_floor() -> None:
     """min_factor is reached and not passed."""
     bench = Bench(AdaptiveLR(warmup_steps=0, factor=0.1, cooldown_steps=1, min_factor=0.005))
@@ -380,13 +406,13 @@ def test_only_the_groups_asked_for_are_followed() -> None:
 def test_the_warm_up_begins_low_and_reaches_the_schedule() -> None:
     """One command, before the first step: should nothing ever follow, the run reaches its schedule all the same."""
     bench = Bench(AdaptiveLR(warmup_steps=60))
-    assert bench.asked == [Ask("set", 1.0, None, "warm-up from a thousandth", 60, begin_at=0.001)]
+    assert bench.asked == [Request("set", 1.0, None, "warm-up from a thousandth", 60, begin_at=0.001)]
 
 
 def test_a_refused_warm_up_is_none() -> None:
     """Below min_lr, or in a run that is resumed: the LR is left as it is."""
     bench = Bench(AdaptiveLR(warmup_steps=60), answer=False)
-    bench.control(source="policy", actor="AdaptiveLR", reason=BEGINS, status="rejected", after=[])
+    bench.control(status="rejected", after=[])
     bench.steps(60)
     bench.steps(20, loss=math.nan)
     assert len(bench.asked) == 1
@@ -395,9 +421,7 @@ def test_a_refused_warm_up_is_none() -> None:
 def warmed_up(**settings: Any) -> Bench:
     """Return a bench whose warm-up has begun, thirty steps ago: its factors stand at a tenth."""
     bench = Bench(AdaptiveLR(warmup_steps=60, **settings))
-    bench.control(
-        source="policy", actor="AdaptiveLR", reason=BEGINS, after=[["SGD", 0, 1.0, 0.1], ["SGD", 1, 1.0, 0.1]]
-    )
+    bench.control(command_id="command-1", after=[["SGD", 0, 1.0, 0.1], ["SGD", 1, 1.0, 0.1]])
     bench.factors = {0: 0.1, 1: 0.1}
     bench.steps(30)
     return bench
@@ -408,7 +432,7 @@ def test_trouble_in_the_warm_up_is_the_new_ceiling() -> None:
     bench = warmed_up(recover_steps=100, allow_increase=True)
     bench.steps(1, loss=math.nan)
     (ask,) = bench.asked[1:]
-    assert ask == Ask("set", pytest.approx(0.01), ("SGD",), "loss is not finite at factor 0.1")
+    assert ask == Request("set", pytest.approx(0.01), ("SGD",), "loss is not finite at factor 0.1")
     bench.factors = dict.fromkeys((0, 1), ask.factor or 1.0)
     bench.steps(2000)
     assert len(bench.asked) == 2
@@ -417,7 +441,7 @@ def test_trouble_in_the_warm_up_is_the_new_ceiling() -> None:
 def test_the_warm_up_of_some_groups_names_them() -> None:
     """The others are not touched, in the second optimizer neither."""
     bench = Bench(AdaptiveLR(warmup_steps=60, groups=1))
-    bench.control(source="policy", actor="AdaptiveLR", reason=BEGINS, after=[["SGD", 1, 1.0, 0.1]])
+    bench.control(command_id="command-1", after=[["SGD", 1, 1.0, 0.1]])
     bench.factors[1] = 0.1
     bench.steps(30)
     bench.steps(1, loss=math.nan)
@@ -457,6 +481,29 @@ def test_what_somebody_else_has_changed_is_cooled_down_from(policy: Any, source:
     bench.steps(49)
     assert bench.asked == []
     bench.steps(1)
+    assert len(bench.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "policy", [ReduceLROn("spike", cooldown_steps=50), AdaptiveLR(cooldown_steps=50, warmup_steps=0)]
+)
+def test_another_policy_of_the_same_class_is_somebody_else(policy: Any) -> None:
+    """Two policies of a class may be at work in a run: each knows its own commands by their ids."""
+    bench = Bench(policy)
+    bench.steps(100)
+    name = type(policy).__name__
+    bench.control(source="policy", actor=name, action="reduce", after=[["SGD", 0, 0.5, 0.05], ["SGD", 1, 0.5, 0.05]])
+    bench.begin("spike")
+    assert bench.asked == []
+
+
+def test_a_command_with_the_reason_of_a_warm_up_begins_none() -> None:
+    """The warm-up begins with the policy's own command: what somebody else says in its words is a change like any."""
+    bench = Bench(AdaptiveLR(warmup_steps=60))
+    words = {"source": "policy", "actor": "AdaptiveLR", "reason": bench.asked[0].reason}
+    bench.control(**words, after=[["SGD", 0, 1.0, 0.1], ["SGD", 1, 1.0, 0.1]])
+    bench.steps(30)
+    bench.steps(1, loss=math.nan)
     assert len(bench.asked) == 1
 
 

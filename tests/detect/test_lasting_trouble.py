@@ -57,6 +57,14 @@ def test_a_rise_no_higher_than_the_noise_of_one_record_is_seen_in_blocks() -> No
     assert [event.kind for event in events_of(DivergenceDetector(), steps(losses))] == ["divergence"]
 
 
+def test_a_block_that_has_been_watched_is_not_watched_again() -> None:
+    """A rise seen in blocks that came back and comes again, while the blocks still count it, is no divergence."""
+    source = random.Random(4)
+    high = [*range(200, 280), *range(300, 440)]
+    losses = [2.0 + source.gauss(0, 0.1) + (0.2 if index in high else 0.0) for index in range(600)]
+    assert events_of(DivergenceDetector(), steps(losses)) == []
+
+
 def test_a_raised_learning_rate_lifts_a_healthy_loss_without_a_divergence() -> None:
     """A warm restart brings the loss to where that rate can keep it: part of the progress, and announced by the LR."""
     losses = raised(learning(1000), 500, 300, 0.3)

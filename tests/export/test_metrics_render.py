@@ -8,8 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from monitor._records import Snapshot
 from monitor.export import CATALOGUE, Exporter
-
-from .full_snapshot import make_optimizer, make_run, make_snapshot
+from tests.export.full_snapshot import make_optimizer, make_run, make_snapshot
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 PROMETHEUS_3 = (

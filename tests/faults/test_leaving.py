@@ -125,6 +125,23 @@ def test_the_end_is_told_and_all_is_taken_out(error: BaseException | None, state
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+def test_a_later_excepthook_of_somebody_else_stays(tmp_path: Path) -> None:
+    """A hook for threads that the program has set while the run was open is in force after it, and works."""
+    original = threading.excepthook
+    optimizer = Subclass(make_model().parameters(), lr=0.1)
+    heard: list[str] = []
+    try:
+        with watch(optimizer, tmp_path):
+            assert threading.excepthook is not original
+            threading.excepthook = lambda args: heard.append(str(args.exc_value))
+        thread = threading.Thread(target=leave_by, args=(ValueError("boom"),))
+        thread.start()
+        thread.join()
+        assert heard == ["boom"]
+    finally:
+        threading.excepthook = original
+
+
 def test_stop_raises_at_the_boundary_and_ends_as_interrupted(tmp_path: Path) -> None:
     """With stop_raises a stop leaves the loop by StopTraining, before the update."""
     model = make_model()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from monitor.export import CATALOGUE
+from monitor.export._promql import metric_of
 from monitor.grafana import render_files
-from monitor.grafana._queries import metric_of, select
+from monitor.grafana._queries import select
 from tests.grafana.reading import FILES, FOLDER, expressions, load, panels, selectors
 
 DASHBOARDS = [pytest.param(load(path), id=path.stem) for path in FILES]

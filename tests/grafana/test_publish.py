@@ -55,6 +55,19 @@ def test_all_dashboards_are_published(grafana: Grafana) -> None:
     assert (done.datasource, done.is_healthy) == ("Prometheus", True)
 
 
+@pytest.mark.parametrize(("default", "chosen"), [("second", "second"), ("loki", "first")])
+def test_the_default_data_source_is_taken(grafana: Grafana, default: str, chosen: str) -> None:
+    """Of several Prometheus it is Grafana's default one, else the first."""
+    kinds = {"loki": "loki", "first": "prometheus", "second": "prometheus"}
+    grafana.sources = [
+        {"id": i, "uid": uid, "name": uid.title(), "type": kind, "isDefault": uid == default}
+        for i, (uid, kind) in enumerate(kinds.items(), 1)
+    ]
+    assert publish(grafana.url, token=TOKEN).datasource == chosen.title()
+    presets = {d["dashboard"]["templating"]["list"][0]["current"]["value"] for d in grafana.dashboards.values()}
+    assert presets == {chosen}
+
+
 def test_publishing_again_changes_nothing_else(grafana: Grafana) -> None:
     """A second time finds the folder and replaces the dashboards."""
     grafana.folders["own"] = "Training"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from monitor.probe._ledger import LEDGERS, current
+from monitor.probe._ledger import LEDGERS, MAX_UNSCALED, current
 
 
 def model(seed: int = 0) -> nn.Linear:
@@ -87,6 +87,22 @@ def test_several_scalars_in_one_backward_add_up(watch) -> None:
     torch.autograd.backward([a, b])
     opt.step()
     assert watched.last().loss == pytest.approx(a.item() + b.item())
+
+
+def test_losses_that_a_scaler_has_scaled_are_bounded(watch) -> None:
+    """A program that scales losses, keeps them and makes no step fills no memory of ours; the next loss is exact."""
+    net = model()
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    watched = watch(opt)
+    scaler = torch.amp.GradScaler("cpu", init_scale=3.0)
+    kept = [scaler.scale(loss_of(net).detach()) for _ in range(3 * MAX_UNSCALED)]
+    assert len(kept) == 3 * MAX_UNSCALED  # alive, so that no id stands for two of them
+    assert 0 < len(current().unscaled) <= MAX_UNSCALED
+    loss = loss_of(net)
+    scaler.scale(loss).backward()
+    scaler.step(opt)
+    scaler.update()
+    assert watched.last().loss == loss.item()
 
 
 def test_what_zero_grad_cleared_is_not_part_of_the_loss(watch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pytest
 from monitor._records import Clip, Event, ParamGroup, RunInfo, Sample, Step
 from monitor.recorder import Recorder
 from monitor.recorder._history import SIZE, SeriesHistory, columns
+from monitor.recorder._rounds import Rounds
 
 RUN = RunInfo("run-000000", "run", 0.0)
 
@@ -36,7 +38,7 @@ def step(number: int, loss: float | None = 1.0, **changes) -> Step:
 
 
 def recorder(source: Source, **settings) -> Recorder:
-    settings.setdefault("on_error", lambda room, error: pytest.fail(f"{room}: {error!r}"))
+    settings.setdefault("on_error", lambda error: pytest.fail(repr(error)))
     return Recorder(source, RUN, {"sgd": "SGD"}, clock=lambda: 1000.0, counter=lambda: 0.0, **settings)
 
 
@@ -99,6 +101,24 @@ def test_the_smoothed_loss_is_unbiased_from_the_first_step() -> None:
     assert rec.snapshot.optimizers[0].loss_ema == pytest.approx(5.0)
 
 
+def test_the_best_smoothed_loss_names_its_step() -> None:
+    """The lowest smoothed loss so far and the step that reached it stay while the loss is higher."""
+    losses = [3.0, 2.0, 1.0, 5.0, math.nan, 4.0]
+    steps = [step(i, loss, global_step=100 + i) for i, loss in enumerate(losses, 1)]
+    at_best, last = digest(steps[:3]).snapshot.optimizers[0], digest(steps).snapshot.optimizers[0]
+    assert (at_best.loss_best, at_best.loss_best_step) == (at_best.loss_ema, 103)
+    assert (last.loss_best, last.loss_best_step) == (at_best.loss_ema, 103)
+    assert last.loss_ema is not None
+    assert last.loss_ema > at_best.loss_ema
+
+
+def test_the_factors_of_several_clips_multiply() -> None:
+    """Gradients that are clipped twice within a step were multiplied by both factors."""
+    clips = (Clip("norm", 1.0, True, 0.5), Clip("value", 0.1, True), Clip("norm", 0.5, True, 0.25))
+    view = digest([step(1, clips=clips)]).snapshot.optimizers[0]
+    assert (view.clip_factor, view.clip_threshold) == (0.125, 0.5)
+
+
 def test_clips_and_skips_are_counted_by_step() -> None:
     """Two clips of a kind within one step count once; a skipped step counts as skipped and not as a step."""
     clips = (Clip("norm", 1.0, True, 0.5), Clip("norm", 1.0, False, 1.0), Clip("value", 0.1, False))
@@ -137,7 +157,7 @@ def test_samples_tokens_metrics_and_validation() -> None:
         *[Sample("metric", f"m{i}", float(i), 2, 3.0) for i in range(80)],
         Sample("metric", "m3", 33.0, 2, 4.0),
     ]
-    snapshot = digest(records, on_error=lambda *e: errors.append(e)).snapshot
+    snapshot = digest(records, on_error=errors.append).snapshot
     assert snapshot.samples_total == 64.0
     assert snapshot.samples_per_second == 16.0
     assert snapshot.tokens_total is None
@@ -194,8 +214,8 @@ def test_a_record_that_cannot_be_digested_costs_only_itself() -> None:
             raise RuntimeError("detector broke")
         return []
 
-    rec = digest([step(1), step(2), step(3)], detect=detect, on_error=lambda room, e: errors.append((room, str(e))))
-    assert errors == [("recorder", "detector broke")]
+    rec = digest([step(1), step(2), step(3)], detect=detect, on_error=errors.append)
+    assert [str(error) for error in errors] == ["detector broke"]
     assert rec.snapshot.optimizers[0].steps == 3
 
 
@@ -225,6 +245,20 @@ def test_history_increments_are_complete_and_fine() -> None:
     assert history.points(5_000, 100) == []
     assert history.time_of(4_990) == 100.0 + 4_990
     assert history.time_of(0) == 0.0
+
+
+def test_a_cursor_older_than_the_ring_is_answered_whole() -> None:
+    """What the ring has dropped comes in coarser points: none is missing, and the first begins at the cursor."""
+    history = SeriesHistory()
+    for i in range(1, 5_001):
+        history.add(step(i, float(i)), None, i, 0.0)
+    found = columns(history.points(1_000, 10_000))
+    starts = [last - count for last, count in zip(found["step"], found["count"], strict=True)]
+    stride = max(found["count"])
+    assert stride < 8
+    assert 1_000 - stride < starts[0] <= 1_000
+    assert [*starts[1:], 5_000] == found["step"]
+    assert 1_100.0 - stride < history.time_of(1_000) <= 1_100.0
 
 
 def test_each_optimizer_of_unequal_pace_is_read_to_its_end() -> None:
@@ -274,7 +308,7 @@ class Clocks:
         return out
 
     def recorder(self, **settings) -> Recorder:
-        settings.setdefault("on_error", lambda room, error: pytest.fail(f"{room}: {error!r}"))
+        settings.setdefault("on_error", lambda error: pytest.fail(repr(error)))
         return Recorder(self, RUN, {"sgd": "SGD"}, clock=lambda: self.wall, counter=lambda: self.counter, **settings)
 
 
@@ -331,7 +365,7 @@ def test_the_overhead_is_that_of_all_optimizers() -> None:
     """Of 80 optimizers that step in turn, the hooks of all count against the time of one turn."""
     keys = {f"o{i}": "SGD" for i in range(80)}
     source = Source()
-    rec = Recorder(source, RUN, keys, window=4, on_error=lambda room, error: pytest.fail(f"{room}: {error!r}"))
+    rec = Recorder(source, RUN, keys, window=4, on_error=lambda error: pytest.fail(repr(error)))
     source.records = [
         step(turn, optimizer=key, duration=None if turn == 1 else 0.1, hook_seconds=0.0005)
         for turn in range(1, 11)
@@ -395,7 +429,7 @@ def test_the_recorder_lets_the_training_thread_go_on_while_it_digests() -> None:
         source,
         RUN,
         {"sgd": "SGD"},
-        on_error=lambda room, error: pytest.fail(f"{room}: {error!r}"),
+        on_error=lambda error: pytest.fail(repr(error)),
         clock=lambda: 1000.0,
         counter=lambda: next(ticks) * 0.00015,
         rest=rests.append,
@@ -419,6 +453,32 @@ def test_flush_waits_for_what_was_recorded() -> None:
     rec.stop()
     source.last_sequence = 5
     assert not rec.flush(0.01)
+
+
+def test_flush_waits_for_a_round_that_begins_after_it() -> None:
+    """The round under way may be past what was recorded: the next one is waited for, and digests what is held."""
+    ended: list[bool] = []
+    may_end = [threading.Event() for _ in range(3)]
+    asked = itertools.count(-1)  # the clock is read once for the deadline, then once before each wait
+
+    def make_round(releases_held: bool) -> None:
+        may_end[min(len(ended), 2)].wait(60)
+        ended.append(releases_held)
+
+    def counter() -> float:
+        number = next(asked)
+        if 0 <= number < 2:
+            may_end[number].set()
+        return 0.0
+
+    seen: list[int] = []
+    rounds = Rounds(make_round, 0.0, counter)
+    rounds.start()
+    assert rounds.wait(lambda: not seen.append(len(ended)), 60)
+    may_end[2].set()
+    rounds.stop(60)
+    assert seen == [2]
+    assert ended[:2] == [False, True]
 
 
 def test_what_is_left_on_the_tape_at_the_end_is_digested() -> None:

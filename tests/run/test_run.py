@@ -388,3 +388,15 @@ def test_what_cannot_be_captured_is_an_event_and_one_line(caplog: pytest.LogCapt
     lines = [record.getMessage() for record in caplog.records]
     assert [line for line in lines if "no loss is known for SGD since step" in line] == [events[0].message]
     assert [line for line in lines if "keep coming" in line] == ["backward passes keep coming without a step"]
+
+
+def test_the_state_of_a_disabled_run_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint of a session under MONITOR_DISABLED=1 is loaded by a later one without it."""
+    net, opt = make()
+    monkeypatch.setenv("MONITOR_DISABLED", "1")
+    saved = monitor.attach(opt).state_dict()
+    monkeypatch.delenv("MONITOR_DISABLED")
+    with quick(opt) as run:
+        train(net, opt, 2)
+        run.load_state_dict(saved)
+        assert run.step == 2

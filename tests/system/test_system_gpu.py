@@ -9,8 +9,7 @@ import pynvml
 import pytest
 
 from monitor.system import GpuReader
-
-from .fake_nvml import FakeCard, FakeInstance, FakeNvml, FakeProcess
+from tests.system.fake_nvml import FakeCard, FakeInstance, FakeNvml, FakeProcess
 
 A = "GPU-aa11aa11-0000-0000-0000-000000000000"
 B = "GPU-bb11bb11-0000-0000-0000-000000000000"

@@ -9,8 +9,7 @@ import pytest
 
 from monitor._records import Collection, GpuReading, HostReading, SystemReading
 from monitor.system import GpuReader, GpuRound, HostReader, SystemHistory, SystemSampler
-
-from .fake_nvml import FakeCard, FakeNvml
+from tests.system.fake_nvml import FakeCard, FakeNvml
 
 A = "GPU-aa11aa11-0000-0000-0000-000000000000"
 HOST = HostReading(0.5, 10.0, 100.0, 5.0, 1.0)
@@ -81,9 +80,7 @@ def make_gpu(index=0, power=500.0):
 
 def make_sampler(host=None, gpu=None, errors=None, **arguments):
     errors = [] if errors is None else errors
-    return SystemSampler(
-        2.0, host or FakeHost(HOST), gpu, lambda room, error: errors.append((room, error)), **arguments
-    )
+    return SystemSampler(2.0, host or FakeHost(HOST), gpu, errors.append, **arguments)
 
 
 def test_a_round_holds_host_gpus_and_how_it_went():
@@ -119,7 +116,7 @@ def test_a_failing_host_leaves_the_gpus():
         "OSError: no /proc",
     )
     assert reading.collections["gpu"].is_success
-    assert [(room, str(error)) for room, error in errors] == [("system", "no /proc")]
+    assert [str(error) for error in errors] == ["no /proc"]
     assert sampler.sample().collections["host"].is_success
     assert len(errors) == 1
 
@@ -129,7 +126,7 @@ def test_a_failing_gpu_reader_leaves_the_host():
     errors = []
     reading = make_sampler(gpu=FakeGpu(RuntimeError("strange")), errors=errors).sample()
     assert (reading.host, reading.gpus, reading.collections["gpu"].is_success) == (HOST, (), False)
-    assert [room for room, _ in errors] == ["system"]
+    assert [str(error) for error in errors] == ["strange"]
 
 
 def test_a_lost_card_marks_the_round_and_the_others_are_shown():
@@ -145,7 +142,7 @@ def test_a_lost_card_marks_the_round_and_the_others_are_shown():
         assert [g.index for g in reading.gpus] == [1]
         assert reading.collections["gpu"].is_success is False
         assert reading.collections["gpu"].message == f"GPU 0 ({A}): GPU is lost"
-    assert [str(error) for _, error in errors] == [f"GPU 0 ({A}): GPU is lost"] * 2
+    assert [str(error) for error in errors] == [f"GPU 0 ({A}): GPU is lost"] * 2
 
 
 def test_the_duration_of_each_collector_is_measured():
@@ -163,8 +160,8 @@ def test_the_duration_of_each_collector_is_measured():
 def test_a_failing_report_is_contained(caplog):
     """Even a report of a failure that fails does not end the sampler."""
 
-    def refuse(room, error):
-        raise RuntimeError("no more room")
+    def refuse(error):
+        raise RuntimeError("no more space")
 
     sampler = SystemSampler(2.0, FakeHost(OSError("x"), HOST), None, refuse)
     assert sampler.sample().collections["host"].is_success is False
@@ -205,13 +202,13 @@ def test_the_thread_goes_on_after_a_failed_round():
         0.001,
         FakeHost(HOST),
         None,
-        lambda room, error: errors.append((room, str(error))),
+        errors.append,
         history=BrokenHistory(),
     )
     sampler.start()
     assert second.wait(LONG)
     assert sampler.stop(LONG)
-    assert errors == [("system", "history is broken")]
+    assert [str(error) for error in errors] == ["history is broken"]
 
 
 def test_a_hung_driver_does_not_hang_the_end():

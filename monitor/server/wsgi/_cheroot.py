@@ -26,7 +26,7 @@ from cheroot.wsgi import Server
 from monitor.server.wsgi._connection import Connection, raw_problem
 from monitor.server.wsgi._problem import document
 
-_log = logging.getLogger("monitor.server")
+_LOG = logging.getLogger("monitor")
 NUM_THREADS = 12  # more than a few clients that hang; few enough not to crowd the training thread out
 MAX_CONNECTIONS = 128
 MAX_QUEUED = 64
@@ -168,7 +168,7 @@ class CheroServer(Server):
         error = sys.exc_info()[1]
         if level >= logging.ERROR and error is not None:
             self.on_error(error)
-        _log.log(level if level >= logging.ERROR else logging.DEBUG, "%s", msg, exc_info=traceback)
+        _LOG.log(level if level >= logging.ERROR else logging.DEBUG, "%s", msg, exc_info=traceback)
 
     def forget_statistics(self) -> None:
         """Take this server out of the table that cheroot keeps in the logging module for good."""

@@ -16,7 +16,7 @@ from cheroot.server import HTTPConnection, HTTPRequest
 
 from monitor.server.wsgi._problem import CONTENT_TYPE, document
 
-_log = logging.getLogger("monitor.server")
+_LOG = logging.getLogger("monitor")
 HEAD_SECONDS = 3.0  # for a handshake and a whole head, however slowly it trickles in
 CROWDED_HEAD_SECONDS = 0.5  # while other connections wait for a thread: who has something to say says it at once
 BODY_SECONDS = 5.0  # for the body after the head
@@ -199,7 +199,7 @@ class Connection(HTTPConnection):
             self.limit_next_wait()
             self.socket.do_handshake()
         except ssl.SSLError as error:
-            _log.debug("TLS handshake with %s failed: %s", self.remote_addr, error)
+            _LOG.debug("TLS handshake with %s failed: %s", self.remote_addr, error)
             if error.reason == "HTTP_REQUEST":
                 body = document(400, "This port speaks HTTPS only; use https:// in the URL.")
                 with contextlib.suppress(OSError):

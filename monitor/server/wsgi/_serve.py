@@ -19,7 +19,7 @@ from monitor.server.wsgi._connection import TlsAdapter
 
 FIRST_PORT = 9477
 LAST_PORT = 9577
-_log = logging.getLogger("monitor.server")
+_LOG = logging.getLogger("monitor")
 _live: weakref.WeakSet[HttpServer] = weakref.WeakSet()
 
 
@@ -64,7 +64,7 @@ class HttpServer:
         self.port: int = self._server.bind_addr[1]
         _live.add(self)
         if context is None and not is_loopback(self._host):
-            _log.warning("Serving on %s without TLS: the token travels in clear. Give certfile and keyfile.", self.url)
+            _LOG.warning("Serving on %s without TLS: the token travels in clear. Give certfile and keyfile.", self.url)
 
     @property
     def url(self) -> str:
@@ -105,14 +105,14 @@ class HttpServer:
         try:
             self._server.serve()
         except BaseException as error:  # noqa: BLE001 - a thread of ours ends quietly; the run goes on without HTTP
-            _log.exception("The HTTP server ended; the run goes on without it")
+            _LOG.exception("The HTTP server ended; the run goes on without it")
             self._on_error(error)
 
     def _end(self) -> None:
         try:
             self._server.stop()
         except Exception as error:  # noqa: BLE001 - as above
-            _log.exception("The HTTP server did not end cleanly")
+            _LOG.exception("The HTTP server did not end cleanly")
             self._on_error(error)
         finally:
             self._server.forget_statistics()

@@ -1,7 +1,8 @@
-"""Make docs/settings.md from monitor/_settings.py: ``python docs/make_settings.py > docs/settings.md``."""
+"""Make docs/settings.md and docs/metrics.md from the code: ``python docs/make_pages.py``; ``--check`` only compares."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from monitor._settings import Settings, variable_of
+from monitor.export import render_docs
 
 HEAD = """\
 # Settings
 
-<!-- Made by `python docs/make_settings.py` from monitor/_settings.py; a test compares the two. -->
+<!-- Made by `python docs/make_pages.py` from monitor/_settings.py; a test compares the two. -->
 
 Each is an argument of `monitor.attach`, by name, and an environment variable. The argument beats the variable, the
 variable beats the default. A value that cannot be is refused by `attach`, with the value and the cure.
@@ -29,7 +31,8 @@ look for; `on_event` and `on_checkpoint`, functions to call.
 """
 
 
-def page() -> str:
+def render_settings() -> str:
+    """Return the page of the settings."""
     rows = []
     for field in dataclasses.fields(Settings):
         default = "" if field.default is None else f"`{field.default!r}`"
@@ -38,5 +41,21 @@ def page() -> str:
     return HEAD + "".join(rows) + TAIL
 
 
+PAGES = {"settings.md": render_settings, "metrics.md": render_docs}
+
+
+def main() -> None:
+    """Write the pages, or exit with the names of those that are not what the code makes of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
+    is_check = parser.parse_args().check
+    folder = Path(__file__).parent
+    stale = {name: text for name, make in PAGES.items() if (folder / name).read_text("utf-8") != (text := make())}
+    if is_check and stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run: python docs/make_pages.py")
+    for name, text in stale.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(page(), end="")
+    main()
