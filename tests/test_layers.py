@@ -94,6 +94,7 @@ OUTSIDE: dict[str, set[str]] = {
     "pynvml": {"system"},
     "flask": {"server"},
     "werkzeug": {"server"},
+    "itsdangerous": {"server"},
     "cheroot": {"server.wsgi"},
     "plotly": {"server"},
     "platformdirs": {"store"},
