@@ -14,7 +14,7 @@ import pytest
 from tests.requirements import need_module
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 BLOCKS = [
@@ -82,6 +82,27 @@ def test_links_lead_somewhere(page: Path) -> None:
     """A link to a file of the repository names one that is there."""
     found = LINK.findall(page.read_text(encoding="utf-8"))
     assert [link for link in found if not (page.parent / link).exists()] == []
+
+
+def test_paths_that_maintainers_read_exist() -> None:
+    """A file of the repository that the pages for maintainers name is there, and so is a test that they name in it."""
+    pages = ("CONTRIBUTING.md", "docs/architecture.md")
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
+    named = re.findall(r"`((?:tests|monitor|docs|benchmarks|\.ci|\.github)/[\w./-]+)(?:::(\w+))?`", text)
+    assert len(named) >= 40
+    lost = [f"{path}::{test}" for path, test in named if not (ROOT / path).exists()]
+    lost += [
+        f"{path}::{test}"
+        for path, test in named
+        if test and (ROOT / path).exists() and f"def {test}(" not in (ROOT / path).read_text(encoding="utf-8")
+    ]
+    assert lost == []
+
+
+def test_the_workflow_runs_what_a_change_must_pass() -> None:
+    """Continuous integration has no steps of its own beside .ci/run."""
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert re.findall(r"- run: (.+)", workflow) == [".ci/run"]
 
 
 def test_examples_for_the_demo_name_its_groups() -> None:

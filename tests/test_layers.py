@@ -95,6 +95,7 @@ OUTSIDE: dict[str, set[str]] = {
     "pynvml": {"system"},
     "flask": {"server"},
     "werkzeug": {"server"},
+    "itsdangerous": {"server"},
     "cheroot": {"server.wsgi"},
     "plotly": {"server"},
     "platformdirs": {"store"},
@@ -208,3 +209,11 @@ def test_the_wheel_holds_every_module() -> None:
     assert build["package-dir"]["monitor._examples"] == "examples"
     examples = {f"monitor._examples.{path.stem}" for path in (ROOT / "examples").glob("*.py")}
     assert set(build["py-modules"]) == examples
+
+
+def test_the_wheel_holds_every_file_that_is_no_module() -> None:
+    """The page, the description of the API and the configuration of the servers come along."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    shipped = {path for pattern in build["package-data"]["monitor"] for path in PACKAGE.glob(pattern)}
+    others = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert others - shipped == set()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
+from monitor import attach
 from monitor._settings import Settings, is_disabled, resolve, variable_of
 
 TOKEN = "0123456789abcdef"
@@ -100,3 +103,30 @@ def test_every_setting_has_a_variable_and_a_description() -> None:
 def test_disabled(text: str, expected: bool) -> None:
     """MONITOR_DISABLED=1 turns everything off."""
     assert is_disabled({"MONITOR_DISABLED": text}) is expected
+
+
+def test_attach_takes_each_setting_by_name() -> None:
+    """Names and order are those of Settings; None, the default of each, leaves it to the environment."""
+    taken = list(inspect.signature(attach).parameters.values())
+    first = [parameter.name for parameter in taken].index("name")
+    settings, unknown = taken[first:-1], taken[-1]
+    assert [parameter.name for parameter in settings] == [f.name for f in fields(Settings)]
+    assert {(parameter.kind, parameter.default) for parameter in settings} == {(inspect.Parameter.KEYWORD_ONLY, None)}
+    assert unknown.kind is inspect.Parameter.VAR_KEYWORD
+
+
+def test_attach_takes_the_types_of_the_settings() -> None:
+    """Each is typed as its field, or None; hosts may also be a list."""
+    taken, own = get_type_hints(attach), get_type_hints(Settings)
+    differing = {f.name for f in fields(Settings) if taken[f.name] != own[f.name] | None}
+    assert differing == {"hosts"}
+
+
+def test_the_docstring_of_attach_describes_each_setting() -> None:
+    """Editors show the meaning and the default of each as Settings has them."""
+    described = re.sub(r"\s+", " ", attach.__doc__ or "")
+    expected = {
+        f.name: f"{f.name}: {f.metadata['doc']}" + ("" if f.default is None else f" Default: {f.default!r}.")
+        for f in fields(Settings)
+    }
+    assert [text for text in expected.values() if f" {text} " not in described] == []

@@ -5,6 +5,17 @@ from __future__ import annotations
 from monitor.alerts._files import RUNBOOK, render_files
 from monitor.alerts._groups import GROUPS
 from monitor.alerts._rule import Alert, Group, Recording, alerts
-from monitor.alerts._servers import server_files
+from monitor.alerts._servers import COMPOSE, on_this_machine, server_files
 
-__all__ = ["GROUPS", "RUNBOOK", "Alert", "Group", "Recording", "alerts", "render_files", "server_files"]
+__all__ = [
+    "COMPOSE",
+    "GROUPS",
+    "RUNBOOK",
+    "Alert",
+    "Group",
+    "Recording",
+    "alerts",
+    "on_this_machine",
+    "render_files",
+    "server_files",
+]

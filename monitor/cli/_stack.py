@@ -1,4 +1,4 @@
-"""The files of the servers beside a run, as docker-compose.yml mounts them, and how they are put into a folder.
+"""The files of the servers beside a run, for its containers or for this machine, and how they are put into a folder.
 
 ::
 
@@ -22,10 +22,7 @@ from monitor import alerts, grafana
 from monitor.alerts import RUNBOOK
 from monitor.store import runs_directory
 
-__all__ = ["RUNBOOK", "Exported", "export", "localize", "render_files", "runs_directory"]
-
-
-_HEAD = "as docker-compose.yml mounts it; without containers: `monitor dashboards export --local`."
+__all__ = ["RUNBOOK", "Exported", "export", "render_files", "runs_directory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,58 +33,34 @@ class Exported:
     kept: tuple[Path, ...]
 
 
-def render_files(runbook: str = RUNBOOK) -> Mapping[str, str]:
-    """Return every file: relative path to content. ``runbook`` is the address of docs/alerts.md for your readers.
+def render_files(runbook: str = RUNBOOK, local: tuple[Path, Path] | None = None) -> Mapping[str, str]:
+    """Return every file: relative path to content.
+
+    Args:
+        runbook: the address of docs/alerts.md for your readers.
+        local: the folder of these files and that of the runs, for servers on this machine without containers: they
+            find each other and the runs on 127.0.0.1, the targets in the folder of the runs, the dashboards and
+            Alertmanager's token in that of the files; default: for the containers of docker-compose.yml.
 
     >>> "prometheus/rules/alerts.yml" in render_files()
     True
     """
+    if local is None:
+        shown, configured = grafana.render_files(), alerts.server_files()
+    else:
+        directory, runs = local
+        places = alerts.on_this_machine(_quoted(runs / "targets" / "*.json"), _quoted(directory / "run_token"))
+        shown, configured = grafana.render_files(_quoted(directory / "grafana")), alerts.server_files(places)
     return {
-        **{f"grafana/{name}": text for name, text in grafana.render_files().items()},
+        **{f"grafana/{name}": text for name, text in shown.items()},
         **{f"prometheus/rules/{name}": text for name, text in alerts.render_files(runbook).items()},
-        **alerts.server_files(),
+        **configured,
     }
 
 
-def localize(files: Mapping[str, str], directory: Path, runs: Path) -> Mapping[str, str]:
-    """Return the files for servers that run on this machine without containers.
-
-    They find each other and the runs on 127.0.0.1, the targets in the folder of the runs, ``runs``, the dashboards and
-    Alertmanager's token in ``directory``.
-    """
-    targets, dashboards, token = (
-        json.dumps(str(path)) for path in (runs / "targets" / "*.json", directory / "grafana", directory / "run_token")
-    )
-    prometheus, relabelled = "prometheus/prometheus.yml", "      # The address that the run's owner knows"
-    authorized, kept = "    # Needed for runs that are not", "    # A run names itself"
-    swaps = {
-        prometheus: [
-            ('["alertmanager:9093"]', '["127.0.0.1:9093"]'),
-            ('["targets/*.json", "train/targets/*.json"]', f"[{targets}]"),
-            (_between(files[prometheus], authorized, kept), ""),
-            (_between(files[prometheus], relabelled, None), ""),
-        ],
-        "alertmanager/alertmanager.yml": [
-            ("http://host.docker.internal:9477/", "http://127.0.0.1:9477/"),
-            ("/run/secrets/monitor_token", token),
-        ],
-        "grafana/provisioning/datasources/prometheus.yml": [
-            (" $PROMETHEUS_URL is set where Grafana runs.", ""),
-            ("url: $PROMETHEUS_URL", "url: http://127.0.0.1:9090"),
-        ],
-        "grafana/provisioning/dashboards/training.yml": [("/var/lib/training-monitor/dashboards", dashboards)],
-    }
-    changed = dict(files)
-    for name, pairs in swaps.items():
-        for old, new in (*pairs, (_HEAD, "without containers, by `monitor dashboards export --local`.")):
-            changed[name] = changed[name].replace(old, new)
-    return changed
-
-
-def _between(text: str, start: str, end: str | None) -> str:
-    """Return the part of ``text`` from ``start`` up to ``end``, both of which are there."""
-    first = text.index(start)
-    return text[first : text.index(end, first) if end else None]
+def _quoted(path: Path) -> str:
+    """Return a path as YAML: a JSON string is one, whatever is in it."""
+    return json.dumps(str(path))
 
 
 def export(
@@ -118,9 +91,9 @@ def export(
         >>> done.written[0], done.kept
         (PosixPath('training/alertmanager/alertmanager.yml'), ())
     """
-    target, files = Path(directory), render_files(runbook)
-    if local_runs is not None:
-        files = localize(files, target.absolute(), Path(local_runs).absolute())
+    target = Path(directory)
+    local = None if local_runs is None else (target.absolute(), Path(local_runs).absolute())
+    files = render_files(runbook, local)
     kept = () if overwrite else tuple(name for name, text in files.items() if _is_changed(target / name, text))
     written = {name: text for name, text in files.items() if name not in kept}
     _write_all(target, written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from string import Template
 
 from monitor.grafana._compare import compare
 from monitor.grafana._dashboard import Dashboard
@@ -15,36 +16,37 @@ FOLDER = "Training"
 FOLDER_UID = "training-monitor"
 DATASOURCE_UID = "training-monitor-prometheus"
 SCRAPE_INTERVAL = "15s"
+_CONTAINER_PATH = "/var/lib/training-monitor/dashboards"
 
-_DATASOURCE = f"""\
-# Made by `monitor dashboards export`. $PROMETHEUS_URL is set where Grafana runs.
+_DATASOURCE = Template("""\
+# Made by `monitor dashboards export`.$note
 apiVersion: 1
 datasources:
   - name: Prometheus
-    uid: {DATASOURCE_UID}
+    uid: $uid
     type: prometheus
     access: proxy
-    url: $PROMETHEUS_URL
+    url: $url
     isDefault: true
     editable: false
     jsonData:
       httpMethod: POST
-      timeInterval: {SCRAPE_INTERVAL}  # the scrape interval: $__rate_interval is four of them
-"""
-_PROVIDER = f"""\
+      timeInterval: $interval  # the scrape interval: $$__rate_interval is four of them
+""")
+_PROVIDER = Template("""\
 # Made by `monitor dashboards export`.
 apiVersion: 1
 providers:
   - name: training-monitor
-    folder: {FOLDER}
-    folderUid: {FOLDER_UID}
+    folder: $folder
+    folderUid: $folder_uid
     type: file
     disableDeletion: true
     allowUiUpdates: false
     updateIntervalSeconds: 30
     options:
-      path: /var/lib/training-monitor/dashboards
-"""
+      path: $path
+""")
 
 
 def dashboards() -> tuple[Dashboard, ...]:
@@ -52,17 +54,25 @@ def dashboards() -> tuple[Dashboard, ...]:
     return overview(), run(), compare(), hardware()
 
 
-def render_files() -> Mapping[str, str]:
+def render_files(local_path: str | None = None) -> Mapping[str, str]:
     """Return what belongs into the folder ``dashboards/grafana``: relative path to content.
+
+    Args:
+        local_path: the folder of the dashboards, a quoted YAML string, for a Grafana on this machine without
+            containers; default: for that of docker-compose.yml.
 
     >>> sorted(render_files())[0]
     'compare.json'
     """
     shown = {f"{each.uid.removeprefix('training-monitor-')}.json": _to_json(each) for each in dashboards()}
+    note, url, path = " $PROMETHEUS_URL is set where Grafana runs.", "$PROMETHEUS_URL", _CONTAINER_PATH
+    if local_path is not None:
+        note, url, path = "", "http://127.0.0.1:9090", local_path
+    datasource = _DATASOURCE.substitute(note=note, uid=DATASOURCE_UID, url=url, interval=SCRAPE_INTERVAL)
     return {
         **shown,
-        "provisioning/datasources/prometheus.yml": _DATASOURCE,
-        "provisioning/dashboards/training.yml": _PROVIDER,
+        "provisioning/datasources/prometheus.yml": datasource,
+        "provisioning/dashboards/training.yml": _PROVIDER.substitute(folder=FOLDER, folder_uid=FOLDER_UID, path=path),
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -27,12 +29,38 @@ def attach(
     policies: Iterable[Policy] = (),
     on_event: Callable[[Event], Any] | None = None,
     on_checkpoint: Callable[[], Any] | None = None,
-    **settings: Any,
+    name: str | None = None,
+    total_steps: int | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    token: str | None = None,
+    read_token: str | None = None,
+    certfile: str | None = None,
+    keyfile: str | None = None,
+    client_cafile: str | None = None,
+    protect_metrics: bool | None = None,
+    hosts: Sequence[str] | None = None,
+    serve: bool | None = None,
+    directory: str | None = None,
+    gradient_norm: str | int | None = None,
+    overhead_budget: float | None = None,
+    window: int | None = None,
+    min_lr: float | None = None,
+    allow_increase: bool | None = None,
+    command_timeout: float | None = None,
+    stop_raises: bool | None = None,
+    gpu: bool | None = None,
+    system_interval: float | None = None,
+    stall_timeout: float | None = None,
+    linger: float | None = None,
+    digest_interval: float | None = None,
+    **unknown: NoReturn,
 ) -> Run:
     """Watch a training run from here on: metrics, a live page, events, learning-rate control.
 
     Nothing else in the script changes; with no command given the weights are bit-identical to a run without the
-    monitor.
+    monitor. From ``name`` on, the arguments are the settings of docs/settings.md: each has an environment variable,
+    which counts where the argument is None.
 
     Args:
         optimizer: a ``torch.optim.Optimizer``, a list of several, or a mapping of names to several. Where one holds
@@ -45,7 +73,34 @@ def attach(
             default: nothing.
         on_event: called with every :class:`monitor.Event`, on the recorder's thread.
         on_checkpoint: called without arguments at a step boundary when a checkpoint is asked for.
-        **settings: see docs/settings.md; each has an environment variable too.
+        name: Run name; default: the script's name.
+        total_steps: Planned optimizer steps, for progress and time left.
+        host: Address to bind. Anything else than loopback is seen by others. Default: '127.0.0.1'.
+        port: Port to bind; default: 9477 or the next free one.
+        token: Control token; default: made, kept 0600 in the run folder, shown once.
+        read_token: Token that may look but not change anything.
+        certfile: TLS certificate (PEM).
+        keyfile: TLS private key (PEM).
+        client_cafile: CA that client certificates must come from (PEM).
+        protect_metrics: Ask for the token at /metrics and /healthz too. Default: False.
+        hosts: Further Host headers to serve, such as a reverse proxy's; comma-separated in the environment. Default:
+            ().
+        serve: Serve HTTP at all. Default: True.
+        directory: Folder of the run folders; default: $MONITOR_DIR, else the user's data folder.
+        gradient_norm: "auto": at every step unless that would cost more than the budget; N: every N-th step; "off".
+            Default: 'auto'.
+        overhead_budget: Share of the step time that gradient_norm="auto" may use (ratio). Default: 0.01.
+        window: Steps in the trailing windows. Default: 128.
+        min_lr: Floor on the applied LR of a reduced param group. Default: 0.0.
+        allow_increase: Accept LR factors above 1. Default: False.
+        command_timeout: Seconds after which a command that no step has taken expires. Default: 600.0.
+        stop_raises: A stop raises monitor.StopTraining at the next step boundary. Default: False.
+        gpu: Read the GPUs through NVML. Default: True.
+        system_interval: Seconds between host and GPU readings. Default: 2.0.
+        stall_timeout: Seconds without a step after which a run counts as stalled, at most. Default: 600.0.
+        linger: Seconds at most to wait at the end for one more scrape, if something has scraped; 0: none. Default:
+            30.0.
+        digest_interval: Seconds between two rounds of the recorder thread. Default: 0.25.
 
     Returns:
         The open :class:`monitor.Run`: a context manager, live at once. ``close()`` or the end of the process ends it
@@ -59,20 +114,23 @@ def attach(
         >>> with monitor.attach(optimizer, scheduler):
         ...     train()
     """
+    arguments = dict(locals())
+    settings = {field.name: arguments[field.name] for field in fields(Settings)} | unknown
     if is_disabled():
         from monitor.run._disabled import DisabledRun
 
         return DisabledRun(_settings_of_disabled(settings))
     optimizers = _named(optimizer)
     _check_schedulers(scheduler, optimizers)
-    for function, name in ((on_event, "on_event"), (on_checkpoint, "on_checkpoint")):
+    for function, argument in ((on_event, "on_event"), (on_checkpoint, "on_checkpoint")):
         if function is not None and not callable(function):
-            raise TypeError(f"{name} must be callable, got {function!r}")
+            raise TypeError(f"{argument} must be callable, got {function!r}")
     if detectors is not None:
         detectors = tuple(detectors)
         DetectorSet(detectors)  # refuses what is no detector, and two of a kind
     policies = check_policies(policies)
-    resolved = resolve(_known(settings))
+    _refuse_unknown(unknown)
+    resolved = resolve(settings)
     make_visible()
     engine = Engine(
         optimizers,
@@ -81,7 +139,7 @@ def attach(
         policies=policies,
         on_event=on_event,
         on_checkpoint=on_checkpoint,
-        asks_for_gpu=bool(settings.get("gpu") or os.environ.get(variable_of("gpu"))),
+        asks_for_gpu=bool(gpu or os.environ.get(variable_of("gpu"))),
     )
     enter(engine)
     return Run(engine.open())
@@ -90,22 +148,17 @@ def attach(
 def _settings_of_disabled(settings: Mapping[str, Any]) -> Settings:
     """Return what would be in force, the defaults if that is invalid: nothing that is switched off is refused."""
     try:
-        return resolve(_known(settings))
+        return resolve(settings)
     except (TypeError, ValueError):
         return Settings()
 
 
-def _known(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    from dataclasses import fields
-    from difflib import get_close_matches
-
-    names = [f.name for f in fields(Settings)]
-    for name in settings:
-        if name not in names:
-            close = get_close_matches(name, names, 1)
-            hint = f"did you mean {close[0]!r}?" if close else "docs/settings.md lists them"
-            raise TypeError(f"attach has no setting {name!r}; {hint}")
-    return settings
+def _refuse_unknown(unknown: Iterable[str]) -> None:
+    names = [field.name for field in fields(Settings)]
+    for name in unknown:
+        close = get_close_matches(name, names, 1)
+        hint = f"did you mean {close[0]!r}?" if close else "docs/settings.md lists them"
+        raise TypeError(f"attach has no setting {name!r}; {hint}")
 
 
 def _named(optimizer: Any) -> dict[str, Optimizer]:

@@ -13,8 +13,11 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
+
+from itsdangerous import BadSignature, Signer
 
 from monitor._settings import check_token, check_tokens
 from monitor.server.wsgi import address_of, is_loopback
@@ -92,10 +95,11 @@ class Sessions:
             ("control", security.token),
             ("read", security.read_token),
         )
+        self._csrf = _signer(security.token, "csrf")
 
     def grant_of_token(self, token: str) -> Grant:
         """Return what this token allows. Every known token is compared, in constant time."""
-        offered, level = token.encode("utf-8", "surrogateescape"), "none"
+        offered, level = _bytes_of(token), "none"
         for candidate, known in self._keys:
             if known is not None and hmac.compare_digest(offered, known.encode()):
                 level = candidate
@@ -105,27 +109,25 @@ class Sessions:
         """Return the cookie of a new session for the bearer of ``token``, or None for a wrong one."""
         if self.grant_of_token(token).level == "none":
             return None
-        session = secrets.token_urlsafe(16)
-        return f"{session}.{_sign(token, 'session', session)}"
+        return _signer(token, "session").sign(secrets.token_urlsafe(16)).decode()
 
     def grant_of_cookie(self, cookie: str) -> Grant:
         """Return what the session of this cookie allows: nothing, once the token is another one."""
-        session, _, signature = cookie.partition(".")
         for level, known in self._keys:
-            if known is not None and _is_same(signature, _sign(known, "session", session)):
-                return Grant(level, session)
+            if known is not None:
+                with suppress(BadSignature):
+                    return Grant(level, _signer(known, "session").unsign(_bytes_of(cookie)).decode())
         return Grant("none")
 
     def csrf_of(self, grant: Grant) -> str | None:
         """Return what the page sends as ``X-CSRF-Token`` with a change; None where it may change nothing."""
         if grant.session is None or grant.level != "control":
             return None
-        return _sign(self._keys[0][1] or "", "csrf", grant.session)
+        return self._csrf.get_signature(grant.session).decode()
 
     def is_csrf_right(self, grant: Grant, offered: str) -> bool:
         """Tell whether the header proves that our own page sent the request."""
-        expected = self.csrf_of(grant)
-        return expected is not None and _is_same(offered, expected)
+        return self.csrf_of(grant) is not None and self._csrf.verify_signature(grant.session or "", _bytes_of(offered))
 
 
 class Failures:
@@ -214,9 +216,11 @@ def _network_of(address: str) -> str:
     return str(mapped or ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
 
 
-def _sign(key: str, purpose: str, session: str) -> str:
-    return hmac.new(key.encode(), f"{purpose}:{session}".encode(), hashlib.sha256).hexdigest()
+def _signer(token: str, purpose: str) -> Signer:
+    """Return what signs for one purpose: a signature made for another is none."""
+    return Signer(token, salt=f"monitor.{purpose}", key_derivation="hmac", digest_method=hashlib.sha256)
 
 
-def _is_same(offered: str, expected: str) -> bool:
-    return hmac.compare_digest(offered.encode("utf-8", "surrogateescape"), expected.encode())
+def _bytes_of(header: str) -> bytes:
+    """Return what a header held, whether or not it is text."""
+    return header.encode("utf-8", "surrogateescape")

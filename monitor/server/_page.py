@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+from string import Template
 
 from flask import Flask, Response, request, send_file, send_from_directory
 
@@ -88,7 +89,7 @@ def _enter(gate: Gate, token: str) -> Response:
 
 
 def _refresh(location: str) -> Response:
-    return Response(_REFRESH.replace("{url}", location), mimetype="text/html")
+    return Response(_REFRESH.substitute(url=location), mimetype="text/html")
 
 
 def _ask(status: int, complaint: str, refusal: Refusal | None = None) -> Response:
@@ -97,11 +98,11 @@ def _ask(status: int, complaint: str, refusal: Refusal | None = None) -> Respons
         raise refusal or unauthorized("This needs a token: send Authorization: Bearer TOKEN, or open /?token=...")
     note = f'<p role="alert">{escape(complaint)}</p>' if complaint else ""
     headers = refusal.headers if refusal else {"WWW-Authenticate": 'Bearer realm="monitor"'}
-    return Response(_FORM.replace("{note}", note), status, headers=headers, mimetype="text/html")
+    return Response(_FORM.substitute(note=note), status, headers=headers, mimetype="text/html")
 
 
-_REFRESH = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={url}">'
-_FORM = """<!doctype html>
+_REFRESH = Template('<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=$url">')
+_FORM = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>monitor: log in</title><style>
@@ -110,8 +111,8 @@ form { max-width: 26rem; margin: 18vh auto 0; padding: 0 1rem } h1 { font-size: 
 input, button { font: inherit; padding: .5rem .75rem; width: 100%; box-sizing: border-box; margin-top: .5rem }
 </style></head><body><main><form method="post" action="login">
 <h1>This training run is watched</h1>
-<p>The run's log shows a URL with its token; its folder keeps it in the file <code>token</code>.</p>{note}
+<p>The run's log shows a URL with its token; its folder keeps it in the file <code>token</code>.</p>$note
 <label for="token">Token</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
 <button>Open the page</button></form></main></body></html>
-"""
+""")

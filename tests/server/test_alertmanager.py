@@ -16,9 +16,8 @@ from monitor._errors import CommandRefusedError
 from monitor.server import HttpServer, Security, create_app
 from monitor.server._alertmanager import COOLDOWN_SECONDS, OUTCOMES, Receiver
 from monitor.server._notifications import Alert
-from monitor.server._openapi import openapi
 from tests.server.fake_run import TOKEN, FakeRun
-from tests.server.wire import CONTROL, JSON, READ, send
+from tests.server.wire import CONTROL, JSON, OPENAPI, READ, send
 
 URL = "/api/v1/alertmanager"
 RUN_ID = "fake-0a1b2c"
@@ -453,10 +452,10 @@ def test_labels_cannot_forge_a_line_of_the_log(client: FlaskClient, run: FakeRun
 
 def schema(part: str, status: str = "200") -> Draft202012Validator:
     """The schema that the OpenAPI document gives for the body, or for the answer."""
-    operation = openapi()["paths"][URL]["post"]
+    operation = OPENAPI["paths"][URL]["post"]
     content = operation[part] if part == "requestBody" else operation["responses"][status]
     return Draft202012Validator(
-        {**content["content"]["application/json"]["schema"], "components": openapi()["components"]}
+        {**content["content"]["application/json"]["schema"], "components": OPENAPI["components"]}
     )
 
 

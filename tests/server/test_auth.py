@@ -164,9 +164,9 @@ def test_the_url_of_the_log_becomes_a_session(client: FlaskClient) -> None:
     """The token leaves the address bar; the cookie is out of reach of scripts and other sites."""
     response = client.get(f"/?token={TOKEN}")
     assert response.status_code == 303
-    assert re.fullmatch(r"\./#csrf=[0-9a-f]{64}", response.headers["Location"])
+    assert re.fullmatch(r"\./#csrf=[\w-]{43}", response.headers["Location"])
     cookie = response.headers["Set-Cookie"]
-    assert re.match(r"monitor_session_80=[\w-]+\.[0-9a-f]{64}; ", cookie)
+    assert re.match(r"monitor_session_80=[\w-]+\.[\w-]{43}; ", cookie)
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
     assert "Secure" not in cookie
     assert TOKEN not in cookie
@@ -177,7 +177,7 @@ def test_a_link_on_another_site_still_opens_the_page(client: FlaskClient) -> Non
     """Browsers withhold a Strict cookie along a cross-site redirect, so there the page refreshes itself."""
     response = client.get(f"/?token={TOKEN}", headers={"Sec-Fetch-Site": "cross-site"})
     assert response.status_code == 200
-    assert re.search(r'http-equiv="refresh" content="0; url=\./#csrf=[0-9a-f]{64}"', response.text)
+    assert re.search(r'http-equiv="refresh" content="0; url=\./#csrf=[\w-]{43}"', response.text)
     assert TOKEN not in response.text
     assert "Set-Cookie" in response.headers
 
@@ -266,7 +266,7 @@ def test_a_wrong_token_in_the_url_sets_no_cookie(client: FlaskClient) -> None:
 def test_a_change_by_cookie_needs_the_csrf_header(client: FlaskClient, run: FakeRun) -> None:
     """A cookie alone comes along with requests that another page forged; the header does not."""
     csrf = open_page(client)
-    for headers in ({}, {"X-CSRF-Token": ""}, {"X-CSRF-Token": "0" * 64}, {"X-CSRF-Token": "\xe9"}):
+    for headers in ({}, {"X-CSRF-Token": ""}, {"X-CSRF-Token": "0" * 43}, {"X-CSRF-Token": "\xe9"}):
         refused = client.post(f"{API}/pause", headers=headers)
         assert refused.status_code == 403
         assert "X-CSRF-Token" in refused.json["detail"]
@@ -334,6 +334,26 @@ def test_a_session_ends_with_its_token() -> None:
     assert sessions.grant_of_cookie(reading) == Grant("read", name)
     for forged in ("", ".", name, f"{name}.", f"{name}x.{signature}", f"{name}.{signature[:-1]}", f"{name}.\udcff"):
         assert sessions.grant_of_cookie(forged) == Grant("none")
+
+
+def test_a_signature_serves_one_purpose() -> None:
+    """The CSRF token of a session does not open it, nor does the cookie's signature pass as the CSRF token."""
+    sessions = Sessions(Security(token=TOKEN, read_token=READ_TOKEN))
+    cookie = sessions.open(TOKEN)
+    session, _, signature = cookie.partition(".")
+    grant = sessions.grant_of_cookie(cookie)
+    assert sessions.is_csrf_right(grant, sessions.csrf_of(grant))
+    assert sessions.grant_of_cookie(f"{session}.{sessions.csrf_of(grant)}") == Grant("none")
+    assert not sessions.is_csrf_right(grant, signature)
+
+
+@pytest.mark.parametrize("change", [{"token": "the-new-token"}, {"read_token": "the-new-reading"}])
+def test_a_changed_token_ends_its_own_sessions_alone(change: dict[str, str]) -> None:
+    """The session of the other token stays open."""
+    known = {"token": TOKEN, "read_token": READ_TOKEN}
+    before, after = Sessions(Security(**known)), Sessions(Security(**{**known, **change}))
+    levels = {name: after.grant_of_cookie(before.open(token)).level for name, token in known.items()}
+    assert levels == {"token": "control", "read_token": "read"} | dict.fromkeys(change, "none")
 
 
 # guessing

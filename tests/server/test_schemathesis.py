@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import monitor
-from monitor.server._openapi import openapi
 from tests.requirements import need_module
 from tests.server.fake_run import TOKEN
+from tests.server.wire import OPENAPI
 
 try:
     import requests
@@ -71,7 +71,7 @@ else:
         checks.response_schema_conformance,
         checks.allow_header_conformance,
     ]
-    DOCUMENT = schemathesis.openapi.from_dict(openapi())
+    DOCUMENT = schemathesis.openapi.from_dict(OPENAPI)
 
     @DOCUMENT.parametrize()
     @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

@@ -8,11 +8,14 @@ import socket
 from typing import Any, NamedTuple
 
 from monitor.server import HttpServer
+from monitor.server._app import OPENAPI_FILE
 from tests.server.fake_run import READ_TOKEN, TOKEN
 
 CONTROL = {"Authorization": f"Bearer {TOKEN}"}
 READ = {"Authorization": f"Bearer {READ_TOKEN}"}
 JSON = {"Content-Type": "application/json"}
+OPENAPI = json.loads(OPENAPI_FILE.read_text(encoding="utf-8"))
+"""The description of the API that the server serves."""
 
 
 class Answer(NamedTuple):

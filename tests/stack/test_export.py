@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from monitor import alerts
 from monitor.cli import main
 from monitor.cli._stack import export, render_files
 from tests.requirements import need
@@ -39,6 +40,14 @@ def test_what_is_exported_is_what_is_committed(tmp_path: Path) -> None:
     committed = {name: text for name, text in tree(OURS).items() if name not in PROGRAMS}
     assert tree(tmp_path / "new" / "folder") == committed
     assert sorted(done.stdout.splitlines()) == sorted(str(tmp_path / "new" / "folder" / name) for name in committed)
+
+
+def test_each_placeholder_of_the_servers_files_is_filled_in() -> None:
+    """The containers and this machine give a value to the same placeholders, and each stands in a file."""
+    local = alerts.on_this_machine("targets", "token")
+    assert local.keys() == alerts.COMPOSE.keys()
+    text = "".join(alerts.server_files({name: f"<{name}>" for name in local}).values())
+    assert [name for name in local if f"<{name}>" not in text] == []
 
 
 def test_the_servers_may_read_it(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ let known = null;
 
 /** Take what logging in left behind the # out of the address bar and keep it for this origin, port included. */
 export function receiveCsrf() {
-  const given = /^#csrf=([0-9a-f]{64})$/.exec(location.hash)?.[1];
+  const given = /^#csrf=([\w-]{43})$/.exec(location.hash)?.[1];
   if (!given) return;
   history.replaceState(null, "", location.pathname);
   known = given;
