@@ -186,6 +186,7 @@ class LossAttribution:
         self._has_discarded = False
         self._update: int | None = None
         self._cleared_alone: set[int] = set()
+        self._unused: list[Witness] = []
         self._newest: Pass | None = None
         self._knows_others = False
         self._asked: dict[int, int] = {}
@@ -349,11 +350,17 @@ class LossAttribution:
                 self._note_touched(one)
             return
         self._num_missed += 1
-        if self._is_withholding or (self._knows_others and self._num_missed & (self._num_missed - 1)):
+        is_checked = not self._knows_others or not self._num_missed & (self._num_missed - 1)
+        if self._is_withholding or not (is_checked or self._is_reached_anew()):
             return  # passes that reach none of these parameters are known, and are checked at powers of two
         if not self._look_again(one, roots):
             self._knows_others, self.sole = True, None
             USUAL[0] = None
+
+    def _is_reached_anew(self) -> bool:
+        """Tell whether a parameter that no pass had reached has a gradient now."""
+        gradients = [(witness, witness.gradient()) for witness in self._unused]
+        return any(gradient is not None and witness.has_changed(gradient) for witness, gradient in gradients)
 
     def _note_touched(self, one: Pass) -> None:
         """Remember which parameters a pass has reached; choose the witnesses when it is long since there was one that
@@ -418,7 +425,7 @@ class LossAttribution:
         self._num_frozen = sum(not p.requires_grad for p in self._parameters())
         for witness in self.witnesses if known else ():
             witness.passes, witness.newest = list(known), known[-1]
-        self._num_learnt, self._num_familiar, self._is_learning = 0, 0, True
+        self._num_learnt, self._num_familiar, self._is_learning, self._unused = 0, 0, True, []
         self._knows_others, self.sole = False, None
         USUAL[0] = None
         self._asked.clear()
@@ -433,6 +440,7 @@ class LossAttribution:
         for witness in sorted(self.witnesses, key=lambda w: (w.parameter_id in alone, -len(w.passes), *_is_dear(w))):
             smallest.setdefault(witness.touched, witness)
         ranked = sorted((w for w in smallest.values() if w.touched), key=lambda w: -w.touched.bit_count())
+        self._unused = [witness for witness in self.witnesses if not witness.touched]
         chosen, rest = ranked[:NUM_WITNESSES], ranked[NUM_WITNESSES:]
         seen = functools.reduce(operator.or_, (w.touched for w in chosen), 0)
         while rest:

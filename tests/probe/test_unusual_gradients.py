@@ -162,8 +162,7 @@ def test_a_group_that_is_added_while_other_models_train(watch: Any) -> None:
 # ------------------------------------------------------------------------------------------------------------ parts
 
 
-@pytest.mark.parametrize("num", [10, MAX_LEARNING // 2])
-@pytest.mark.parametrize("is_beside", [False, True], ids=["alone", "beside another"])
+@pytest.mark.parametrize(("num", "is_beside"), [(10, False), (10, True), (MAX_LEARNING, False)])
 def test_parts_that_are_reached_separately(watch: Any, num: int, is_beside: bool) -> None:
     """Many heads, each with a loss of its own, one at a step or all of them."""
     *heads, other = scalars(*map(float, range(1, num + 2)))
