@@ -159,18 +159,21 @@ class LossAttribution:
     Args:
         groups: returns the optimizer's param groups; none once it is gone.
         on_cleared: called when gradients that no step has applied turn out to have been cleared.
+        on_replaced: called when gradients turn out to have been put together by hand.
     """
 
-    def __init__(self, groups: Groups, on_cleared: Callable[[], None]) -> None:
+    def __init__(self, groups: Groups, on_cleared: Callable[[], None], on_replaced: Callable[[], None]) -> None:
         self.sole: Witness | None = None
         """The only witness, once it is chosen, if it is a plain tensor that every pass has reached: for the hot path,
         which looks at it only where there is something to find."""
         self.num_discarded = 0
         """Times in a row that gradients were cleared without a step."""
+        self.is_updated = False
+        """Whether the parameters had changed between the last two of these times."""
         self.num_unreached = 0
         """Backward passes in a row that have reached none of these parameters, and no step."""
         self._groups = groups
-        self._on_cleared = on_cleared
+        self._on_cleared, self._on_replaced = on_cleared, on_replaced
         self.logged: list[Value] = []
         """The loss that the user has given in the place of what was back-propagated; empty if none."""
         self.witnesses: list[Witness] = []
@@ -181,6 +184,9 @@ class LossAttribution:
         self._num_missed = 0
         self._num_frozen = 0
         self._has_discarded = False
+        self._update: int | None = None
+        self._cleared_alone: set[int] = set()
+        self._unused: list[Witness] = []
         self._newest: Pass | None = None
         self._knows_others = False
         self._asked: dict[int, int] = {}
@@ -209,8 +215,8 @@ class LossAttribution:
         parameters."""
         is_lost = any(witness.parameter() is None for witness in self.witnesses)
         is_reached = self._settle(one) or self._newest is one
-        if is_lost and not is_reached and roots is not None:
-            is_reached = self._look_again(one, roots)
+        if not is_reached and roots is not None:
+            is_reached = self._is_reached_in_silence(one, roots) or (is_lost and self._look_again(one, roots))
         self.num_unreached = 0 if is_reached else self.num_unreached + 1
         USUAL[0] = None if self.num_unreached else USUAL[0]
         if roots is not None:
@@ -265,8 +271,9 @@ class LossAttribution:
         """Tell whether a thread is known to train these parameters."""
         return self._asked.get(thread) == TRAINS
 
-    def _settle(self, underway: Pass | None) -> bool:
-        """Bring every witness up to date; what has changed is the work of the pass under way, if there is one."""
+    def _settle(self, underway: Pass | None, *, is_step: bool = False) -> bool:
+        """Bring every witness up to date; what has changed is the work of the pass under way, if there is one.
+        ``is_step``: a step begins, which applies what is left."""
         is_reached = is_cleared = is_altered = is_replaced = False
         for witness in self.witnesses:
             gradient = witness.gradient()
@@ -290,7 +297,7 @@ class LossAttribution:
         if is_altered:
             self._note_altered(is_replaced)
         if is_cleared:
-            self._note_cleared()
+            self._note_cleared(is_step)
         return is_reached
 
     def _is_zeroed(self, gradient: Tensor) -> bool:
@@ -310,7 +317,7 @@ class LossAttribution:
         norm = norm_of(gradient)
         by = None
         if is_replaced and self._has_discarded:
-            self._on_cleared()
+            self._on_replaced()
         elif self._compares:
             by = multiplier(self._norm, norm, self._factor, num_passes, tolerance_of(gradient))
         self._is_altered, self.sole, self._norm = True, None, norm
@@ -319,13 +326,22 @@ class LossAttribution:
             for each in self.witnesses:
                 each.passes = [(number, _times(loss, by)) for number, loss in each.passes]
 
-    def _note_cleared(self) -> None:
+    def _note_cleared(self, is_step: bool = False) -> None:
         self._has_discarded = True
-        if not any(witness.passes for witness in self.witnesses):
+        if self.has_passes:
+            return
+        USUAL[0] = None
+        if is_step and any(p.grad is not None for p in self._parameters()):
+            self._cleared_alone.update(witness.parameter_id for witness in self.witnesses)
+            self._learn()
+            self._on_replaced()
+        else:
             self.num_discarded += 1
-            USUAL[0] = None
+            self._on_cleared()
+            parameter = self.witnesses[0].parameter()
+            update = None if parameter is None else version_of(parameter)
+            self.is_updated, self._update = update != self._update, update
             self.logged = []
-        self._on_cleared()
 
     def _follow(self, one: Pass, roots: Any, is_reached: bool) -> None:
         """Choose the witnesses when enough has been seen; look again at every parameter after a surprise."""
@@ -334,11 +350,17 @@ class LossAttribution:
                 self._note_touched(one)
             return
         self._num_missed += 1
-        if self._is_withholding or (self._knows_others and self._num_missed & (self._num_missed - 1)):
+        is_checked = not self._knows_others or not self._num_missed & (self._num_missed - 1)
+        if self._is_withholding or not (is_checked or self._is_reached_anew()):
             return  # passes that reach none of these parameters are known, and are checked at powers of two
         if not self._look_again(one, roots):
             self._knows_others, self.sole = True, None
             USUAL[0] = None
+
+    def _is_reached_anew(self) -> bool:
+        """Tell whether a parameter that no pass had reached has a gradient now."""
+        gradients = [(witness, witness.gradient()) for witness in self._unused]
+        return any(gradient is not None and witness.has_changed(gradient) for witness, gradient in gradients)
 
     def _note_touched(self, one: Pass) -> None:
         """Remember which parameters a pass has reached; choose the witnesses when it is long since there was one that
@@ -351,6 +373,17 @@ class LossAttribution:
         if self._num_familiar >= NUM_LEARNING or self._num_learnt >= MAX_LEARNING:
             self._choose()
 
+    def _is_reached_in_silence(self, one: Pass, roots: Any) -> bool:
+        """Tell by the graph whether a pass has reached gradients made in inference mode, which do not show it."""
+        silent = [witness for witness in self.witnesses if witness.version is None]
+        if not silent or not self._is_reached_from(roots):
+            return False
+        for witness in silent:
+            gradient = witness.gradient()
+            if gradient is not None:
+                witness.add(one, gradient)
+        return True
+
     def _look_again(self, one: Pass, roots: Any) -> bool:
         """Make every parameter a witness if a pass that has reached none of the witnesses leads to one; return whether
         it does."""
@@ -361,6 +394,7 @@ class LossAttribution:
             gradient = witness.gradient()
             if gradient is not None:
                 witness.add(one, gradient)
+        self._note_touched(one)
         return True
 
     def _is_outdated(self) -> bool:
@@ -391,7 +425,7 @@ class LossAttribution:
         self._num_frozen = sum(not p.requires_grad for p in self._parameters())
         for witness in self.witnesses if known else ():
             witness.passes, witness.newest = list(known), known[-1]
-        self._num_learnt, self._num_familiar, self._is_learning = 0, 0, True
+        self._num_learnt, self._num_familiar, self._is_learning, self._unused = 0, 0, True, []
         self._knows_others, self.sole = False, None
         USUAL[0] = None
         self._asked.clear()
@@ -401,9 +435,12 @@ class LossAttribution:
         reached, and as many more as every pass needs to be seen."""
         self._is_learning = False
         smallest: dict[int, Witness] = {}
-        for witness in sorted(self.witnesses, key=_is_dear):
+        # of those that are reached together one whose gradient was not cleared alone
+        alone = self._cleared_alone
+        for witness in sorted(self.witnesses, key=lambda w: (w.parameter_id in alone, -len(w.passes), *_is_dear(w))):
             smallest.setdefault(witness.touched, witness)
         ranked = sorted((w for w in smallest.values() if w.touched), key=lambda w: -w.touched.bit_count())
+        self._unused = [witness for witness in self.witnesses if not witness.touched]
         chosen, rest = ranked[:NUM_WITNESSES], ranked[NUM_WITNESSES:]
         seen = functools.reduce(operator.or_, (w.touched for w in chosen), 0)
         while rest:
@@ -422,7 +459,7 @@ class LossAttribution:
 
     def take(self, underway: Pass | None = None) -> list[Pass]:
         """Return the passes whose gradient the step that begins now applies: empty if none is known."""
-        self._settle(underway)
+        self._settle(underway, is_step=True)
         passes, logged = self._union(), self.logged
         self.drop()
         self.num_discarded = self.num_unreached = 0

@@ -10,6 +10,8 @@ from monitor.probe._steps import StepProbe
 
 NUM_DISCARDED = 20
 """Times in a row that the gradients of an optimizer are cleared without a step of any that is attached."""
+NUM_PUT_ASIDE = 10_000
+"""The same where the parameters stay as they are: a loop may put gradients aside before each step."""
 NUM_UNREACHED = 64
 """Backward passes in a row that reach no parameter of any that is attached."""
 NUM_DISCARDED_BESIDE = 1000
@@ -35,7 +37,7 @@ class Blindness:
 def _is_blind(probe: StepProbe, num_discarded: int, *, may_be_unreached: bool = True) -> bool:
     found = probe.attribution
     is_unreached = may_be_unreached and found.num_unreached >= NUM_UNREACHED
-    return found.num_discarded >= num_discarded or is_unreached
+    return found.num_discarded >= (num_discarded if found.is_updated else NUM_PUT_ASIDE) or is_unreached
 
 
 def _message(probe: StepProbe) -> str:

@@ -45,8 +45,8 @@ def watch_clip_norm(original: Any) -> Any:
         if (norm_type == 2.0 and not more) or get_ident() in _INSIDE:
             return original(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
         params, parameters = _as_list(parameters)
-        owned = _measure_before(params)
         look = before_change()
+        owned = _measure_before(params)
         total = alone(parameters, max_norm, norm_type, error_if_nonfinite, foreach, **more)
         look_again(look)
         _note_norm_clip(owned, max_norm, total)
@@ -60,8 +60,8 @@ def watch_sharded_clip(original: Any) -> Any:
     alone = _alone(original)
 
     def clip_grad_norm_(self: Any, max_norm: Any, norm_type: Any = 2.0) -> Any:
-        owned = _measure_before(list(self.parameters()), is_total=norm_type == 2.0)
         look = before_change()
+        owned = _measure_before(list(self.parameters()), is_total=norm_type == 2.0)
         total = alone(self, max_norm, norm_type)
         look_again(look)
         _note_norm_clip(owned, max_norm, total)
@@ -90,7 +90,7 @@ def watch_clip_with_norm(original: Any) -> Any:
     def _clip_grads_with_norm_(
         parameters: Any, max_norm: Any, total_norm: Any, foreach: Any = None, **more: Any
     ) -> None:
-        witness = None
+        witness = look = None
         if not inside or ident() not in inside:
             params = parameters
             if type(params) is not list:
@@ -112,12 +112,11 @@ def watch_clip_with_norm(original: Any) -> Any:
                     meter.clips.append(("norm", float(max_norm), measure, measure, None, start, clock()))
                     witness.version += 1  # every gradient is about to be multiplied in place, once
                 else:
-                    witness = None
+                    witness, look = None, before_change()
                     _note_shared_clip(params, max_norm, total_norm)
                     current().note(Kind.OURS, start, clock())
             except Exception as error:  # noqa: BLE001
                 report(error)
-        look = before_change() if witness is None else None
         if more:
             original(parameters, max_norm, total_norm, foreach, **more)
         else:
@@ -133,8 +132,8 @@ def watch_clip_value(original: Any) -> Any:
 
     def clip_grad_value_(parameters: Any, clip_value: Any, *args: Any, **kwargs: Any) -> None:
         params, parameters = _as_list(parameters)
-        _note_value_clip(params, clip_value)
         look = before_change()
+        _note_value_clip(params, clip_value)
         original(parameters, clip_value, *args, **kwargs)
         look_again(look)
 

@@ -92,6 +92,7 @@ def watch_backward(original: Any) -> Any:
             if ledger is not None:
                 try:
                     if ledger.notes is not notes:  # a step was made meanwhile
+                        sole = None
                         ledger.note(kind, ledger.mark, ledger.mark)
                     ledger.mark = clock()
                     if sole is None or roots is None or sole.passes:

@@ -16,6 +16,7 @@ from monitor.probe._scaling import ScaledBy, scale_of
 from monitor.probe._values import Value, divided, take
 
 MAX_STRIDE = 1000
+PUT_TOGETHER = "changed by hand after a clip"
 CLIPPED_TWICE = "clipped in parts that overlap"
 L2 = 2.0
 
@@ -64,6 +65,8 @@ class NormMeter:
         self._next = 0
         self._seconds = 0.0
         self._at, self._time = -1, 0.0
+        self._listed: list[int] = []
+        self._lost = -1
         self._ids: frozenset[int] = frozenset()
 
     # ------------------------------------------------------------------------------------------------- clips
@@ -88,11 +91,15 @@ class NormMeter:
         now = perf_counter()
         self.clips.append((kind, threshold, norms, measure, covered, now, now))
 
+    def lose(self) -> None:
+        """Know of the coming step's clips no more than that the gradients were put together by hand since."""
+        if self.clips:
+            self.clips, self._lost = [], self.number
+
     def coverage(self, params: Sequence[Tensor]) -> Coverage:
         """Return which of the optimizer's parameters are among ``params``, and whether others are that may have a
         gradient."""
-        if len(self.optimizer().param_groups) != self.num_groups:
-            self._count()
+        self._count()
         if params and (len(params), id(params[0]), id(params[-1])) == (self.num_clipped, self.first_id, self.last_id):
             return Coverage(None, True)
         ids = self._ids
@@ -119,14 +126,18 @@ class NormMeter:
         groups = self.optimizer().param_groups
         params = [p for g in groups for p in g["params"]]
         self.num_groups = len(groups)
-        self._ids = frozenset(map(id, params))
-        self.num_clipped = -1
+        listed = list(map(id, params))
+        if listed == self._listed:
+            return
+        self._listed, self._ids, self.num_clipped = listed, frozenset(listed), -1
         self.absence = absence_of(params)
 
     # ------------------------------------------------------------------------------------------------- norms
 
     def take(self) -> Norms:
         """Return the parts of the gradient norm before clipping: what clips measured, and the rest measured now."""
+        if self._lost == self.number and not self.clips:
+            return PUT_TOGETHER
         covered: frozenset[int] = frozenset()
         parts: list[Value] = []
         for _, _, norms, _, ids, _, _ in self.clips:

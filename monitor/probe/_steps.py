@@ -97,7 +97,7 @@ class StepProbe:
         self._tape = tape
         self._on_boundary = on_boundary
         self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride, on_error)
-        self.attribution = LossAttribution(self._groups, self._drop_clips)
+        self.attribution = LossAttribution(self._groups, self._drop_clips, self.norms.lose)
         self._handles: list[Any] = []
         self._restore: Callable[[Optimizer | None], None] = _nothing
         self.thread = 0

@@ -93,6 +93,12 @@ REASONS = {
         *("monitor.probe._steps.StepProbe." + n for n in ("_makes_way", "_part", "_spoil")),
         *(f"monitor.probe._attribution.LossAttribution.{name}" for name in ("is_trained_by", "has_passes")),
     },
+    "gradients put together by hand; tests/probe/test_odd_gradients.py shows it": {
+        "monitor.probe._norms.NormMeter.lose"
+    },
+    "a part first used beside a model that is not attached; tests/probe/test_unusual_gradients.py shows it": {
+        "monitor.probe._attribution.LossAttribution._is_reached_anew",
+    },
     "a tensor subclass; tests/probe/test_gradients.py shows it": {"monitor.probe._gradients._plain"},
     "needs a device; tests/faults/test_values.py shows it on memory of the host": {
         *("monitor.probe._values." + n for n in ("_Cell.poll", "_Clone.poll", "PinnedLane.send", "PinnedLane.read")),

@@ -187,6 +187,24 @@ def test_who_accumulates_or_skips_is_not_blind(tmp_path: Path) -> None:
         assert captures(run) == []
 
 
+def test_who_puts_gradients_aside_is_not_blind(tmp_path: Path) -> None:
+    """One gradient for each of many samples, zeroed and put together by hand before each step."""
+    weight = parameter()
+    optimizer = torch.optim.SGD([weight], lr=0.01)
+    with watch(optimizer, tmp_path) as run:
+        for _ in range(9):  # fewer steps than it takes to say that their losses are not known
+            total = torch.zeros(3)
+            for _ in range(100):
+                weight.square().sum().backward()
+                total += weight.grad.clamp(-1, 1)
+                optimizer.zero_grad()
+                assert captures(run) == []
+            weight.grad = total
+            optimizer.step()
+            optimizer.zero_grad()
+        assert captures(run) == []
+
+
 # --------------------------------------------------------------------------------------------------- skipped steps
 
 

@@ -158,6 +158,61 @@ def test_one_clip_over_two_optimizers_gives_each_its_own_norm(watch) -> None:
     assert all(s.clips[0].is_clipped for s in steps)
 
 
+def test_a_clip_of_another_models_gradients_is_not_ours(watch) -> None:
+    """The discriminator beside the attached generator, with as many parameters or more: neither its norm nor its clip
+    is the generator's, before its own clip or without one."""
+    net, opt, watched = setup(watch, gradient_norm=1)
+    other = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2), nn.Linear(2, 2))
+    norms = []
+    for i in range(12):
+        norms.append(backward(net))
+        if i >= 4:
+            imported_early(net.parameters(), 0.5)
+        for extra in (other[:3], other):
+            extra.zero_grad()
+            (extra(torch.ones(3, 4)).sum() * 100).backward()
+            imported_early(extra.parameters(), 0.5)
+        opt.step()
+    steps = watched.drain()
+    assert [s.gradient_norm for s in steps] == pytest.approx(norms)
+    assert [len(s.clips) for s in steps] == [0] * 4 + [1] * 8
+
+
+@pytest.mark.parametrize("has_extra", ["none", "frozen", "unfrozen"])
+def test_a_clip_of_more_than_the_optimizers_parameters(watch, has_extra: str) -> None:
+    """A total that holds the gradients of others is not the optimizer's norm; that with frozen ones is."""
+    net, opt, watched = setup(watch, gradient_norm=1)
+    base = nn.Linear(4, 4)
+    base.requires_grad_(has_extra == "unfrozen")
+    model = nn.Sequential(base, net) if has_extra != "none" else net
+    norms = []
+    for _ in range(12):
+        model.zero_grad()
+        model(torch.ones(3, 4)).pow(2).sum().backward()
+        norms.append(norm_of(net.parameters()))
+        imported_early(model.parameters(), 0.1)
+        opt.step()
+    assert [s.gradient_norm for s in watched.drain()] == pytest.approx(norms)
+
+
+def test_a_clip_after_a_parameter_was_replaced(watch) -> None:
+    """The new one's gradient counts, clipped with the others or with a part of them."""
+    net, opt, watched = setup(watch, gradient_norm=1)
+    norms = []
+    for i in range(12):
+        if i % 4 == 3:
+            net[0].weight = nn.Parameter(torch.full((8, 4), 0.1 * i))
+            opt.param_groups[0]["params"][0] = net[0].weight
+        norms.append(backward(net))
+        if i % 2:
+            imported_early(net[0].parameters(), 0.1)
+            imported_early(net[2].parameters(), 0.1)
+        else:
+            imported_early(net.parameters(), 0.1)
+        opt.step()
+    assert [s.gradient_norm for s in watched.drain()] == pytest.approx(norms)
+
+
 def test_the_last_micro_batch_clip_holds_the_norm_that_is_applied(watch) -> None:
     """Clipping after every micro-batch: the norm is that of the accumulated gradient at the last one."""
     net, opt, watched = setup(watch)
