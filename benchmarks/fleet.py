@@ -5,7 +5,7 @@
 The Prometheus of this machine (whichever `prometheus` is first in PATH) runs with the shipped rules and the shipped
 intervals, 15 s. The runs are simulated by one other process: every run is a target of its own, with its own path and
 its own run_id, and answers with the real exporter's text for a snapshot with the given param groups and GPUs. The
-values move once a second and are the same for all runs at one time; a quarter of the runs has an event that goes on,
+values move once a second and are the same for all runs at one time; a quarter of the runs has an active event,
 so that alerts fire. What this leaves out: the network between machines, the churn of runs that come and go for weeks,
 and compaction, which comes every two hours. Both processes share this machine's cores: the times are upper bounds. The
 bytes a sample are fair only with 120 samples a series or more, where a chunk is full: `--runs 50 --interval 1`.

@@ -1,4 +1,4 @@
-"""Watch a PyTorch training run from the inside, and lower its learning rate while it goes on.
+"""Monitor a PyTorch training run from inside the process and change its learning rate while it runs.
 
     import monitor
 

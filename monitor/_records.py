@@ -1,4 +1,4 @@
-"""The nouns that travel between the rooms: frozen, without behaviour.
+"""Records that travel between the packages: frozen, without behaviour.
 
 Times are Unix seconds, durations seconds, sizes bytes, ratios 0 to 1.
 ``None`` is "not known" or "not offered"; NaN is NaN.

@@ -137,12 +137,12 @@ MONITOR = Group(
         ),
         Alert(
             name="TrainingMonitorErrors",
-            expression=per_run("sum", grown("training_monitor_errors_total", 10), "room"),
+            expression=per_run("sum", grown("training_monitor_errors_total", 10), "component"),
             severity="info",
             keep=_KEEP,
             summary=f"The monitor of {text.RUN_ID} has failed in part",
             description=(
-                f"The monitor's part {text.ROOM} failed in {text.RUN_ID} within the last 10 minutes; the "
+                f"The monitor's part {text.COMPONENT} failed in {text.RUN_ID} within the last 10 minutes; the "
                 "training is not affected."
             ),
         ),

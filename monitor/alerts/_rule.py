@@ -13,7 +13,7 @@ Severity = Literal["critical", "warning", "info"]
 class Alert:
     """One alert. Durations are Prometheus' own: ``5m``.
 
-    ``hold`` is how long the expression must hold (``for``), ``keep`` how long the alert goes on after it (
+    ``hold`` is how long the expression must hold (``for``), ``keep`` how long the alert continues after it (
     ``keep_firing_for``). ``remediation`` is the action that a run takes when it is told of the alert; none by default.
     ``summary`` and ``description`` are Prometheus templates.
     """

@@ -122,7 +122,7 @@ LOSS = Group(
             keep="10m",
             summary=f"Run {text.RUN_ID} overfits",
             description=(
-                f"The validation loss of {text.RUN_ID} rises from its best while the training loss goes on "
+                f"The validation loss of {text.RUN_ID} rises from its best while the training loss keeps "
                 f"falling; seen at {_AT_STEP}."
             ),
         ),
@@ -140,7 +140,7 @@ LOSS = Group(
             severity="warning",
             hold="5m",
             summary=f"Every learning rate of {text.RUN_ID} is 0",
-            description=f"{text.RUN_ID} goes on making steps that change no weight.",
+            description=f"{text.RUN_ID} keeps making steps that change no weight.",
         ),
     ),
 )

@@ -107,7 +107,7 @@ class Client:
             parts = urlsplit(self.url if "//" in self.url else f"//{self.url}", scheme="http")
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise ClientError(f"{self.url!r} is no URL ({error}); give one such as http://127.0.0.1:9477") from error
+            raise ClientError(f"{self.url!r} is not a URL ({error}); give one such as http://127.0.0.1:9477") from error
         if parts.scheme not in ("http", "https") or not host:
             raise ClientError(f"{self.url!r} is no http(s) URL; give one such as http://127.0.0.1:9477")
         if parts.scheme == "http":
@@ -134,7 +134,7 @@ class Client:
             )
         if isinstance(answer, dict) and "detail" in answer:
             raise ClientError(str(answer["detail"]))
-        raise ClientError(f"{self.url} is no run of ours: it answered {status} without a JSON object")
+        raise ClientError(f"{self.url} is not a training-monitor run: it answered {status} without a JSON object")
 
 
 def own_name(user: Callable[[], str] = getpass.getuser, host: Callable[[], str] = socket.gethostname) -> str:
@@ -155,10 +155,10 @@ class ChoiceError(ClientError):
 
 
 def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool) -> KnownRun:
-    """Return the run that ``wanted`` means: an id, a name or a unique prefix; None: the only one that goes on;
+    """Return the run that ``wanted`` means: an id, a name or a unique prefix; None: the only live one;
     where none does and an ended one will do, the last to end.
 
-    A run that goes on beats an ended one. Raises ChoiceError, whose message lists the candidates.
+    A live run beats an ended one. Raises ChoiceError, whose message lists the candidates.
     """
     live = [run for run in runs if run.is_live]
     if wanted is None:

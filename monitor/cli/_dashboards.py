@@ -60,8 +60,8 @@ def export(directory: Path, runbook: str | None, overwrite: bool, is_local: bool
 @click.option("--folder", default="Training", show_default=True, help="Folder, made where it is missing.")
 @click.option("--datasource", help="uid of the Prometheus data source; default: Grafana's default one.")
 @click.option("--overwrite/--no-overwrite", default=True, help="Replace dashboards that were changed since (default).")
-@click.option("--annotate", is_flag=True, help="Then stay, and annotate the events and commands of a run that goes on.")
-@click.option("--run", "wanted", help="The run to annotate; default: the only one that goes on.")
+@click.option("--annotate", is_flag=True, help="Then stay, and annotate the events and commands of a live run.")
+@click.option("--run", "wanted", help="The run to annotate; default: the only live one.")
 @click.option("--dir", "directory", help="Where the run folders are; default: $MONITOR_DIR, else your data folder.")
 @click.option(
     "--cafile", type=click.Path(exists=True, dir_okay=False), help="CA that the run's certificate is of (PEM)."

@@ -309,5 +309,5 @@ def other_rows(run: Document) -> Iterator[tuple[str, str]]:
         yield "host", host
     if cost := cost_of(run):
         yield "monitor", cost
-    if errors := [f"{count(times)} in {room}" for room, times in run["errors"].items() if times]:
+    if errors := [f"{count(times)} in {component}" for component, times in run["errors"].items() if times]:
         yield "own failures", ", ".join(errors)

@@ -58,7 +58,7 @@ class _Lazy(click.Group):
 def main() -> None:
     """Look at training runs and lower their learning rate while they go on.
 
-    RUN is an id, a name or a unique prefix of either; without it, the only run that goes on.
+    RUN is an id, a name or a unique prefix of either; without it, the only live run.
     """
 
 
@@ -128,7 +128,7 @@ def lr(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Change the learning rate of a run that goes on, or show it.
+    """Change the learning rate of a live run, or show it.
 
     \b
     monitor lr                     show it
@@ -137,7 +137,7 @@ def lr(
     monitor lr RUN restore         back to the schedule
     monitor lr RUN undo            take the last change back
 
-    The schedule itself goes on untouched: applied = factor x scheduled.
+    The schedule itself continues untouched: applied = factor x scheduled.
     """
     run, verb, factor = _parse_lr(words)
     given = {"groups": [_group(group) for group in groups] or None, "over_steps": over_steps, "reason": reason or None}

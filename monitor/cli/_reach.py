@@ -57,7 +57,7 @@ class Access:
         return None
 
     def live(self, wanted: str | None) -> tuple[Client, str]:
-        """Return the client to a run that goes on, and what to call the run."""
+        """Return the client to a live run, and what to call the run."""
         run, client = self.find(wanted)
         name = run.run_id if run else str(self.url)
         if client is None:

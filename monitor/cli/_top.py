@@ -32,7 +32,7 @@ _KEPT_EVENTS = 20
 def top(access: Access, run: str | None) -> None:
     """Watch one run in the terminal: one screen, drawn anew each second.
 
-    q or Ctrl-C leaves it; the run goes on. When the run ends, its last state is printed.
+    q or Ctrl-C leaves it; the run continues. When the run ends, its last state is printed.
     """
     console = _console()
     known, client = access.find(run)

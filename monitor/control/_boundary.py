@@ -25,7 +25,7 @@ class Boundary:
         rates: the learning rates.
         next_step: returns the global step that is about to be made.
         on_checkpoint: called for ``checkpoint``; None: that action is refused.
-        on_paused: told True when training pauses and False when it goes on.
+        on_paused: told True when training pauses and False when it continues.
         stop_raises: raise StopTraining after a stop.
         on_error: takes the exception of a command that could not be carried out.
         on_checkpoint_error: takes what ``on_checkpoint`` has raised.
@@ -131,7 +131,7 @@ class Boundary:
         """Return what shows that the run has begun before this step, or None. Known only here: state may be loaded
         until the first step."""
         if step > 1:
-            return f"the run goes on at step {step}; this is for its first step"
+            return f"the run continues at step {step}; this is for its first step"
         return self._rates.trace()
 
     def _effect(self, record: CommandRecord, begin_at: float | None) -> tuple[Any, str]:
@@ -144,7 +144,7 @@ class Boundary:
             return (), "training waits at the step boundary"
         if record.action == "resume":
             was_paused, self.is_paused = self.is_paused, False
-            return (), "training goes on" if was_paused else "training was not paused"
+            return (), "training continues" if was_paused else "training was not paused"
         if record.action == "stop":
             self.should_stop = True
             return (), "run.should_stop is true" + ("; StopTraining is raised" if self._stop_raises else "")

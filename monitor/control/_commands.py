@@ -276,7 +276,7 @@ def _presentable(record: CommandRecord) -> CommandRecord:
 
 
 def _plain(factor: Any) -> Any:
-    """Return a number of any make (numpy's, a fraction) as a float; what is no number as it is, to be refused."""
+    """Return a number of any make (numpy's, a fraction) as a float; what is not a number as it is, to be refused."""
     if isinstance(factor, bool) or not isinstance(factor, numbers.Real):
         return factor
     try:

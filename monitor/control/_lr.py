@@ -316,7 +316,7 @@ def _as_float(value: Any) -> float:
 
 
 def _number(value: Any) -> float | None:
-    """Return a value as a float, None for what is no number."""
+    """Return a value as a float, None for what is not a number."""
     try:
         return _as_float(value)
     except (TypeError, ValueError):

@@ -61,7 +61,7 @@ class Search:
     """Say how the LR factor of one optimizer is to move, step by step. It is never told to rise above 1.
 
     The edge shows itself before it does harm: where the LR times the curvature passes 2, the gradient norm grows
-    first, the loss after it. A sign is a step down, and the climb goes on from there, slowly. What confirms it is the
+    first, the loss after it. A sign is a step down, and the climb continues from there, slowly. What confirms it is the
     ceiling of the climb, and a clear sign is at once.
 
     Args:
@@ -177,7 +177,7 @@ class Search:
         if factor >= self._ceiling:
             self._phase = _Phase.SETTLED
             return None
-        return self.climb(factor, "warm-up goes on")
+        return self.climb(factor, "warm-up continues")
 
     # ------------------------------------------------------------------------------------------------ signs
 

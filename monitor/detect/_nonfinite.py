@@ -17,7 +17,7 @@ class NonfiniteSettings:
     """Set when infinite gradients are trouble, and when trouble is over.
 
     GradScaler finds its scale by overflowing now and then (torch halves it and skips the step): that is health, unless
-    it goes on. So is a single infinite norm without one: in fp16 a sum of squares overflows while every gradient is
+    it continues. So is a single infinite norm without one: in fp16 a sum of squares overflows while every gradient is
     finite, and where one is not, the very next loss says so. A NaN norm is no overflow: the update has spoilt the
     weights, and that is trouble at once.
 

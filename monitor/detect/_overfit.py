@@ -1,4 +1,4 @@
-"""``overfit``: the validation loss rises from its best while the training loss goes on falling."""
+"""``overfit``: the validation loss rises from its best while the training loss keeps falling."""
 
 from __future__ import annotations
 

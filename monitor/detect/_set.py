@@ -135,7 +135,7 @@ class DetectorSet:
     def tick(self, now: float, *, is_excused: bool = False) -> list[Event]:
         """Take the time (the clock of ``Step.time``), a few times a minute; return a stall that starts.
 
-        ``is_excused``: a validation, a checkpoint or a pause goes on.
+        ``is_excused``: a validation, a checkpoint or a pause continues.
         """
         return [e for detector in self._detectors if (e := detector.tick(now, is_excused=is_excused)) is not None]
 

@@ -85,7 +85,7 @@ class StallDetector(Detector):
         return self._time is not None and self._open is None and now - self._time > self.timeout / 2
 
     def tick(self, now: float, *, is_excused: bool = False) -> Event | None:
-        """Take the time in the unit of ``Step.time``. ``is_excused``: a validation, a checkpoint or a pause goes on."""
+        """Take the time in the unit of ``Step.time``. ``is_excused``: a validation, checkpoint or pause is on."""
         if self._time is None or self._step is None:
             return None
         if is_excused:

@@ -315,7 +315,7 @@ _MONITOR = (
         unit="seconds",
     ),
     _gauge("training_monitor_overhead_ratio", "Hook time over step time in the trailing window.", unit="ratio"),
-    _counter("training_monitor_errors_total", "Failures of the monitor itself, contained, by room.", "room"),
+    _counter("training_monitor_errors_total", "Failures of the monitor itself, contained, by component.", "component"),
     _counter(
         "training_monitor_dropped_steps_total",
         "Steps not recorded: the recorder fell behind, or a step overlapped another of the same optimizer.",

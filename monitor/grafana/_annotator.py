@@ -1,4 +1,4 @@
-"""Annotations in Grafana for events and commands while a run goes on: a bounded queue and one thread."""
+"""Annotations in Grafana for events and commands while a run continues: a bounded queue and one thread."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Annotator:
         self._changed = threading.Condition()
         self._is_closing = False
         self._is_busy = self._is_pausing = self._is_abandoned = False
-        # id of an event that goes on -> id of its annotation, and its start in seconds
+        # id of an event that is still active -> id of its annotation, and its start in seconds
         self._annotations: OrderedDict[int, tuple[int, float]] = OrderedDict()
         self._complaints: set[str] = set()
         self._thread = threading.Thread(target=self._work, name="monitor-annotator", daemon=True)
@@ -142,7 +142,7 @@ class Annotator:
                 self._complain(error)
                 if error.is_passing and pause is not None and self._wait(pause):
                     continue
-            except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on
+            except Exception as error:  # noqa: BLE001 - whatever it is, the thread continues
                 self._complain(error)
             else:
                 self._count(is_sent=True)

@@ -174,10 +174,10 @@ def _control() -> tuple[Panel, ...]:
         ).sized(6),
         timeseries(
             "Failures of the monitor",
-            "Its own failures, contained, by room; steps that were lost because it fell behind; series left out "
+            "Its own failures, contained, by component; steps that were lost because it fell behind; series left out "
             "because a bound was reached.",
             "none",
-            Query(increase("training_monitor_errors_total"), "{{room}}"),
+            Query(increase("training_monitor_errors_total"), "{{component}}"),
             Query(increase("training_monitor_dropped_steps_total"), "steps lost"),
             Query(select("training_monitor_dropped_series"), "series left out"),
             min=0,

@@ -67,7 +67,7 @@ class StepProbe:
         tape: where entries go.
         door: applies LR factors (see ``control``).
         on_boundary: called first at each step boundary when :attr:`has_errand` is set; may raise StopTraining.
-        on_error: takes ``(room, exception)`` of a failure of ours.
+        on_error: takes ``(component, exception)`` of a failure of ours.
         gradient_norm: "auto", "off" or a stride.
         budget: share of the step time that "auto" may use.
         max_stride: the most steps that "auto" leaves between two measurements.

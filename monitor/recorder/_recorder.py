@@ -53,7 +53,7 @@ class Recorder:
             Must not raise.
         on_error: takes the exception of a record, an event or a snapshot that failed.
         interval: seconds between rounds.
-        clock: Unix time, for what is shown. It may be set while the run goes on.
+        clock: Unix time, for what is shown. It may be set while the run continues.
         counter: the tape's monotonic clock, for ages, durations and rates.
         rest: called with seconds to let the training thread go on.
     """

@@ -115,7 +115,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------------- life
 
     def open(self) -> Engine:
-        """Start everything; called by ``attach``. What can fail without harm is reported, and the run goes on without
+        """Start everything; called by ``attach``. What can fail without harm is reported, and the run continues without
         it.
 
         Raises:
@@ -221,7 +221,9 @@ class Engine:
     def _on_paused(self, is_paused: bool) -> None:
         state: State = "paused" if is_paused else "running"
         self._recorder.set_state(state)
-        self._journal.note_state(state, f"training {'pauses' if is_paused else 'goes on'} before step {self.step + 1}")
+        self._journal.note_state(
+            state, f"training {'pauses' if is_paused else 'continues'} before step {self.step + 1}"
+        )
 
     # ------------------------------------------------------------------------------------------ recorder thread
 

@@ -36,7 +36,7 @@ class Linger:
         """Wait for one more scrape if there was one in three minutes, at most ``seconds``; for a page at most 3 s.
 
         A wait that may take longer than a second is told in the log. Ctrl-C ends it, and nothing but it: the script
-        goes on.
+        continues.
         """
         end = self._clock()
         with self._changed:

@@ -66,7 +66,7 @@ class Failures:
             if line:
                 _LOG.warning("%s", line)
             else:
-                _LOG.warning("contained a failure in %s; training goes on", message, exc_info=error)
+                _LOG.warning("contained a failure in %s; training continues", message, exc_info=error)
             self._on_new(component, message)
         except Exception:  # noqa: BLE001 - the last line of defence
             pass

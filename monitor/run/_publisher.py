@@ -88,7 +88,7 @@ class Outlets:
             where = "" if is_homeless else f" in {self._where}"
             cure = "" if is_homeless else "; set MONITOR_DIR to a directory that can be written"
             line = (
-                f"training goes on without a run folder{where}, and `monitor runs` and `monitor status` do not find "
+                f"training continues without a run folder{where}, and `monitor runs` and `monitor status` do not find "
                 f"this run: {error}{cure}"
             )
             self._failures.note("folder", error, line=line)
@@ -155,7 +155,7 @@ class Outlets:
                 on_error=self._failures.of("server"),
             )
         except OSError as error:
-            self._failures.note("server", error, line=f"{error}; the run goes on without a page and metrics")
+            self._failures.note("server", error, line=f"{error}; the run continues without a page and metrics")
             return None
 
     def finish(self, state: State, end: float) -> None:

@@ -31,7 +31,7 @@ class Journal:
         self._cause = f": {kind.__name__}" + (f": {error}" if error is not None and str(error) else "")[:300]
 
     def note_state(self, state: State, message: str) -> None:
-        """Note that the run starts, pauses, goes on or ends."""
+        """Note that the run starts, pauses, continues or ends."""
         message += self._cause if state == "failed" else ""
         step = self._step()
         severity = "critical" if state == "failed" else "info"
@@ -44,11 +44,13 @@ class Journal:
         self._write(Event("control", severity, step, step, describe(record), end_step=step, details=audit(record)))  # type: ignore[arg-type]
         (_LOG.info if severity == "info" else _LOG.warning)("%s", describe(record))
 
-    def note_failure(self, room: str, message: str) -> None:
+    def note_failure(self, component: str, message: str) -> None:
         """Note a failure of our own that was contained."""
         if self._post is not None:  # before the recorder there is, there is no step either
             step = self._step()
-            self._write(Event("internal", "warning", step, step, message, end_step=step, details={"room": room}))
+            self._write(
+                Event("internal", "warning", step, step, message, end_step=step, details={"component": component})
+            )
 
     def note_capture(self, message: str, optimizer: str | None = None) -> None:
         """Note that something of the training cannot be seen, with what to do about it: an event, and a line in the

@@ -26,7 +26,7 @@ class TrainingSide:
         settings: of the run.
         failures: where what is contained is noted.
         on_checkpoint: called for a checkpoint; None: that is refused.
-        on_paused: told True when training pauses and False when it goes on.
+        on_paused: told True when training pauses and False when it continues.
         on_outcome: takes every command that has an outcome.
     """
 

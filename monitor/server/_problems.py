@@ -41,7 +41,7 @@ def install(app: Flask, on_error: Callable[[BaseException], None]) -> None:
     def unexpected(error: Exception) -> Response:
         _LOG.error("%s %s failed", request.method, request.path, exc_info=error)
         on_error(error)
-        return respond(Refusal(500, "The monitor failed to answer; the run goes on. Its log has the traceback."))
+        return respond(Refusal(500, "The monitor failed to answer; the run continues. Its log has the traceback."))
 
     app.register_error_handler(Refusal, respond)
     app.register_error_handler(CommandRefusedError, _refused_command)

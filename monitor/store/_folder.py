@@ -7,7 +7,7 @@
       <run_id>/run.json         who and where: id, name, pid, host, URL, state
       <run_id>/token            control token, readable by the owner only
       <run_id>/read_token       read-only token, likewise, where one is set
-      <run_id>/last.json        its state a moment ago, kept while it goes on
+      <run_id>/last.json        its state a moment ago, kept while it runs
       <run_id>/final.json       last state of the run, written when it ends
 
 Everything here may fail as disks do, with an OSError, or hang: :mod:`monitor.run._publisher` calls it on a thread of
@@ -149,7 +149,7 @@ class RunFolder:
             _write_atomically(self._target, json.dumps([_to_target(run.name, url)]), mode=0o644)
 
     def keep(self, state: Mapping[str, Any]) -> None:
-        """Write the present state of a run that goes on: all that is left should its process be killed."""
+        """Write the present state of a live run: all that is left should its process be killed."""
         _write_atomically(self.path / LAST, json.dumps(state) + "\n")
 
     def finish(self, state: str, *, end_time: float, final: Mapping[str, Any] | None = None) -> None:

@@ -142,7 +142,7 @@ class SystemSampler:
         result, message = None, ""
         try:
             result = read()
-        except Exception as error:  # noqa: BLE001 - contained: the round goes on without this reading
+        except Exception as error:  # noqa: BLE001 - contained: the round continues without this reading
             message = f"{type(error).__name__}: {error}"
             self._report(error)
         self._under_way = None

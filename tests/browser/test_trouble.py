@@ -93,7 +93,7 @@ def find_again(seen) -> None:
 
 
 def test_silence_is_marked_and_ends_when_the_run_answers_again(visit) -> None:
-    """The page keeps the last figures, says since when they are old, sends nothing, and goes on from its cursor."""
+    """The page keeps the last figures, says since when they are old, sends nothing, and continues from its cursor."""
     seen = visit(clock=True, expected=OFFLINE)
     expect(seen.page.locator("#progress-text")).to_contain_text("Step 300 ")
     lose(seen)

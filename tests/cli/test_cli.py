@@ -287,7 +287,7 @@ class TestRuns:
         assert call("runs").stdout == "no run is known here; `monitor demo` makes one\n"
 
     def test_running_ended_and_silent_runs_are_listed(self, folder: RunFolder, server: HttpServer) -> None:
-        """Each run has a line: what goes on by its API, what ended by its folder, what does not answer as such."""
+        """Each run has a line: what continues by its API, what ended by its folder, what does not answer as such."""
         document = call_json("status")
         ended = make_folder("ended-000001", server.url, start_time=1.0)
         ended.finish("finished", end_time=2.0, final={**document, "state": "finished"})
@@ -331,12 +331,12 @@ class TestChoice:
         assert call("status", "fake-f").exit_code == 0
 
     def test_a_running_run_beats_an_ended_one_of_the_same_name(self, folder: RunFolder, server: HttpServer) -> None:
-        """A name means the run that goes on."""
+        """A name means the live run."""
         make_folder("fake-000000", server.url).finish("finished", end_time=1.0)
         assert call_json("status", "fake")["run"]["run_id"] == "fake-0a1b2c"
 
     def test_the_last_that_ended_is_shown_where_none_goes_on(self, folder: RunFolder, server: HttpServer) -> None:
-        """After the end `status` alone looks back at the last run; while one goes on it means that one."""
+        """After the end `status` alone looks back at the last run; while one continues it means that one."""
         early = make_folder("early-000000", server.url)
         early.finish("finished", end_time=4.0, final={"run": {"run_id": "early-000000"}})
         assert call_json("status")["run"]["run_id"] == "fake-0a1b2c"
@@ -483,7 +483,7 @@ class TestClient:
             start_response("200 OK", [("Content-Type", "text/html")])
             return [b"<h1>hello</h1>"]
 
-        with HttpServer(stranger, port=0) as server, pytest.raises(ClientError, match="is no run of ours"):
+        with HttpServer(stranger, port=0) as server, pytest.raises(ClientError, match="is not a training-monitor run"):
             Client(server.url).get("/run")
 
 

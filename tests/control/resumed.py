@@ -1,4 +1,4 @@
-"""A training that is stopped and goes on in a new process: ``python -m tests.control.resumed FOLDER``.
+"""A training that is stopped and continues in a new process: ``python -m tests.control.resumed FOLDER``.
 
 The first process saves in the middle of a ramp; the second loads what it saved in several ways and writes down the
 weights that each ended with.

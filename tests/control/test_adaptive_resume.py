@@ -1,4 +1,4 @@
-"""A warm-up is for the start of a run: one that goes on is left at the LR that it had."""
+"""A warm-up is for the start of a run: one that is running is left at the LR that it had."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_an_optimizer_with_the_state_of_earlier_steps_is_not_warmed_up(
 
 
 def test_a_factor_that_came_with_a_checkpoint_is_kept(attach: Attach) -> None:
-    """Plain SGD has no state: its factor tells that the run goes on."""
+    """Plain SGD has no state: its factor tells that the run continues."""
     optimizer = make("SGD")
     optimizer.param_groups[0]["monitor_lr_factor"] = 0.3
     run = attach_warm(attach, optimizer)
@@ -84,4 +84,4 @@ def test_a_run_that_was_told_of_its_earlier_steps_is_not_warmed_up(attach: Attac
     run = attach_warm(attach, optimizer)
     run.load_state_dict(state)
     assert factor_after(optimizer, run, 5) == 1.0
-    assert "the run goes on at step 4; this is for its first step" in audit_of(run)[0][1]
+    assert "the run continues at step 4; this is for its first step" in audit_of(run)[0][1]

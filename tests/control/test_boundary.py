@@ -46,7 +46,7 @@ def train() -> Iterator[Callable[[Noting, Run], threading.Thread]]:
 
 
 def test_a_paused_run_makes_no_step_and_takes_commands(attach: Attach, train: Callable[..., Any]) -> None:
-    """The training thread waits between two steps, carries out what comes, and goes on when told to."""
+    """The training thread waits between two steps, carries out what comes, and continues when told to."""
     optimizer = noting(0.1)
     run = attach(optimizer)
     train(optimizer, run)
@@ -60,7 +60,7 @@ def test_a_paused_run_makes_no_step_and_takes_commands(attach: Attach, train: Ca
     assert (reduced.status, reduced.step, again.status) == ("applied", num_steps + 1, "applied")
     assert len(optimizer.used) == num_steps
     resumed = ask(run, "resume").wait(60)
-    assert (resumed.status, resumed.message) == ("applied", "training goes on")
+    assert (resumed.status, resumed.message) == ("applied", "training continues")
     stopped = ask(run, "stop").wait(60)
     assert stopped.status == "applied"
     assert run.should_stop
@@ -78,7 +78,7 @@ def test_a_stop_ends_a_pause(attach: Attach, train: Callable[..., Any]) -> None:
     assert not thread.is_alive()
     messages = [event.message for event in (run.flush() and run.events()) if event.kind == "state"]
     assert any(message.startswith("training pauses before step") for message in messages)
-    assert any(message.startswith("training goes on before step") for message in messages)
+    assert any(message.startswith("training continues before step") for message in messages)
 
 
 def test_resume_of_a_run_that_is_not_paused_says_so(attach: Attach) -> None:

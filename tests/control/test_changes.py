@@ -359,7 +359,7 @@ def test_a_groups_lr_is_read_as_often_among_many_groups(
 
 
 def test_groups_that_share_a_tensor_and_differ_get_tensors_of_their_own() -> None:
-    """While the step goes on, another thread finds the schedule's LR for each of them."""
+    """While the step continues, another thread finds the schedule's LR for each of them."""
     optimizer = noting(*[torch.tensor(0.1)] * 3)
     shared = optimizer.param_groups[0]["lr"]
     for group, factor in zip(optimizer.param_groups, (0.5, 0.25, 0.125), strict=True):
@@ -374,7 +374,7 @@ def test_groups_that_share_a_tensor_and_differ_get_tensors_of_their_own() -> Non
 
 
 def test_an_optimizer_made_under_a_live_run_is_left_alone_until_it_is_attached(attach: Attach) -> None:
-    """No factor applies to it and its steps are not counted; with the old one's state, attached, it goes on reduced."""
+    """No factor applies to it and its steps are not counted; attached with the old one's state it continues reduced."""
     first = noting(0.1)
     with attach(first) as run:
         run.reduce_lr(0.5)

@@ -88,7 +88,7 @@ def test_an_event_that_is_over_at_once_counts() -> None:
 
 
 def test_what_still_holds_after_the_cooldown_reduces_again_until_max_times() -> None:
-    """A divergence that goes on: at once, and after each cool-down; then never more."""
+    """A divergence that lasts: at once, and after each cool-down; then never more."""
     bench = Bench(ReduceLROn("divergence", cooldown_steps=10, max_times=3))
     bench.begin("divergence")
     bench.steps(9)

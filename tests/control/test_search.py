@@ -69,7 +69,7 @@ def test_the_first_sign_is_a_step_back_and_the_climb_goes_on() -> None:
     climber.steps(7)
     assert len(climber.moves) == 1
     climber.steps(1)
-    assert (climber.moves[1].factor, climber.moves[1].reason) == (1.0, "warm-up goes on")
+    assert (climber.moves[1].factor, climber.moves[1].reason) == (1.0, "warm-up continues")
     climber.steps(climber.moves[1].over_steps + 1)
     assert climber.factor == 1.0
     assert not climber.search.is_moving
@@ -93,7 +93,7 @@ def test_three_signs_near_each_other_are_a_ceiling() -> None:
         climber.steps(1, loss=1.3, norm=4.0)
         climber.steps(25)
     assert climber.moves[4].factor == pytest.approx(0.1 * at)
-    assert climber.moves[5] == Move(pytest.approx(0.3 * at), climber.moves[5].over_steps, "warm-up goes on")
+    assert climber.moves[5] == Move(pytest.approx(0.3 * at), climber.moves[5].over_steps, "warm-up continues")
     climber.steps(500)
     assert len(climber.moves) == 6
     assert climber.factor == pytest.approx(0.3 * at)
@@ -126,7 +126,7 @@ def test_a_second_sign_far_above_the_first_is_another_first_one() -> None:
         climber.steps(1)
     climber.steps(2, loss=1.3, norm=4.0)
     climber.steps(300)
-    assert climber.reasons[-1] == "warm-up goes on"
+    assert climber.reasons[-1] == "warm-up continues"
     assert climber.factor == 1.0
 
 
@@ -195,7 +195,7 @@ def test_a_loss_that_goes_on_rising_is_lowered_further_down_to_the_floor() -> No
     assert [move.reason for move in told] == [
         "loss has gone on rising, to 10",
         "loss has gone on rising, to 100",
-        "warm-up goes on",
+        "warm-up continues",
     ]
 
 

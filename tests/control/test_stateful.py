@@ -43,7 +43,7 @@ def warm_restarts(optimizer: Optimizer) -> lr_scheduler.LRScheduler:
 
 
 def in_three_parts(optimizer: Optimizer) -> lr_scheduler.LRScheduler:
-    """Schedules one after the other; each goes on from the LR that it finds in the param group."""
+    """Schedules one after the other; each continues from the LR that it finds in the param group."""
     parts = [
         lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3),
         lr_scheduler.CosineAnnealingLR(optimizer, 4),

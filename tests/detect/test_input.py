@@ -139,7 +139,7 @@ def test_settings_of_a_wrong_type_are_refused(make: Any, message: str) -> None:
 
 
 def test_every_kind_of_the_design_has_one_detector() -> None:
-    """The default set covers the kinds that the records room lists, each once."""
+    """The default set covers the kinds that the records list, each once."""
     from monitor._records import DETECTOR_KINDS
 
     assert sorted(detector.kind for detector in default_detectors()) == sorted(DETECTOR_KINDS)

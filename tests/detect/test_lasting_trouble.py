@@ -91,7 +91,7 @@ def test_a_flat_loss_is_a_plateau() -> None:
 
 
 def test_a_power_law_is_no_plateau() -> None:
-    """Progress per doubling of steps goes on, however slow it looks per step."""
+    """Progress per doubling of steps continues, however slow it looks per step."""
     source = random.Random(1)
     losses = [2.0 + 8 * (index + 1) ** -0.3 + source.gauss(0, 0.05) for index in range(20_000)]
     assert events_of(PlateauDetector(), steps(losses)) == []

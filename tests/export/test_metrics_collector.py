@@ -128,7 +128,7 @@ def test_counters_start_at_zero_for_every_label_value():
     assert {pairs["kind"] for pairs, _ in found["training_gradient_clips_total"]} == {"norm", "value"}
     assert {pairs["kind"] for pairs, _ in found["training_nonfinite_total"]} == {"loss", "gradient"}
     assert {pairs["reason"] for pairs, _ in found["training_skipped_steps_total"]} == {"amp_overflow"}
-    errors = {pairs["room"]: number for pairs, number in found["training_monitor_errors_total"]}
+    errors = {pairs["component"]: number for pairs, number in found["training_monitor_errors_total"]}
     assert {"probe", "recorder", "policy", "on_event", "folder"} < set(COMPONENTS) == set(errors)
 
 
@@ -173,7 +173,7 @@ def test_losses_of_either_sign_are_summed_apart():
 
 
 def test_a_nan_loss_is_shown_as_nan():
-    """The last loss is exported as it was, also when it is no number."""
+    """The last loss is exported as it was, also when it is not a number."""
     assert math.isnan(
         value(make_snapshot(optimizers=(make_optimizer(loss=math.nan),)), "training_loss", optimizer="AdamW")
     )

@@ -69,7 +69,7 @@ REASONS = {
     "takes them out": {
         "monitor.probe._patches.remove",
         "monitor.probe._patches._uninstall",
-        *(f"monitor.probe.{room}._after_fork_in_child" for room in ("_patches", "_ledger", "_forward")),
+        *(f"monitor.probe.{module}._after_fork_in_child" for module in ("_patches", "_ledger", "_forward")),
         "monitor.probe._steps.StepProbe.close",
         "monitor.probe._steps.StepProbe._is_between_steps",
         "monitor.probe._steps._remove_hook",
@@ -81,8 +81,8 @@ REASONS = {
         "monitor.probe._loss.before_zeroing",
     },
     "hands a failure on": {
-        *(f"monitor.probe.{room}.report" for room in ("_watched", "_patches", "_loss", "_scaler", "_clipping")),
-        *(f"monitor.probe.{room}.report" for room in ("_loading", "_made", "_forward")),
+        *(f"monitor.probe.{module}.report" for module in ("_watched", "_patches", "_loss", "_scaler", "_clipping")),
+        *(f"monitor.probe.{module}.report" for module in ("_loading", "_made", "_forward")),
     },
     "a sharded model; tests/torch/test_wrapped_losses.py shows it": {
         "monitor.probe._attribution.LossAttribution.withhold",
@@ -257,7 +257,7 @@ def test_the_patches_are_those_that_are_tested(tmp_path: Path) -> None:
 
 
 def test_failure_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A contained failure stands in the snapshot, by room, and in the log of events, once per kind."""
+    """A contained failure stands in the snapshot, by component, and in the log of events, once per kind."""
     fault = Fault(FAULTS["monitor.probe._steps._lr_values"].owner, "_lr_values")
     fault.install(monkeypatch)
     model = make_model()
@@ -269,7 +269,7 @@ def test_failure_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert run.snapshot().errors == {"probe": 3}
     (event,) = [e for e in run.events() if e.kind == "internal"]
     assert event.severity == "warning"
-    assert event.details == {"room": "probe"}
+    assert event.details == {"component": "probe"}
     assert event.message == "probe: InjectedError: monitor.probe._steps._lr_values"
 
 
@@ -344,7 +344,7 @@ def test_a_failing_detector_costs_its_events_only(tmp_path: Path, expected: list
 def test_a_failing_on_event_is_contained(
     error: type[BaseException], tmp_path: Path, expected: list[torch.Tensor]
 ) -> None:
-    """Whatever the user's on_event raises, the recorder goes on digesting."""
+    """Whatever the user's on_event raises, the recorder continues digesting."""
 
     def on_event(_: monitor.Event) -> None:
         raise error

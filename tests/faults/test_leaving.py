@@ -248,7 +248,7 @@ def test_two_runs_in_two_threads_keep_apart(tmp_path: Path) -> None:
 
 
 def test_attaching_twice_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    """A second run on the same optimizer is refused by name; the first one goes on, and a third may follow."""
+    """A second run on the same optimizer is refused by name; the first one continues, and a third may follow."""
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(optimizer, tmp_path) as run:
@@ -315,7 +315,7 @@ def test_with_after_close_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["on_event", "on_checkpoint", "closure"])
 def test_closing_from_inside(where: str, tmp_path: Path) -> None:
-    """A run may be closed by its own callbacks and from inside a step; the training goes on unwatched."""
+    """A run may be closed by its own callbacks and from inside a step; the training continues unwatched."""
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run: monitor.Run
@@ -412,7 +412,7 @@ def test_closing_while_another_thread_trains(tmp_path: Path) -> None:
 def test_ctrl_c_during_the_linger_ends_the_wait_and_nothing_else(
     state: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However a run ended, it waits for its last scrape; Ctrl-C frees the port at once, and the script goes on."""
+    """However a run ended, it waits for its last scrape; Ctrl-C frees the port at once, and the script continues."""
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
     run = watch(optimizer, tmp_path, serve=True, port=0, linger=3600)
     assert run.url is not None
@@ -433,7 +433,7 @@ def test_ctrl_c_during_the_linger_ends_the_wait_and_nothing_else(
 
 
 def test_somebody_who_patched_after_us_keeps_their_patch(tmp_path: Path) -> None:
-    """A patch that another library put on top of ours stays, and goes on working after the run."""
+    """A patch that another library put on top of ours stays, and keeps working after the run."""
     original = torch.autograd.backward
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

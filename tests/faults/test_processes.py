@@ -139,7 +139,7 @@ def test_a_page_left_open_does_not_keep_the_process(tmp_path: Path) -> None:
 
 
 def test_a_killed_process_is_known_as_vanished(tmp_path: Path) -> None:
-    """SIGTERM keeps its meaning: the process ends at once, and the run is told apart from one that goes on."""
+    """SIGTERM keeps its meaning: the process ends at once, and the run is told apart from one that is running."""
     script = Script(tmp_path, "run = attach(); train(); last_words(); os.kill(os.getpid(), signal.SIGTERM)")
     assert script.code == -signal.SIGTERM
     assert script.run.state == "vanished"

@@ -83,7 +83,7 @@ def _lr(group: dict[str, Any]) -> float:
 @pytest.mark.parametrize("kind", [Own, Child, Early, Late, Forgiving], ids=lambda k: k.__name__)
 @pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1, dtype=torch.float64)], ids=["float", "tensor"])
 def test_failed_step_leaves_the_lr_as_scheduled(kind: Any, lr: Any, tmp_path: Path) -> None:
-    """After a step that raised, the LR is the schedule's at once: a scheduler stepped in between goes on from it."""
+    """After a step that raised, the LR is the schedule's at once: a scheduler stepped in between continues from it."""
     model = make_model()
     optimizer = kind(model.parameters(), lr=lr.clone() if isinstance(lr, torch.Tensor) else lr)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)  # reads the LR to make the next
@@ -239,7 +239,7 @@ def test_loss_that_is_not_finite_is_shown_as_it_is(value: float, tmp_path: Path)
     ids=lambda v: type(v).__name__,
 )
 def test_logging_what_is_no_number_is_reported_not_raised(value: Any, tmp_path: Path) -> None:
-    """run.log raises for no value; what is no number is named in an internal event, by name and type."""
+    """run.log raises for no value; what is not a number is named in an internal event, by name and type."""
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
     with watch(optimizer, tmp_path) as run:
         run.log(accuracy=value)
@@ -290,7 +290,7 @@ def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
 
 
 def test_unreadable_entry_does_not_stop_the_tape(tmp_path: Path) -> None:
-    """A step that cannot be read (an LR that is no number) is dropped and counted; those after it are shown."""
+    """A step that cannot be read (an LR that is not a number) is dropped and counted; those after it are shown."""
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(optimizer, tmp_path) as run:

@@ -270,8 +270,8 @@ def test_hooks_read_nothing_from_a_tensor_away_from_the_host(
     gradient_norm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every hook and patch passes over a whole training on a device without reading one value from it."""
-    for room in (_loss, _clipping):  # as a torch that was built for an accelerator
-        monkeypatch.setattr(room, "has_no_accelerator", lambda: False)
+    for module in (_loss, _clipping):  # as a torch that was built for an accelerator
+        monkeypatch.setattr(module, "has_no_accelerator", lambda: False)
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).to("meta")
     optimizers = {
         "own": OnDevice(model.parameters(), {"lr": torch.tensor(0.1, device="meta")}),

@@ -1,4 +1,4 @@
-"""What the world may do to a run while it goes on: folders vanish, ports are taken, clients hang."""
+"""What the world may do to a run while it runs: folders vanish, ports are taken, clients hang."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_disk_that_cannot_be_written_costs_the_folder(
     assert (run.state, run.snapshot().errors) == ("finished", {"folder": 1})
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(
-        f"training goes on without a run folder in {tmp_path / 'runs'}, and `monitor runs` and `monitor status` do not "
-        f"find this run: [Errno {error}] {os.strerror(error)}"
+        f"training continues without a run folder in {tmp_path / 'runs'}, and `monitor runs` and `monitor status` do "
+        f"not find this run: [Errno {error}] {os.strerror(error)}"
     )
     assert line.endswith("; set MONITOR_DIR to a directory that can be written")
     assert caplog.records[0].exc_info is None
@@ -239,7 +239,7 @@ def test_whatever_lies_among_the_runs_holds_nothing_up(tmp_path: Path) -> None:
 
 
 def test_folder_removed_in_mid_run(tmp_path: Path) -> None:
-    """When the run's folder is taken away the training goes on; the failure is counted and its room told."""
+    """When the run's folder is taken away the training continues; the failure is counted and its component named."""
     model = make_model()
     optimizer = optimizer_of(model)
     with watch(optimizer, tmp_path, serve=True, port=0) as run:
@@ -253,7 +253,7 @@ def test_folder_removed_in_mid_run(tmp_path: Path) -> None:
 
 
 def test_busy_fixed_port_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A fixed port that is taken costs the page and the metrics: one warning with the cure, the run goes on."""
+    """A fixed port that is taken costs the page and the metrics: one warning with the cure, the run continues."""
     model = make_model()
     optimizer = optimizer_of(model)
     with socket.socket() as taken:
@@ -269,7 +269,7 @@ def test_busy_fixed_port_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureF
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert f"cannot listen on 127.0.0.1 port {port}: it is in use" in warning
     assert "give another port, or port=None for the next free one" in warning
-    assert "the run goes on without a page and metrics" in warning
+    assert "the run continues without a page and metrics" in warning
     assert_same(weights_of(model), expected_weights())
 
 
@@ -374,18 +374,18 @@ def test_failing_view_is_an_answer_and_a_count(path: str, tmp_path: Path, monkey
                 with pytest.raises(urllib.error.HTTPError) as error:
                     read(run, path)
                 assert error.value.code == 500
-                assert b"the run goes on" in error.value.read()
+                assert b"the run continues" in error.value.read()
                 error.value.close()
             train_plainly(model, optimizer, make_batches())
         assert read(run, "/healthz")
     errors = run.snapshot().errors
     assert set(errors) == {"export" if path == "/metrics" else "server"}
-    assert [e.details["room"] for e in run.events() if e.kind == "internal"] == list(errors)
+    assert [e.details["component"] for e in run.events() if e.kind == "internal"] == list(errors)
     assert_same(weights_of(model), expected_weights())
 
 
 def test_errors_are_exported(tmp_path: Path) -> None:
-    """A contained failure is in training_monitor_errors_total, by room, at the next scrape."""
+    """A contained failure is in training_monitor_errors_total, by component, at the next scrape."""
     model = make_model()
     optimizer = optimizer_of(model)
     with watch(optimizer, tmp_path, serve=True, port=0, on_event=_raise) as run:
@@ -394,7 +394,7 @@ def test_errors_are_exported(tmp_path: Path) -> None:
         counts = [
             line for line in read(run, "/metrics").splitlines() if line.startswith("training_monitor_errors_total")
         ]
-    found = {line.partition('room="')[2].partition('"')[0]: float(line.split()[-1]) for line in counts}
+    found = {line.partition('component="')[2].partition('"')[0]: float(line.split()[-1]) for line in counts}
     assert found["on_event"] >= 1
 
 
@@ -428,8 +428,8 @@ def test_failing_sampler_is_marked_and_the_run_goes_on(tmp_path: Path, monkeypat
     assert_same(weights_of(model), expected_weights())
 
 
-@pytest.mark.parametrize("room", ["recorder", "system", "server", "folder"])
-def test_thread_that_cannot_be_started(room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("component", ["recorder", "system", "server", "folder"])
+def test_thread_that_cannot_be_started(component: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has no thread left for us costs what that thread would have done, and no step."""
     start = threading.Thread.start
     names = {
@@ -440,7 +440,7 @@ def test_thread_that_cannot_be_started(room: str, tmp_path: Path, monkeypatch: p
     }
 
     def refuse(thread: threading.Thread) -> None:
-        if thread.name == names[room]:
+        if thread.name == names[component]:
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -452,7 +452,7 @@ def test_thread_that_cannot_be_started(room: str, tmp_path: Path, monkeypatch: p
     with run:
         train_plainly(model, optimizer, make_batches())
         run.flush(0.2)
-    assert run.snapshot().errors[room] >= 1
+    assert run.snapshot().errors[component] >= 1
     assert run.state == "finished"
     assert run.step == 6
     assert_same(weights_of(model), expected_weights())

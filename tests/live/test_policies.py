@@ -60,7 +60,7 @@ def test_a_diverging_run_is_rescued(policy: Any) -> None:
     assert lost > 0.5
     assert final < 0.25
     assert snapshot.errors == {}
-    # A search that goes on when the run goes wrong sets the factor; one that has come to its end reduces it.
+    # A search that is running when the run goes wrong sets the factor; one that has come to its end reduces it.
     audits = [e for e in events if e.kind == "control"]
     audit = next(e for e in audits if e.details["after"][0][2] < e.details["before"][0][2])
     assert audit.details["source"] == "policy"
@@ -112,7 +112,7 @@ def test_a_run_whose_lr_can_be_borne_ends_its_warm_up_at_the_schedule() -> None:
 
 
 def test_a_policy_that_raises_does_not_reach_the_training() -> None:
-    """Counted, shown as an internal event; the run goes on to its end."""
+    """Counted, shown as an internal event; the run continues to its end."""
 
     class Broken:
         def start(self, ask: Any) -> Any:

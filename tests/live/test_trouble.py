@@ -126,7 +126,7 @@ def test_a_model_that_cannot_learn_plateaus() -> None:
 
 
 def test_memorising_overfits() -> None:
-    """A large network on 24 noisy samples: validation loss turns while the training loss goes on falling."""
+    """A large network on 24 noisy samples: validation loss turns while the training loss keeps falling."""
     torch.manual_seed(0)
     x, y = torch.randn(24, 8), torch.randn(24, 1)
     held_x, held_y = torch.randn(256, 8), torch.randn(256, 1)

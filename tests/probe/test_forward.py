@@ -69,7 +69,7 @@ def quiet(tmp_path: Path) -> Iterator[Quiet]:
 
 
 def test_forward_passes_without_a_loader_are_no_stall(quiet: Quiet) -> None:
-    """An evaluation over tensors in memory that goes on for ten minutes is told from a run that stands."""
+    """An evaluation over tensors in memory that is running for ten minutes is told from a run that stands."""
     with torch.no_grad():
         for _ in range(60):
             quiet.model(BATCH)
@@ -100,7 +100,7 @@ def test_a_forward_pass_that_hangs_is_a_stall(quiet: Quiet) -> None:
 
 
 def test_calls_on_another_thread_excuse_nothing(quiet: Quiet) -> None:
-    """A thread that serves the model goes on while the training thread hangs."""
+    """A thread that serves the model continues while the training thread hangs."""
     told = []
     for _ in range(7):
         on_a_thread(lambda: quiet.model(BATCH))

@@ -20,8 +20,8 @@ def test_a_kind_of_failure_is_logged_once_and_counted_each_time(caplog: pytest.L
         ("server", "server: OSError: fourth"),
     ]
     assert [record.getMessage() for record in caplog.records] == [
-        "contained a failure in folder: OSError: first; training goes on",
-        "contained a failure in folder: ValueError: third; training goes on",
+        "contained a failure in folder: OSError: first; training continues",
+        "contained a failure in folder: ValueError: third; training continues",
         "no page",
     ]
     assert (failures.counts["folder"], failures.counts["server"]) == (3, 1)

@@ -124,7 +124,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_value_is_raised_for(run: monitor.Run, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What is no number is counted and said in one short line, however often it comes, and the next value is shown."""
+    """What is not a number is counted and said in one short line, however often it comes; the next value is shown."""
     value = OTHERS[name]()
     with caplog.at_level(logging.WARNING, "monitor"):
         for _ in range(3):

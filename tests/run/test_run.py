@@ -72,7 +72,7 @@ def test_history_and_events_are_read_by_increments() -> None:
 
 
 def test_log_takes_numbers_and_tensors_and_never_raises() -> None:
-    """Every kind of value a user passes ends up as a number, or is counted as an error of the room `log`."""
+    """Every kind of value a user passes ends up as a number, or is counted as an error of the component `log`."""
     net, opt = make()
     with quick(opt) as run:
         train(net, opt)
@@ -248,7 +248,7 @@ class TestLinger:
         now[0] = 1.0
         waiting = threading.Thread(target=linger.wait, args=(3600.0,))
         waiting.start()
-        while waiting.is_alive():  # time goes on, and so do the scrapes
+        while waiting.is_alive():  # time continues, and so do the scrapes
             now[0] += 1.0
             linger.note("scrape")
             waiting.join(0.01)

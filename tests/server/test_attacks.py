@@ -255,7 +255,7 @@ def test_expect_continue_is_honoured(server: HttpServer) -> None:
 
 
 def test_a_chunk_size_without_end_is_cut_short(server: HttpServer, run: FakeRun) -> None:
-    """A chunk's size that goes on for megabytes is refused after a kilobyte, before any credential is looked at."""
+    """A chunk's size that is running for megabytes is refused after a kilobyte, before any credential is looked at."""
     head = b"POST /login HTTP/1.1\r\n" + HOST + b"Content-Type: application/x-www-form-urlencoded\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as sock:
         sock.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"0" * 4096)

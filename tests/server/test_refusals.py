@@ -393,7 +393,7 @@ def test_a_pause_of_a_paused_run_and_a_resume_of_a_running_one_are_no_errors(att
     pauses.append(live.send("/pause", {}))
     assert [live.outcome(one)["status"] for one in pauses] == ["applied", "applied"]
     assert live.get("/run")["state"] == "paused"
-    assert live.outcome(live.send("/resume", {}))["message"] == "training goes on"
+    assert live.outcome(live.send("/resume", {}))["message"] == "training continues"
     training.join()
     assert [entry["action"] for entry in live.audit()] == ["resume", "pause", "pause", "resume"]
     assert live.optimizer.used == [[0.1, 0.2]] * 2

@@ -25,7 +25,7 @@ except ImportError:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a run that goes on training whatever it is told; a pause is taken by resuming."""
+    """The address of a live run training whatever it is told; a pause is taken by resuming."""
     logging.getLogger("monitor").setLevel(logging.CRITICAL)
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([{"params": [weight], "name": "body"}], lr=0.1)

@@ -293,7 +293,7 @@ def test_the_start_tries_the_way_back(tmp_path: Path) -> None:
 
 
 def test_a_firewall_in_between_is_told(tmp_path: Path) -> None:
-    """Where the container gets no answer the start says which address is out of reach, and goes on."""
+    """Where the container gets no answer the start says which address is out of reach, and continues."""
     done = Machine(tmp_path, reach="miss").stack("up")
     assert done.returncode == 0
     assert "Containers do not reach 127.0.0.1 on this machine" in done.stderr

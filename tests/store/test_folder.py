@@ -109,7 +109,7 @@ def test_the_end_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_dead_process_makes_its_run_vanish(tmp_path: Path) -> None:
-    """A run that is running by its file, but whose process is gone, is listed as vanished."""
+    """A live run by its file, but whose process is gone, is listed as vanished."""
     rewrite(create(tmp_path), pid=pid_of_ended_process(), state="running")
     assert [run.state for run in list_runs(tmp_path)] == ["vanished"]
 
@@ -233,7 +233,7 @@ def test_a_run_that_waits_for_its_last_scrape_stays_a_target(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("hostname", [socket.gethostname(), "another-host"])
 def test_a_target_that_was_never_withdrawn_is_removed_a_day_after_the_end(tmp_path: Path, hostname: str) -> None:
-    """Where the process cannot be seen, or goes on without the run, the target goes a day after the run's end."""
+    """Where the process cannot be seen, or continues without the run, the target goes a day after the run's end."""
     folder = create(tmp_path, "stuck-1")
     folder.update(state="running", url="http://127.0.0.1:9477/")
     folder.finish("finished", end_time=1000.0)
@@ -456,7 +456,7 @@ def test_reading_leaves_no_descriptor_open(tmp_path: Path) -> None:
 
 
 class Timer:
-    """A clock that goes on by a second fraction at every look."""
+    """A clock that is running by a second fraction at every look."""
 
     def __init__(self, seconds: float) -> None:
         self.now, self.seconds = 0.0, seconds

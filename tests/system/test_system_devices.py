@@ -101,7 +101,7 @@ def test_torch_knows_its_devices_best(devices, variable, cards, expected):
 
 
 def make_torch(is_initialized=True, cuda="13.0", uuids=("aa", "bb"), statistics=None):
-    """Make a torch with CUDA devices, as far as this room looks at one."""
+    """Make a torch with CUDA devices, as far as this package looks at one."""
 
     def properties(index):
         assert is_initialized, "asking for the properties would initialise CUDA"

@@ -209,7 +209,7 @@ def test_a_mig_instance_has_its_own_memory_and_its_cards_sensors():
 
 
 def test_a_lost_card_leaves_the_others():
-    """A card that falls off the bus is missing and named; the other one goes on under its index."""
+    """A card that falls off the bus is missing and named; the other one continues under its index."""
     lost, well = FakeCard(A), FakeCard(B)
     reader = make_reader(FakeNvml([lost, well]))
     assert len(reader.read().gpus) == 2

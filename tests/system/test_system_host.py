@@ -42,7 +42,7 @@ class FakeProcess:
 
 
 class FakePsutil:
-    """As much of psutil as the room uses, with its real error classes."""
+    """As much of psutil as the package uses, with its real error classes."""
 
     Error = psutil.Error
 

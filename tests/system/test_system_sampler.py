@@ -105,7 +105,7 @@ def test_without_a_gpu_source_there_is_no_gpu_collector():
 
 
 def test_a_failing_host_leaves_the_gpus():
-    """A failure is reported once a round and marked; the other reading goes on, and so does the next round."""
+    """A failure is reported once a round and marked; the other reading continues, and so does the next round."""
     errors = []
     host = FakeHost(OSError("no /proc"), HOST)
     sampler = make_sampler(host, FakeGpu(GpuRound((make_gpu(),))), errors)

@@ -278,7 +278,7 @@ class InverseSquareRoot(LRScheduler):
 
 
 class Halving(LRScheduler):
-    """A schedule that goes on from what the param groups hold, as users write them too."""
+    """A schedule that is running from what the param groups hold, as users write them too."""
 
     def get_lr(self) -> list[float]:
         return [group["lr"] * (0.5 if self.last_epoch % 4 == 3 else 1.0) for group in self.optimizer.param_groups]

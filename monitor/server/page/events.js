@@ -1,4 +1,4 @@
-// What happened: the list beside the charts, and the notices on top for what still goes on.
+// What happened: the list beside the charts, and the notices on top for what is still active.
 
 import { announce, h, icon, setText } from "./dom.js";
 import { clock, integer, words } from "./format.js";

@@ -104,8 +104,8 @@ class HttpServer:
     def _serve(self) -> None:
         try:
             self._server.serve()
-        except BaseException as error:  # noqa: BLE001 - a thread of ours ends quietly; the run goes on without HTTP
-            _LOG.exception("The HTTP server ended; the run goes on without it")
+        except BaseException as error:  # noqa: BLE001 - a thread of ours ends quietly; the run continues without HTTP
+            _LOG.exception("The HTTP server ended; the run continues without it")
             self._on_error(error)
 
     def _end(self) -> None:
