@@ -2,7 +2,7 @@
 
 from monitor.server._access import RunAccess
 from monitor.server._app import create_app, run_document
-from monitor.server._auth import Security
+from monitor.server._security import Security
 from monitor.server.wsgi import HttpServer
 
 __all__ = ["HttpServer", "RunAccess", "Security", "create_app", "run_document"]

@@ -16,10 +16,10 @@ from monitor._errors import CommandRefusedError, QueueFullError
 from monitor._records import MAX_REASON
 from monitor.server import _json
 from monitor.server._access import RunAccess
+from monitor.server._auth import Auth
 from monitor.server._bodies import read_object, shown
-from monitor.server._gate import Gate
 from monitor.server._notifications import Alert, one_line, read_notification
-from monitor.server._problems import Refusal
+from monitor.server._problems import HttpProblem
 
 ACTIONS = ("reduce", "pause", "stop", "checkpoint")
 """What an alert may ask for: nothing that raises a learning rate or takes back what a person has decided."""
@@ -37,7 +37,7 @@ _LOG = logging.getLogger("monitor")
 
 
 class Taken(NamedTuple):
-    """What became of one alert; ``outcome`` is one of OUTCOMES. ``has_asked``: the run was asked, in vain or not."""
+    """What became of one alert; ``outcome`` is one of OUTCOMES. ``has_asked``: the run was asked."""
 
     outcome: str
     detail: str = ""
@@ -58,7 +58,7 @@ class _Wish(NamedTuple):
 class Receiver:
     """Turn alerts into commands: each once per fingerprint and start, each action at most once per cool-down.
 
-    Several alerts that tell of the same trouble are one reduction; what still fires when its notification is repeated
+    Several alerts that report the same trouble are one reduction; what still fires when its notification is repeated
     after the cool-down acts then. An alert whose command expired, as no step was made, or was rejected at its step acts
     again when repeated. What the run has refused is refused again for a cool-down without asking it, as each refusal of
     the run is an audit event; then it is asked anew, as the reason may have passed.
@@ -162,7 +162,7 @@ def _keep(memory: OrderedDict[Any, Any], key: Any, value: Any, capacity: int) ->
 
 def add_alertmanager(
     app: Flask,
-    gate: Gate,
+    auth: Auth,
     access: RunAccess,
     prefix: str,
     *,
@@ -177,14 +177,14 @@ def add_alertmanager(
     receiver = Receiver(access, cooldown=cooldown, clock=clock)
 
     def alertmanager() -> Response:
-        request.max_content_length = MAX_NOTIFICATION_BYTES  # one notification may tell of hundreds of alerts
+        request.max_content_length = MAX_NOTIFICATION_BYTES  # one notification may have hundreds of alerts
         alerts, truncated = read_notification(read_object(request))
         if truncated:
             _LOG.warning("Alertmanager has left %d alerts out of a notification; raise its max_alerts", truncated)
         try:
             taken = _take_all(receiver, alerts)
         except QueueFullError as error:
-            raise Refusal(503, str(error), headers={"Retry-After": _RETRY_SECONDS}) from None
+            raise HttpProblem(503, str(error), headers={"Retry-After": _RETRY_SECONDS}) from None
         left_out = sum(one.outcome == "left_out" for one in taken)
         if left_out:
             _LOG.warning("%d alerts of a notification were left out: it asked for more than %d", left_out, MAX_ASKED)
@@ -195,7 +195,7 @@ def add_alertmanager(
         return Response(body, content_type="application/json")
 
     app.add_url_rule(f"{prefix}/alertmanager", "alertmanager", alertmanager, methods=["POST"])
-    gate.need("alertmanager", "control")
+    auth.require("alertmanager", "control")
 
 
 def _take_all(receiver: Receiver, alerts: list[Alert]) -> list[Taken]:
@@ -217,14 +217,14 @@ def _result(alert: Alert, taken: Taken) -> dict[str, Any]:
     }
 
 
-def _refused(refusals: list[tuple[Alert, CommandRefusedError]], total: int, left_out: int) -> Refusal:
-    """Tell Alertmanager, whose log and failure counter show it, what a rule asked for in vain."""
-    told = "; ".join(f"{alert.name}: {error}" for alert, error in refusals[:3])
+def _refused(refusals: list[tuple[Alert, CommandRefusedError]], total: int, left_out: int) -> HttpProblem:
+    """Report to Alertmanager, whose log and failure counter show it, what a rule asked for and was refused."""
+    reported = "; ".join(f"{alert.name}: {error}" for alert, error in refusals[:3])
     more = f"; and {len(refusals) - 3} more" if len(refusals) > 3 else ""
     fields = [error.field for _, error in refusals if error.field is not None]
     others = f"{left_out} were left out until it is repeated, the others taken" if left_out else "the others were taken"
-    detail = f"{len(refusals)} of {total} alerts asked for what is refused; {others}. {told}{more}"
-    return Refusal(422 if fields else 409, detail, field=fields[0] if fields else None)
+    detail = f"{len(refusals)} of {total} alerts asked for what is refused; {others}. {reported}{more}"
+    return HttpProblem(422 if fields else 409, detail, field=fields[0] if fields else None)
 
 
 def _wish(alert: Alert) -> _Wish:

@@ -14,11 +14,11 @@ from monitor._records import API_PREFIX, Snapshot
 from monitor.server import _json, _problems
 from monitor.server._access import RunAccess
 from monitor.server._alertmanager import add_alertmanager
-from monitor.server._auth import Security
+from monitor.server._auth import Auth, harden
 from monitor.server._commands import add_commands
-from monitor.server._gate import Gate, harden
 from monitor.server._page import PAGE_DIR, add_page
-from monitor.server._problems import MAX_BODY_BYTES, Refusal
+from monitor.server._problems import MAX_BODY_BYTES, HttpProblem
+from monitor.server._security import Security
 
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 """The description of the API, kept by hand; tests/server/test_openapi.py says where the code differs from it."""
@@ -46,14 +46,14 @@ def create_app(
     app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY_BYTES
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # nothing to negotiate: no CORS
     app.url_map.merge_slashes = False  # a path is what it says: no redirects
-    gate = Gate(security)
-    gate.install(app)
+    auth = Auth(security)
+    auth.install(app)
     _problems.install(app, on_error)
-    _add_reading(app, gate, access)
-    _add_operations(app, gate, access)
-    add_commands(app, gate, access, API_PREFIX)
-    add_alertmanager(app, gate, access, API_PREFIX)
-    add_page(app, gate, page_dir)
+    _add_reading(app, auth, access)
+    _add_operations(app, auth, access)
+    add_commands(app, auth, access, API_PREFIX)
+    add_alertmanager(app, auth, access, API_PREFIX)
+    add_page(app, auth, page_dir)
     app.after_request(_compress)
     app.after_request(harden)
     return app
@@ -87,10 +87,10 @@ def lr_document(access: RunAccess) -> dict[str, Any]:
     return {"groups": groups, "pending": pending}
 
 
-def _add_reading(app: Flask, gate: Gate, access: RunAccess) -> None:
+def _add_reading(app: Flask, auth: Auth, access: RunAccess) -> None:
     def run() -> Response:
         document = run_document(access.snapshot())
-        document["page"] = {"can_control": g.grant.covers("control")}
+        document["page"] = {"can_control": g.permission.covers("control")}
         return _answer(document)
 
     def history() -> Response:
@@ -107,7 +107,7 @@ def _add_reading(app: Flask, gate: Gate, access: RunAccess) -> None:
     def command(id: str) -> Response:  # noqa: A002 - the path parameter's name
         record = access.command(id)
         if record is None:
-            raise Refusal(404, f"This run has no command {id[:60]!r}; it keeps the latest ones.")
+            raise HttpProblem(404, f"This run has no command {id[:60]!r}; it keeps the latest ones.")
         return _answer(record)
 
     for rule, view in (
@@ -118,10 +118,10 @@ def _add_reading(app: Flask, gate: Gate, access: RunAccess) -> None:
         ("/commands/<id>", command),
     ):
         app.add_url_rule(API_PREFIX + rule, view.__name__, view, methods=["GET"])
-        gate.need(view.__name__, "read")
+        auth.require(view.__name__, "read")
 
 
-def _add_operations(app: Flask, gate: Gate, access: RunAccess) -> None:
+def _add_operations(app: Flask, auth: Auth, access: RunAccess) -> None:
     def metrics() -> Response:
         body, content_type = access.render_metrics(request.headers.get("Accept"), request.args.getlist("name[]"))
         response = Response(body, content_type=content_type)
@@ -152,7 +152,7 @@ def _add_operations(app: Flask, gate: Gate, access: RunAccess) -> None:
         (f"{API_PREFIX}/openapi.json", describe, "read"),
     ):
         app.add_url_rule(rule, view.__name__, view, methods=["GET"])
-        gate.need(view.__name__, need)
+        auth.require(view.__name__, need)
 
 
 def _answer(value: Any) -> Response:
@@ -164,7 +164,7 @@ def _query(name: str, default: int, low: int = 0, high: int = 2**63 - 1) -> int:
     if text is None:
         return default
     if not re.fullmatch(r"[0-9]{1,19}", text) or not low <= int(text) <= high:
-        raise Refusal(422, f"{name} must be an integer from {low} to {high}, got {text[:60]!r}.", field=name)
+        raise HttpProblem(422, f"{name} must be an integer from {low} to {high}, got {text[:60]!r}.", field=name)
     return int(text)
 
 

@@ -1,226 +1,146 @@
-"""Who may: tokens, the page's session, the hosts that are served, and the brake on guessing."""
+"""Authentication and authorization of every request: Host, credential, access level, CSRF."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import ipaddress
-import math
-import re
-import secrets
-import socket
-import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal
 
-from itsdangerous import BadSignature, Signer
+from flask import Flask, Response, g, make_response, request
 
-from monitor._settings import check_token, check_tokens
-from monitor.server.wsgi import address_of, is_loopback
+from monitor.server._problems import HttpProblem
+from monitor.server._security import Hosts, LoginRateLimit, Permission, Security, Sessions
+from monitor.server.wsgi import is_loopback
 
-Level = Literal["none", "read", "control"]
-_RANK: dict[str, int] = {"none": 0, "read": 1, "control": 2}
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?\Z")
-# Names that container engines give to the machine itself; .internal is reserved, so no stranger can own one.
-_CONTAINER_HOSTS = ("host.docker.internal", "host.containers.internal")
+CSRF_HEADER = "X-CSRF-Token"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Security:
-    """Say who may do what.
+class Auth:
+    """Let a request pass, or raise the HttpProblem that says why not. A view without an entry needs control.
 
-    ``token`` allows everything, ``read_token`` only to look. ``bind_host`` is the address that the server
-    listens on; ``hosts`` names further ``Host`` headers that are served (a reverse proxy's, say).
-    ``protect_metrics`` asks for a token at ``/metrics`` and ``/healthz`` from this machine too.
-    ``cookie_secure`` marks the page's cookie Secure even where the request came in clear, behind a proxy that
-    speaks TLS. After ``max_failures`` wrong tokens from one address within ``failure_window`` seconds further wrong
-    ones are only told to come back later.
-
-    Example:
-        >>> Security(token="0123456789abcdef").protect_metrics
-        False
-
-    Raises:
-        ValueError: for a token that is empty, not printable ASCII, or the same as the other one.
+    A request without a credential is no guess and never counts as a failure; nor is a cookie of an earlier
+    run, whose signature nobody can guess: a page left open must not lock its owner out.
     """
 
-    token: str
-    read_token: str | None = None
-    protect_metrics: bool = False
-    bind_host: str = "127.0.0.1"
-    hosts: tuple[str, ...] = ()
-    cookie_secure: bool = False
-    max_failures: int = 10
-    failure_window: float = 60.0
+    def __init__(self, security: Security, clock: Callable[[], float] = time.monotonic) -> None:
+        self.security = security
+        self.sessions = Sessions(security)
+        self._hosts = Hosts(security)
+        self._rate_limit = LoginRateLimit(security.max_failures, security.failure_window, clock=clock)
+        self._needs: dict[str, str] = {}
 
-    def __post_init__(self) -> None:
-        for name, value in (("token", self.token), ("read_token", self.read_token)):
-            if value is not None:
-                check_token(name, value)
-        check_tokens(self.token, self.read_token)
+    def install(self, app: Flask) -> None:
+        """Stand before every view of ``app``."""
+        app.before_request(self._check)
 
+    def require(self, endpoint: str, level: str) -> None:
+        """Say what a view needs: "none", "read", "control" or "metrics"."""
+        self._needs[endpoint] = level
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What a request may do, and as whom. ``session`` is set when the page's cookie said so, not a header."""
+    def permission(self) -> Permission:
+        """Return what the current request may do; a wrong bearer token is refused whatever it asks for."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return self.permission_of_guess(token.strip().encode("latin-1", "replace").decode("utf-8", "replace"))
+        return self.sessions.permission_of_cookie(request.cookies.get(cookie_name(), ""))
 
-    level: Level
-    session: str | None = None
+    def permission_of_guess(self, token: str) -> Permission:
+        """Return what a token that someone typed or sent allows; wrong ones are counted and refused.
 
-    @property
-    def identity(self) -> str:
-        """Name the credential: idempotency keys belong to it."""
-        return f"{self.level}:{self.session or 'token'}"
+        The right token passes whatever was guessed before: an attacker often shares the owner's address.
+        """
+        permission = self.sessions.permission_of_token(token)
+        if permission.level == "none":
+            raise self._problem_of_guess()
+        return permission
 
-    def covers(self, level: Level) -> bool:
-        """Tell whether this is enough for ``level``."""
-        return _RANK[self.level] >= _RANK[level]
+    def _problem_of_guess(self) -> HttpProblem:
+        if request.headers.get("Sec-Fetch-Site") == "cross-site":
+            # Not counted: another site makes the owner's own browser send these, from the owner's address.
+            return HttpProblem(403, "That token, which another site had this browser send, is not the one of this run.")
+        address = request.remote_addr or ""
+        if seconds := self._rate_limit.retry_after(address):
+            detail = f"Too many wrong tokens from {address}; try again in {seconds} s."
+            return HttpProblem(429, detail, headers={"Retry-After": str(seconds)})
+        self._rate_limit.add(address)
+        return unauthorized("That token is not the one of this run; its log or its folder has it.")
 
+    def login(self, token: str, lead: Callable[[str], Response]) -> Response:
+        """Open a session, or refuse the token: a cookie on what ``lead`` makes of the page's address.
 
-class Sessions:
-    """Check tokens and sign the page's sessions. Nothing is stored: a session is an id signed with its token.
-
-    >>> sessions = Sessions(Security(token="0123456789abcdef"))
-    >>> cookie = sessions.open("0123456789abcdef")
-    >>> sessions.grant_of_cookie(cookie).level
-    'control'
-    """
-
-    def __init__(self, security: Security) -> None:
-        self._keys: tuple[tuple[Level, str | None], ...] = (
-            ("control", security.token),
-            ("read", security.read_token),
+        The CSRF token goes behind the # of the address, which a browser sends to nobody. The cookie goes to every port
+        of this machine, whoever serves there, and must not be enough for a change: no answer to it holds the token.
+        The address is relative: behind a reverse proxy the page may stand below a path that is not known here.
+        """
+        self.permission_of_guess(token)
+        cookie = self.sessions.open(token) or ""
+        csrf = self.sessions.csrf_of(self.sessions.permission_of_cookie(cookie))
+        response = lead(f"./#csrf={csrf}" if csrf else "./")
+        response.set_cookie(
+            cookie_name(),
+            cookie,
+            httponly=True,
+            samesite="Strict",
+            secure=request.is_secure or self.security.cookie_secure,
+            path="/",
         )
-        self._csrf = _signer(security.token, "csrf")
+        return response
 
-    def grant_of_token(self, token: str) -> Grant:
-        """Return what this token allows. Every known token is compared, in constant time."""
-        offered, level = _bytes_of(token), "none"
-        for candidate, known in self._keys:
-            if known is not None and hmac.compare_digest(offered, known.encode()):
-                level = candidate
-        return Grant(level)  # type: ignore[arg-type]
+    def _check(self) -> None:
+        host = request.environ.get("HTTP_HOST", "")
+        if not self._hosts.is_served(host):
+            raise HttpProblem(421, f"The host {host[:100]!r} is not served here; use localhost or the bind address.")
+        if request.url_rule is None:  # 404 or 405: said by the router
+            return
+        need = self._needs.get(request.endpoint or "", "control")
+        if need == "metrics":
+            is_open = not self.security.protect_metrics and is_loopback(request.remote_addr or "")
+            need = "none" if is_open else "read"
+        g.permission = Permission("none") if need == "none" else self._authorize(need)
 
-    def open(self, token: str) -> str | None:
-        """Return the cookie of a new session for the bearer of ``token``, or None for a wrong one."""
-        if self.grant_of_token(token).level == "none":
-            return None
-        return _signer(token, "session").sign(secrets.token_urlsafe(16)).decode()
-
-    def grant_of_cookie(self, cookie: str) -> Grant:
-        """Return what the session of this cookie allows: nothing, once the token is another one."""
-        for level, known in self._keys:
-            if known is not None:
-                with suppress(BadSignature):
-                    return Grant(level, _signer(known, "session").unsign(_bytes_of(cookie)).decode())
-        return Grant("none")
-
-    def csrf_of(self, grant: Grant) -> str | None:
-        """Return what the page sends as ``X-CSRF-Token`` with a change; None where it may change nothing."""
-        if grant.session is None or grant.level != "control":
-            return None
-        return self._csrf.get_signature(grant.session).decode()
-
-    def is_csrf_right(self, grant: Grant, offered: str) -> bool:
-        """Tell whether the header proves that our own page sent the request."""
-        return self.csrf_of(grant) is not None and self._csrf.verify_signature(grant.session or "", _bytes_of(offered))
+    def _authorize(self, need: str) -> Permission:
+        permission = self.permission()
+        if permission.level == "none":
+            raise unauthorized("This needs a token: send Authorization: Bearer TOKEN, or log in at /.")
+        if need == "control" and permission.level != "control":
+            raise HttpProblem(403, "A read-only token may look but not change anything; send the control token.")
+        if need == "control" and permission.session is not None:
+            offered = request.headers.get(CSRF_HEADER, "")
+            if not self.sessions.is_csrf_right(permission, offered):
+                detail = f"A change by cookie needs the header {CSRF_HEADER}; open the URL of the run's log again."
+                raise HttpProblem(403, detail)
+        return permission
 
 
-class Failures:
-    """Count wrong tokens per address over a sliding window, for the last ``capacity`` addresses.
-
-    >>> failures = Failures(limit=1, window=60.0, clock=lambda: 5.0)
-    >>> failures.add("192.0.2.7")
-    >>> failures.retry_after("192.0.2.7"), failures.retry_after("192.0.2.8")
-    (60, None)
-    """
-
-    def __init__(
-        self,
-        limit: int = 10,
-        window: float = 60.0,
-        capacity: int = 1024,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._limit, self._window, self._capacity, self._clock = limit, window, capacity, clock
-        self._times: OrderedDict[str, deque[float]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def add(self, address: str) -> None:
-        """Note a wrong token from this address."""
-        key = _network_of(address)
-        with self._lock:
-            times = self._times.setdefault(key, deque(maxlen=self._limit))
-            times.append(self._clock())
-            self._times.move_to_end(key)
-            if len(self._times) > self._capacity:
-                self._times.popitem(last=False)
-
-    def retry_after(self, address: str) -> int | None:
-        """Return the seconds until this address may try again, or None if it may now."""
-        with self._lock:
-            times = self._times.get(_network_of(address))
-            if times is None or len(times) < self._limit:
-                return None
-            left = times[0] + self._window - self._clock()
-        return math.ceil(left) if left > 0 else None
+def unauthorized(detail: str) -> HttpProblem:
+    """Return the problem that asks for a token."""
+    return HttpProblem(401, detail, headers={"WWW-Authenticate": 'Bearer realm="monitor"'})
 
 
-class Hosts:
-    """Tell which values of the ``Host`` header are ours, so that no stranger's name reaches us (DNS rebinding).
-
-    An address is always safe, as only names can be rebound, but only those that we listen on make sense.
-
-    >>> Hosts(Security(token="0123456789abcdef")).is_served("localhost:9477")
-    True
-    >>> Hosts(Security(token="0123456789abcdef")).is_served("evil.example")
-    False
-    """
-
-    def __init__(self, security: Security, hostname: Callable[[], str] = socket.gethostname) -> None:
-        names = {"localhost", _name_of(security.bind_host), *map(_name_of, security.hosts)}
-        if not is_loopback(security.bind_host):
-            names |= {_name_of(hostname()), *_CONTAINER_HOSTS}
-        bound = address_of(security.bind_host)
-        self._is_any_address = bound is not None and bound.is_unspecified
-        self._names = frozenset(names)
-
-    def is_served(self, header: str) -> bool:
-        """Tell whether a request with this ``Host`` is for us."""
-        match = _HOST.match(header)
-        if match is None:
-            return False
-        name = _name_of(match[1])
-        address = address_of(name)
-        if address is not None and (address.is_loopback or self._is_any_address):
-            return True
-        return name in self._names
+def cookie_name() -> str:
+    """Return the cookie's name: cookies ignore ports, so two runs on one machine need two names."""
+    return f"monitor_session_{request.environ.get('SERVER_PORT', '')}"
 
 
-def _name_of(host: str) -> str:
-    return host.strip("[]").rstrip(".").lower()
+def harden(response: Response) -> Response:
+    """Set the headers that keep a browser from doing more than the page asks for."""
+    response.headers["Content-Security-Policy"] = _POLICY
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["X-Frame-Options"] = "DENY"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response
 
 
-def _network_of(address: str) -> str:
-    """Return what one party can hold: an IPv4 address, a /64 of IPv6 as its owner has all of it, or all of loopback."""
-    if is_loopback(address):
-        return "loopback"
-    parsed = address_of(address)
-    if parsed is None or parsed.version == 4:
-        return address
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return str(mapped or ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
+def see_other(location: str) -> Response:
+    """Return a redirect that a browser follows with GET."""
+    response = make_response("", 303)
+    response.headers["Location"] = location
+    return response
 
 
-def _signer(token: str, purpose: str) -> Signer:
-    """Return what signs for one purpose: a signature made for another is none."""
-    return Signer(token, salt=f"monitor.{purpose}", key_derivation="hmac", digest_method=hashlib.sha256)
-
-
-def _bytes_of(header: str) -> bytes:
-    """Return what a header held, whether or not it is text."""
-    return header.encode("utf-8", "surrogateescape")
+# plotly injects a style sheet, hence 'unsafe-inline' for styles alone; its exports are blob: or data: images.
+_POLICY = (
+    "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "object-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+)

@@ -13,14 +13,14 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from monitor._checks import is_number, is_whole
 from monitor._records import MAX_REASON
 from monitor.server import _json
-from monitor.server._problems import Refusal
+from monitor.server._problems import HttpProblem
 
 MAX_NAME = 200
 MAX_GROUPS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class CommandBody:
     """The checked body of a command."""
 
     factor: float | None = None
@@ -29,13 +29,13 @@ class Command:
     reason: str = ""
 
 
-def read_command(request: Request, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> Command:
+def read_command(request: Request, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> CommandBody:
     """Read and check the body of ``request``; an empty one is {} where nothing is required.
 
-    Raises Refusal: 415 for another content type, 400 for what is not JSON, 422 for a field.
+    Raises HttpProblem: 415 for another content type, 400 for what is not JSON, 422 for a field.
     """
     if not _received(request) and not required:
-        return Command()
+        return CommandBody()
     body = read_object(request)
     return _checked(body, allowed, required)
 
@@ -43,46 +43,46 @@ def read_command(request: Request, allowed: tuple[str, ...], required: tuple[str
 def read_object(request: Request) -> Mapping[str, Any]:
     """Read the body of ``request``: one JSON object.
 
-    Raises Refusal: 415 for another content type, 400 for what is not JSON or no object.
+    Raises HttpProblem: 415 for another content type, 400 for what is not JSON or no object.
     """
     raw = _received(request)
     if request.mimetype != "application/json":
         given = request.mimetype or "none"
-        raise Refusal(415, f"The Content-Type must be application/json, got {given}.")
+        raise HttpProblem(415, f"The Content-Type must be application/json, got {given}.")
     try:
         body = _json.decode(raw)
     except ValueError as error:
-        raise Refusal(400, f"The body is not valid JSON: {error}.") from None
+        raise HttpProblem(400, f"The body is not valid JSON: {error}.") from None
     if not isinstance(body, dict):
-        raise Refusal(400, f"The body must be a JSON object, got {shown(body)}.")
+        raise HttpProblem(400, f"The body must be a JSON object, got {shown(body)}.")
     return body
 
 
 def _received(request: Request) -> bytes:
     raw = request.get_data(cache=True)
     if request.content_length is not None and len(raw) != request.content_length:
-        raise Refusal(400, f"The body ends after {len(raw)} of {request.content_length} bytes.")
+        raise HttpProblem(400, f"The body ends after {len(raw)} of {request.content_length} bytes.")
     if request.content_length is None and request.environ["wsgi.input"].read(1):
         raise RequestEntityTooLarge  # a chunked body is read up to the limit and then silently no further
     return raw
 
 
-def _checked(body: Mapping[str, Any], allowed: tuple[str, ...], required: tuple[str, ...]) -> Command:
+def _checked(body: Mapping[str, Any], allowed: tuple[str, ...], required: tuple[str, ...]) -> CommandBody:
     for name in body:
         if name not in allowed:
             words = ", ".join(allowed)
-            raise Refusal(422, f"There is no field {shown(name)} here; the fields are {words}.", field=name[:60])
+            raise HttpProblem(422, f"There is no field {shown(name)} here; the fields are {words}.", field=name[:60])
     for name in required:
         if name not in body:
-            raise Refusal(422, f"{name} is missing; it must be {_MUST_BE[name]}.", field=name)
-    return Command(**{name: _value(name, value) for name, value in body.items()})
+            raise HttpProblem(422, f"{name} is missing; it must be {_MUST_BE[name]}.", field=name)
+    return CommandBody(**{name: _value(name, value) for name, value in body.items()})
 
 
 def _value(name: str, value: Any) -> Any:
     try:
         return _CHECKS[name](value)
     except ValueError:
-        raise Refusal(422, f"{name} must be {_MUST_BE[name]}, got {shown(value)}.", field=name) from None
+        raise HttpProblem(422, f"{name} must be {_MUST_BE[name]}, got {shown(value)}.", field=name) from None
 
 
 def _factor(value: Any) -> float:

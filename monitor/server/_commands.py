@@ -13,10 +13,10 @@ from flask import Flask, Response, g, request
 from monitor._records import COMMAND_ROUTES, CommandRecord
 from monitor.server import _json
 from monitor.server._access import RunAccess
-from monitor.server._bodies import Command, read_command
-from monitor.server._gate import Gate
+from monitor.server._auth import Auth
+from monitor.server._bodies import CommandBody, read_command
 from monitor.server._idempotency import IdempotencyKeys, check_key
-from monitor.server._problems import Refusal
+from monitor.server._problems import HttpProblem
 
 ACTOR_HEADER = "Monitor-Actor"
 ACTOR_PATTERN = "[A-Za-z0-9_.@+-]{1,100}"
@@ -45,12 +45,12 @@ ROUTES = tuple(
 )
 
 
-def add_commands(app: Flask, gate: Gate, access: RunAccess, prefix: str) -> None:
+def add_commands(app: Flask, auth: Auth, access: RunAccess, prefix: str) -> None:
     """Add the views that change the run to ``app``."""
     keys = IdempotencyKeys()
     for route in ROUTES:
         app.add_url_rule(prefix + route.rule, route.action, _view(route, access, keys, prefix), methods=[route.method])
-        gate.need(route.action, "control")
+        auth.require(route.action, "control")
 
 
 def _view(route: Route, access: RunAccess, keys: IdempotencyKeys, prefix: str) -> Callable[[], Response]:
@@ -61,7 +61,7 @@ def _view(route: Route, access: RunAccess, keys: IdempotencyKeys, prefix: str) -
         if key is None:
             return _accepted(_submit(access, route.action, command), prefix)
         record, is_repeated = keys.once(
-            g.grant.identity,
+            g.permission.identity,
             check_key(key),
             _fingerprint(route, command),
             lambda: _submit(access, route.action, command),
@@ -74,7 +74,7 @@ def _view(route: Route, access: RunAccess, keys: IdempotencyKeys, prefix: str) -
     return view
 
 
-def _submit(access: RunAccess, action: str, command: Command) -> CommandRecord:
+def _submit(access: RunAccess, action: str, command: CommandBody) -> CommandRecord:
     return access.submit(
         action,
         source="api",
@@ -88,7 +88,7 @@ def _submit(access: RunAccess, action: str, command: Command) -> CommandRecord:
 
 def _actor() -> str:
     """Return who the audit names: what the sender says of itself, and always what the server knows."""
-    known = f"{'page' if g.grant.session else 'token'}@{request.remote_addr or 'unknown'}"
+    known = f"{'page' if g.permission.session else 'token'}@{request.remote_addr or 'unknown'}"
     claimed = request.headers.get(ACTOR_HEADER)
     return known if claimed is None else f"{claimed} via {known}"
 
@@ -99,7 +99,7 @@ def _check_actor(claimed: str | None) -> None:
             f"{ACTOR_HEADER} must be 1 to 100 letters, digits and any of _ . @ + -, such as ada@workstation, "
             f"got {claimed[:60]!r}."
         )
-        raise Refusal(400, detail, field=ACTOR_HEADER)
+        raise HttpProblem(400, detail, field=ACTOR_HEADER)
 
 
 def _accepted(record: CommandRecord, prefix: str) -> Response:
@@ -107,5 +107,5 @@ def _accepted(record: CommandRecord, prefix: str) -> Response:
     return Response(_json.encode(record), 202, headers={"Location": location}, content_type="application/json")
 
 
-def _fingerprint(route: Route, command: Command) -> bytes:
+def _fingerprint(route: Route, command: CommandBody) -> bytes:
     return hashlib.sha256(repr((route.action, command)).encode("utf-8", "surrogatepass")).digest()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from monitor._records import CommandRecord
-from monitor.server._problems import Refusal
+from monitor.server._problems import HttpProblem
 
 KEEP_SECONDS = 24 * 3600.0
 MAX_KEYS = 4096
@@ -45,7 +45,7 @@ class IdempotencyKeys:
     ) -> tuple[CommandRecord, bool]:
         """Return the record of the first such request, and whether it is a repetition.
 
-        Raises Refusal 422 where the key came with another request. Submitting only puts a command in a queue,
+        Raises HttpProblem 422 where the key came with another request. Submitting only puts a command in a queue,
         so the lock is held over it: two equal requests at once are one command.
         """
         with self._lock:
@@ -57,7 +57,7 @@ class IdempotencyKeys:
                 return record, False
         if answer.request != request:
             detail = f"The Idempotency-Key {key[:60]!r} came with another request before; use a new one."
-            raise Refusal(422, detail, field="Idempotency-Key")
+            raise HttpProblem(422, detail, field="Idempotency-Key")
         return answer.record, True
 
     def _forget(self) -> None:
@@ -77,5 +77,5 @@ def check_key(key: str) -> str:
     """
     if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
         detail = f"The Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters, got {key[:60]!r}."
-        raise Refusal(400, detail, field="Idempotency-Key")
+        raise HttpProblem(400, detail, field="Idempotency-Key")
     return key

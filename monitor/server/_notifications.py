@@ -9,7 +9,7 @@ from typing import Any
 
 from monitor._checks import is_whole
 from monitor.server._bodies import is_one_line, shown
-from monitor.server._problems import Refusal
+from monitor.server._problems import HttpProblem
 
 STATUSES = ("firing", "resolved")
 TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
@@ -34,7 +34,7 @@ def read_notification(body: Mapping[str, Any]) -> tuple[list[Alert], int]:
     Fields that are not read may be anything: later Alertmanagers send more of them.
 
     Raises:
-        Refusal: 422 with the field, for what no Alertmanager would send.
+        HttpProblem: 422 with the field, for what no Alertmanager would send.
     """
     if body.get("version") != "4":
         raise _wrong("version", 'the string "4", the webhook version that Alertmanager sends', body.get("version"))
@@ -69,8 +69,8 @@ def _texts(where: str, value: Any) -> Mapping[str, str]:
     return value
 
 
-def _wrong(field: str, must_be: str, value: Any) -> Refusal:
-    return Refusal(422, f"{field} must be {must_be}, got {shown(value)}.", field=field)
+def _wrong(field: str, must_be: str, value: Any) -> HttpProblem:
+    return HttpProblem(422, f"{field} must be {must_be}, got {shown(value)}.", field=field)
 
 
 def one_line(text: str) -> str:

@@ -9,8 +9,8 @@ from string import Template
 
 from flask import Flask, Response, request, send_file, send_from_directory
 
-from monitor.server._gate import Gate, see_other, unauthorized
-from monitor.server._problems import Refusal
+from monitor.server._auth import Auth, see_other, unauthorized
+from monitor.server._problems import HttpProblem
 
 PAGE_DIR = Path(__file__).parent / "page"
 # Not left to the machine's own table: a browser runs no module that comes as another type.
@@ -18,23 +18,23 @@ _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".
 _LOGIN_TYPE = "application/x-www-form-urlencoded"
 
 
-def add_page(app: Flask, gate: Gate, page_dir: Path = PAGE_DIR) -> None:
+def add_page(app: Flask, auth: Auth, page_dir: Path = PAGE_DIR) -> None:
     """Add ``/``, ``/login`` and ``/static/`` to ``app``."""
 
     def index() -> Response:
         if "token" in request.args:
-            return _enter(gate, request.args["token"])
-        if gate.grant().covers("read"):
+            return _enter(auth, request.args["token"])
+        if auth.permission().covers("read"):
             return _file(page_dir, "index.html")
         return _ask(401, "")
 
     def login() -> Response:
         if request.mimetype != _LOGIN_TYPE:
-            raise Refusal(415, f"The login form sends {_LOGIN_TYPE}, not {request.mimetype or 'nothing'!r}.")
+            raise HttpProblem(415, f"The login form sends {_LOGIN_TYPE}, not {request.mimetype or 'nothing'!r}.")
         try:
-            return gate.login(request.form.get("token", "").strip(), see_other)
-        except Refusal as refusal:
-            return _ask(refusal.status, refusal.detail, refusal)
+            return auth.login(request.form.get("token", "").strip(), see_other)
+        except HttpProblem as problem:
+            return _ask(problem.status, problem.detail, problem)
 
     def static(name: str) -> Response:
         return _file(page_dir, name)
@@ -43,7 +43,7 @@ def add_page(app: Flask, gate: Gate, page_dir: Path = PAGE_DIR) -> None:
         script = plotly_script()
         if script is None:
             detail = "plotly is not installed, so the page shows tables; pip install plotly."
-            raise Refusal(404, detail)
+            raise HttpProblem(404, detail)
         response = send_file(script, mimetype="text/javascript", conditional=True, max_age=86400)
         response.cache_control.private = True
         response.cache_control.public = False
@@ -56,7 +56,7 @@ def add_page(app: Flask, gate: Gate, page_dir: Path = PAGE_DIR) -> None:
         ("/static/<path:name>", static, ["GET"], "read"),
     ):
         app.add_url_rule(rule, view.__name__, view, methods=methods)
-        gate.need(view.__name__, need)
+        auth.require(view.__name__, need)
 
 
 def plotly_script() -> Path | None:
@@ -71,33 +71,33 @@ def plotly_script() -> Path | None:
 
 def _file(folder: Path, name: str) -> Response:
     if any(part.startswith(".") for part in name.split("/")) or "\0" in name:
-        raise Refusal(404, "There is no such file.")
+        raise HttpProblem(404, "There is no such file.")
     response = send_from_directory(folder, name, conditional=True, mimetype=_TYPES.get(Path(name).suffix))
     response.headers["Cache-Control"] = "no-cache"
     return response
 
 
-def _enter(gate: Gate, token: str) -> Response:
+def _enter(auth: Auth, token: str) -> Response:
     """Turn the URL from the log into a session, and the token out of the address bar."""
     try:
         if request.headers.get("Sec-Fetch-Site") == "cross-site":
             # A redirect that another site began does not carry a SameSite=Strict cookie; our own page's does.
-            return gate.login(token, _refresh)
-        return gate.login(token, see_other)
-    except Refusal as refusal:
-        return _ask(refusal.status, refusal.detail, refusal)
+            return auth.login(token, _refresh)
+        return auth.login(token, see_other)
+    except HttpProblem as problem:
+        return _ask(problem.status, problem.detail, problem)
 
 
 def _refresh(location: str) -> Response:
     return Response(_REFRESH.substitute(url=location), mimetype="text/html")
 
 
-def _ask(status: int, complaint: str, refusal: Refusal | None = None) -> Response:
+def _ask(status: int, complaint: str, problem: HttpProblem | None = None) -> Response:
     """Answer a browser with the login form and a program with a problem."""
     if "text/html" not in request.headers.get("Accept", ""):
-        raise refusal or unauthorized("This needs a token: send Authorization: Bearer TOKEN, or open /?token=...")
+        raise problem or unauthorized("This needs a token: send Authorization: Bearer TOKEN, or open /?token=...")
     note = f'<p role="alert">{escape(complaint)}</p>' if complaint else ""
-    headers = refusal.headers if refusal else {"WWW-Authenticate": 'Bearer realm="monitor"'}
+    headers = problem.headers if problem else {"WWW-Authenticate": 'Bearer realm="monitor"'}
     return Response(_FORM.substitute(note=note), status, headers=headers, mimetype="text/html")
 
 

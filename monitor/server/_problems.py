@@ -1,4 +1,4 @@
-"""Errors in one shape: RFC 9457 problem details."""
+"""HTTP problems: every error as RFC 9457 problem details."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LOG = logging.getLogger("monitor")
 _DRAIN_BYTES = 1024 * 1024
 
 
-class Refusal(Exception):  # noqa: N818 - a refusal of the client's request, no failure of ours
+class HttpProblem(Exception):  # noqa: N818 - a fault of the client's request, not of ours
     """A request that is answered with a problem: what was offered, what would be right, and the field."""
 
     def __init__(
@@ -29,10 +29,10 @@ class Refusal(Exception):  # noqa: N818 - a refusal of the client's request, no 
         self.headers = dict(headers or {})
 
 
-def respond(refusal: Refusal) -> Response:
-    """Return the response that tells the client of a refusal."""
-    body = document(refusal.status, refusal.detail, refusal.field)
-    return Response(body, refusal.status, headers=refusal.headers, content_type=CONTENT_TYPE)
+def respond(problem: HttpProblem) -> Response:
+    """Return the response that describes a problem."""
+    body = document(problem.status, problem.detail, problem.field)
+    return Response(body, problem.status, headers=problem.headers, content_type=CONTENT_TYPE)
 
 
 def install(app: Flask, on_error: Callable[[BaseException], None]) -> None:
@@ -41,26 +41,26 @@ def install(app: Flask, on_error: Callable[[BaseException], None]) -> None:
     def unexpected(error: Exception) -> Response:
         _LOG.error("%s %s failed", request.method, request.path, exc_info=error)
         on_error(error)
-        return respond(Refusal(500, "The monitor failed to answer; the run continues. Its log has the traceback."))
+        return respond(HttpProblem(500, "The monitor failed to answer; the run continues. Its log has the traceback."))
 
-    app.register_error_handler(Refusal, respond)
+    app.register_error_handler(HttpProblem, respond)
     app.register_error_handler(CommandRefusedError, _refused_command)
     app.register_error_handler(QueueFullError, _full_queue)
-    app.register_error_handler(ClosedRunError, lambda error: respond(Refusal(409, str(error))))
+    app.register_error_handler(ClosedRunError, lambda error: respond(HttpProblem(409, str(error))))
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(
-        MaxSizeExceeded, lambda _: respond(Refusal(413, "The body is not framed as it should be."))
+        MaxSizeExceeded, lambda _: respond(HttpProblem(413, "The body is not framed as it should be."))
     )
     app.register_error_handler(Exception, unexpected)
 
 
 def _refused_command(error: CommandRefusedError) -> Response:
     status = 409 if error.field is None else 422
-    return respond(Refusal(status, str(error), field=error.field))
+    return respond(HttpProblem(status, str(error), field=error.field))
 
 
 def _full_queue(error: QueueFullError) -> Response:
-    return respond(Refusal(429, str(error), headers={"Retry-After": "5"}))
+    return respond(HttpProblem(429, str(error), headers={"Retry-After": "5"}))
 
 
 def _http_error(error: HTTPException) -> Response:
@@ -71,11 +71,11 @@ def _http_error(error: HTTPException) -> Response:
         _drain()
     detail = _DETAILS.get(status) or error.description or ""
     limit = request.max_content_length or MAX_BODY_BYTES
-    refusal = Refusal(status, detail.format(method=request.method, path=request.path, limit=limit))
+    problem = HttpProblem(status, detail.format(method=request.method, path=request.path, limit=limit))
     if allowed := getattr(error, "valid_methods", None):
-        refusal.headers["Allow"] = ", ".join(sorted(allowed))
-        refusal.detail += f" Allowed here: {refusal.headers['Allow']}."
-    return respond(refusal)
+        problem.headers["Allow"] = ", ".join(sorted(allowed))
+        problem.detail += f" Allowed here: {problem.headers['Allow']}."
+    return respond(problem)
 
 
 def _drain() -> None:

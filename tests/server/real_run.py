@@ -41,6 +41,6 @@ class Live:
         return record
 
     def audit(self) -> list[dict[str, Any]]:
-        """Return what the audit holds, as the API tells it."""
+        """Return what the audit holds, as the API reports it."""
         self.run.flush()
         return [event["details"] for event in self.get("/events")["events"] if event["kind"] == "control"]

@@ -1,4 +1,4 @@
-"""What Alertmanager sends becomes a command once, or nothing; and it is told what it can understand."""
+"""What Alertmanager sends becomes a command once, or nothing; and it gets an answer that it understands."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_refusals_do_not_push_out_what_was_carried_out() -> None:
 
 
 def test_one_notification_asks_sixty_four_times_at_most(caplog: pytest.LogCaptureFixture) -> None:
-    """A rule gone wild floods neither audit nor log: the rest is counted, told in one line, and heard later."""
+    """A rule gone wild floods neither audit nor log: the rest is counted, reported in one line, and heard later."""
     run, client = refusing()
     body = notification(*checkpoints(1000), alert(fingerprint="00000000000000ff00"))
     response = post(client, body)
@@ -460,7 +460,7 @@ def schema(part: str, status: str = "200") -> Draft202012Validator:
 
 
 def test_body_and_answer_are_those_of_the_document(client: FlaskClient) -> None:
-    """What Alertmanager sends is valid by the OpenAPI document, and so is what it is told, outcome by outcome."""
+    """What Alertmanager sends is valid by the OpenAPI document, and so is what it is answered, outcome by outcome."""
     resolved = alert(fingerprint="00000000000000bb", status="resolved")
     body = notification(alert(), alert(), alert(fingerprint="00000000000000aa"), resolved)
     schema("requestBody").validate(body)

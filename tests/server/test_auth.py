@@ -1,4 +1,4 @@
-"""Who may: tokens, the page's session, CSRF, hosts, and the brake on guessing."""
+"""Authentication: tokens, the page's session, CSRF, allowed hosts, the rate limit on failed logins."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from monitor.server import Security, create_app
-from monitor.server._auth import Failures, Grant, Hosts, Sessions
-from monitor.server._gate import Gate
-from monitor.server._problems import Refusal
+from monitor.server._auth import Auth
+from monitor.server._problems import HttpProblem
+from monitor.server._security import Hosts, LoginRateLimit, Permission, Sessions
 from monitor.server.wsgi import is_loopback
 from tests.server.fake_run import READ_TOKEN, TOKEN, FakeRun
 from tests.server.wire import CONTROL, JSON, READ
@@ -98,7 +98,7 @@ def test_a_token_in_the_query_opens_the_page_alone(client: FlaskClient) -> None:
 @pytest.mark.parametrize("name", ["token", "read_token"])
 @pytest.mark.parametrize("value", ["", "two words", "tok\nen", "schlüssel"])
 def test_security_refuses_tokens_that_no_header_can_carry(name: str, value: str) -> None:
-    """Told on construction, not by requests that fail later."""
+    """Reported on construction, not by requests that fail later."""
     with pytest.raises(ValueError, match=f"^{name} must be printable ASCII"):
         Security(**{"token": TOKEN, name: value})
 
@@ -328,12 +328,12 @@ def test_a_session_ends_with_its_token() -> None:
     """A cookie of an earlier run on this port opens nothing, nor does one that was tampered with."""
     cookie = Sessions(Security(token="the-old-token")).open("the-old-token")
     sessions = Sessions(Security(token=TOKEN, read_token=READ_TOKEN))
-    assert sessions.grant_of_cookie(cookie) == Grant("none")
+    assert sessions.permission_of_cookie(cookie) == Permission("none")
     reading = sessions.open(READ_TOKEN)
     name, _, signature = reading.partition(".")
-    assert sessions.grant_of_cookie(reading) == Grant("read", name)
+    assert sessions.permission_of_cookie(reading) == Permission("read", name)
     for forged in ("", ".", name, f"{name}.", f"{name}x.{signature}", f"{name}.{signature[:-1]}", f"{name}.\udcff"):
-        assert sessions.grant_of_cookie(forged) == Grant("none")
+        assert sessions.permission_of_cookie(forged) == Permission("none")
 
 
 def test_a_signature_serves_one_purpose() -> None:
@@ -341,10 +341,10 @@ def test_a_signature_serves_one_purpose() -> None:
     sessions = Sessions(Security(token=TOKEN, read_token=READ_TOKEN))
     cookie = sessions.open(TOKEN)
     session, _, signature = cookie.partition(".")
-    grant = sessions.grant_of_cookie(cookie)
-    assert sessions.is_csrf_right(grant, sessions.csrf_of(grant))
-    assert sessions.grant_of_cookie(f"{session}.{sessions.csrf_of(grant)}") == Grant("none")
-    assert not sessions.is_csrf_right(grant, signature)
+    permission = sessions.permission_of_cookie(cookie)
+    assert sessions.is_csrf_right(permission, sessions.csrf_of(permission))
+    assert sessions.permission_of_cookie(f"{session}.{sessions.csrf_of(permission)}") == Permission("none")
+    assert not sessions.is_csrf_right(permission, signature)
 
 
 @pytest.mark.parametrize("change", [{"token": "the-new-token"}, {"read_token": "the-new-reading"}])
@@ -352,7 +352,7 @@ def test_a_changed_token_ends_its_own_sessions_alone(change: dict[str, str]) -> 
     """The session of the other token stays open."""
     known = {"token": TOKEN, "read_token": READ_TOKEN}
     before, after = Sessions(Security(**known)), Sessions(Security(**{**known, **change}))
-    levels = {name: after.grant_of_cookie(before.open(token)).level for name, token in known.items()}
+    levels = {name: after.permission_of_cookie(before.open(token)).level for name, token in known.items()}
     assert levels == {"token": "control", "read_token": "read"} | dict.fromkeys(change, "none")
 
 
@@ -379,7 +379,7 @@ def test_ten_wrong_tokens_a_minute_are_enough(client: FlaskClient) -> None:
     assert client.get(f"{API}/run", headers=bearer("guess"), environ_base=REMOTE).status_code == 401
 
 
-def test_the_right_token_is_never_braked(client: FlaskClient, run: FakeRun) -> None:
+def test_the_right_token_is_never_rate_limited(client: FlaskClient, run: FakeRun) -> None:
     """Who shares the owner's address, and guesses, cannot lock the owner out: not the CLI, the page or Prometheus."""
     guess(client, 12)
     assert client.get(f"{API}/run", headers=READ).status_code == 200
@@ -390,7 +390,7 @@ def test_the_right_token_is_never_braked(client: FlaskClient, run: FakeRun) -> N
 
 
 def test_a_right_token_does_not_wipe_out_the_wrong_ones(client: FlaskClient) -> None:
-    """Nor does it count: the owner's polls neither help a guesser nor fill the brake."""
+    """Nor does it count: the owner's polls neither help a guesser nor use up the rate limit."""
     assert guess(client, 9) == [401] * 9
     for _ in range(20):
         assert client.get(f"{API}/run", headers=READ).status_code == 200
@@ -405,7 +405,7 @@ def test_all_addresses_of_loopback_are_one_guesser(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("path", ["/?token=x", f"{API}/run"])
 def test_another_sites_pictures_are_no_guesses(client: FlaskClient, path: str) -> None:
-    """A page elsewhere that embeds this address is told 403 and counts for nothing: it speaks through the owner's
+    """A page elsewhere that embeds this address gets a 403 and counts for nothing: it speaks through the owner's
     browser, from the owner's address."""
     foreign = {**bearer("x"), "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "image"}
     for _ in range(30):
@@ -442,53 +442,53 @@ def test_a_page_left_open_is_no_guess(client: FlaskClient) -> None:
     assert client.get(f"{API}/run", headers=CONTROL).status_code == 200
 
 
-def test_the_brake_lets_go_after_its_window() -> None:
+def test_the_rate_limit_ends_with_its_window() -> None:
     """The window slides: as the oldest failure leaves it, one more try is free."""
     now = [0.0]
-    failures = Failures(limit=3, window=60.0, clock=lambda: now[0])
+    limit = LoginRateLimit(limit=3, window=60.0, clock=lambda: now[0])
     for second in (0.0, 10.0, 20.0):
         now[0] = second
-        assert failures.retry_after("192.0.2.1") is None
-        failures.add("192.0.2.1")
-    assert failures.retry_after("192.0.2.1") == 40
+        assert limit.retry_after("192.0.2.1") is None
+        limit.add("192.0.2.1")
+    assert limit.retry_after("192.0.2.1") == 40
     now[0] = 60.0
-    assert failures.retry_after("192.0.2.1") is None
-    failures.add("192.0.2.1")
-    assert failures.retry_after("192.0.2.1") == 10
+    assert limit.retry_after("192.0.2.1") is None
+    limit.add("192.0.2.1")
+    assert limit.retry_after("192.0.2.1") == 10
 
 
 def test_the_table_of_failures_is_bounded() -> None:
     """A million addresses cost no more memory than a thousand; the latest are known."""
-    failures = Failures(limit=1, capacity=3, clock=lambda: 0.0)
+    limit = LoginRateLimit(limit=1, capacity=3, clock=lambda: 0.0)
     for index in range(10):
-        failures.add(f"192.0.2.{index}")
-    assert [failures.retry_after(f"192.0.2.{index}") for index in (0, 6, 7, 9)] == [None, None, 60, 60]
+        limit.add(f"192.0.2.{index}")
+    assert [limit.retry_after(f"192.0.2.{index}") for index in (0, 6, 7, 9)] == [None, None, 60, 60]
 
 
 def test_an_owner_of_many_ipv6_addresses_is_one_guesser() -> None:
     """A /64 counts as one; an IPv4 address in IPv6 clothes is that address."""
-    failures = Failures(limit=1, clock=lambda: 0.0)
-    failures.add("2001:db8:0:1::1")
-    failures.add("::ffff:192.0.2.7")
-    assert failures.retry_after("2001:db8:0:1:ffff::2") == 60
-    assert failures.retry_after("2001:db8:0:2::1") is None
-    assert failures.retry_after("192.0.2.7") == 60
+    limit = LoginRateLimit(limit=1, clock=lambda: 0.0)
+    limit.add("2001:db8:0:1::1")
+    limit.add("::ffff:192.0.2.7")
+    assert limit.retry_after("2001:db8:0:1:ffff::2") == 60
+    assert limit.retry_after("2001:db8:0:2::1") is None
+    assert limit.retry_after("192.0.2.7") == 60
 
 
-def test_a_gate_reads_the_clock_that_it_is_given(app: Flask, security: Security) -> None:
-    """The brake of the gate is tested without waiting a minute."""
+def test_auth_reads_the_clock_that_it_is_given(app: Flask, security: Security) -> None:
+    """The rate limit is tested without waiting a minute."""
     now = [0.0]
-    gate = Gate(security, clock=lambda: now[0])
+    auth = Auth(security, clock=lambda: now[0])
     with app.test_request_context("/", environ_base={"REMOTE_ADDR": "192.0.2.1"}):
         for _ in range(10):
-            with pytest.raises(Refusal, match="not the one of this run"):
-                gate.grant_of_guess("wrong")
-        with pytest.raises(Refusal, match=r"Too many wrong tokens from 192\.0\.2\.1; try again in 60 s"):
-            gate.grant_of_guess("wrong")
-        assert gate.grant_of_guess(TOKEN) == Grant("control")
+            with pytest.raises(HttpProblem, match="not the one of this run"):
+                auth.permission_of_guess("wrong")
+        with pytest.raises(HttpProblem, match=r"Too many wrong tokens from 192\.0\.2\.1; try again in 60 s"):
+            auth.permission_of_guess("wrong")
+        assert auth.permission_of_guess(TOKEN) == Permission("control")
         now[0] = 60.0
-        with pytest.raises(Refusal, match="not the one of this run"):
-            gate.grant_of_guess("wrong")
+        with pytest.raises(HttpProblem, match="not the one of this run"):
+            auth.permission_of_guess("wrong")
 
 
 # hosts

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 
 from monitor._records import CommandRecord
 from monitor.server._idempotency import KEEP_SECONDS, IdempotencyKeys
-from monitor.server._problems import Refusal
+from monitor.server._problems import HttpProblem
 from tests.server.fake_run import FakeRun
 from tests.server.wire import CONTROL, JSON, READ
 
@@ -23,7 +23,7 @@ def post(client: FlaskClient, path: str, body: Any, **headers: str):
 
 
 def test_a_command_is_accepted_and_its_outcome_is_where_location_says(client: FlaskClient, run: FakeRun) -> None:
-    """202 with an id at once; after the next step the same resource tells what was done."""
+    """202 with an id at once; after the next step the same resource reports what was done."""
     accepted = post(
         client, "/lr/reduce", {"factor": 0.5, "groups": [0, "no_decay"], "over_steps": 3, "reason": "spike"}
     )
@@ -141,7 +141,7 @@ def test_a_bad_body_is_refused_and_nothing_changes(
 
 @pytest.mark.parametrize("path", ["/lr/undo", "/pause", "/resume", "/stop", "/checkpoint"])
 def test_fields_that_an_action_does_not_have_are_refused(client: FlaskClient, run: FakeRun, path: str) -> None:
-    """A factor for a pause is a misunderstanding, told before anything happens."""
+    """A factor for a pause is a misunderstanding, reported before anything happens."""
     response = post(client, path, {"factor": 0.5})
     assert (response.status_code, response.json["field"]) == (422, "factor")
     assert not run.commands()
@@ -208,7 +208,7 @@ def test_the_same_key_is_the_same_command(client: FlaskClient, run: FakeRun) -> 
 
 
 def test_a_key_used_for_another_command_is_refused(client: FlaskClient, run: FakeRun) -> None:
-    """Another body or another path under a known key is a mistake, told as one."""
+    """Another body or another path under a known key is a mistake, reported as one."""
     post(client, "/lr/reduce", {"factor": 0.5}, **{"Idempotency-Key": "k1"})
     other_body = post(client, "/lr/reduce", {"factor": 0.6}, **{"Idempotency-Key": "k1"})
     other_path = post(client, "/lr/restore", {}, **{"Idempotency-Key": "k1"})
@@ -262,8 +262,8 @@ def test_a_submit_that_raises_is_not_remembered() -> None:
     keys = IdempotencyKeys()
 
     def refuse() -> CommandRecord:
-        raise Refusal(409, "not now")
+        raise HttpProblem(409, "not now")
 
-    with pytest.raises(Refusal):
+    with pytest.raises(HttpProblem):
         keys.once("a", "k", b"1", refuse)
     assert keys.once("a", "k", b"1", lambda: record_of("c1"))[1] is False

@@ -75,7 +75,7 @@ def test_metrics_show_what_the_last_digested_step_used(live: Live) -> None:
 
 
 def test_the_floor_shows_where_the_schedule_has_fallen(attach: Attach) -> None:
-    """A factor that is in force is shown with the floor that the door holds; a schedule below it is left alone."""
+    """A factor in force is shown with the floor that LR scaling applies; a schedule below it is left alone."""
     live = attach(noting(0.1, 0.02), digest_interval=5, min_lr=0.03)
     command = live.send("/lr/reduce", {"factor": 0.5, "groups": [0]})
     live.optimizer.step()

@@ -65,9 +65,9 @@ def assert_untouched(live: Live, *, rejected: int = 0) -> None:
     assert (shown["state"], live.run.should_stop, shown["errors"]) == ("running", False, {})
 
 
-# ------------------------------------------------------------------- what the run refuses, by both doors alike
+# ------------------------------------------------------------------- what the run refuses, by HTTP and Python alike
 
-BOTH_DOORS = [
+BOTH_WAYS = [
     ({"factor": 0}, "factor", ("(0, 1]", "got 0.0", "to end a run use stop")),
     ({"factor": -1}, "factor", ("(0, 1]", "got -1.0", "to end a run use stop")),
     ({"factor": 2}, "factor", ("(0, 1]", "got 2.0", "attach(allow_increase=True) lifts the upper bound")),
@@ -86,7 +86,7 @@ BOTH_DOORS = [
 
 
 @pytest.mark.parametrize("action", ["reduce", "set"])
-@pytest.mark.parametrize(("asked", "field", "words"), BOTH_DOORS)
+@pytest.mark.parametrize(("asked", "field", "words"), BOTH_WAYS)
 def test_a_value_that_cannot_be_is_refused_by_both_doors_in_the_same_words(
     attach: Attach, action: str, asked: dict[str, Any], field: str, words: tuple[str, ...]
 ) -> None:
@@ -400,7 +400,7 @@ def test_a_pause_of_a_paused_run_and_a_resume_of_a_running_one_are_no_errors(att
 
 
 def test_a_flood_of_alerts_leaves_a_bounded_trace(attach: Attach) -> None:
-    """A rule that asks in vain for each of a hundred alerts, repeated twenty times: a hundred audit entries, each once,
+    """A rule that is refused for each of a hundred alerts, repeated twenty times: a hundred audit entries, each once,
     and what happened before is still in the log."""
     live = attach()
     alerts = [

@@ -80,7 +80,7 @@ def test_one_command_sent_by_many_hands_is_one(attach: Attach) -> None:
 
 @pytest.mark.parametrize("closer", ["the loop", "another thread"])
 def test_a_command_that_meets_the_end_is_applied_expired_or_refused(attach: Attach, closer: str) -> None:
-    """Clients go on sending until nobody answers: what was accepted has one outcome, what was applied was applied to
+    """Clients continue to send until nobody answers: what was accepted has one outcome, what was applied was applied to
     all groups at once, and after the end the schedule's own LRs are used."""
     live = attach()
     start, is_over = threading.Barrier(3), threading.Event()

@@ -1,4 +1,4 @@
-// Talks to the run: JSON in and out, non-finite numbers, refusals in the server's own words.
+// Talks to the run: JSON in and out, non-finite numbers, problems in the server's own words.
 
 const NON_FINITE = new Map([["NaN", NaN], ["+Inf", Infinity], ["-Inf", -Infinity]]);
 const TEXT = new Set(["name", "run_id", "id", "message", "reason", "actor", "detail", "title", "key", "class_name", "hostname", "model"]);

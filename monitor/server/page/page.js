@@ -39,7 +39,7 @@ class Picture {
 class Page {
   constructor() {
     Object.assign(this, {
-      picture: new Picture(), chosen: null, zoom: null, range: "all", failures: 0, answeredAt: null, refusal: "", theme: readTheme(), noticeKey: "", timer: 0,
+      picture: new Picture(), chosen: null, zoom: null, range: "all", failures: 0, answeredAt: null, problem: "", theme: readTheme(), noticeKey: "", timer: 0,
     });
     this.strip = new Strip();
     this.charts = new Charts(byId("cards"), (zoom) => this.#setZoom(zoom));
@@ -82,11 +82,11 @@ class Page {
     clearTimeout(this.timer);
     try {
       await this.#fetchNews();
-      Object.assign(this, { failures: 0, answeredAt: performance.now(), refusal: "" });
+      Object.assign(this, { failures: 0, answeredAt: performance.now(), problem: "" });
     } catch (failure) {
       if (failure.status === undefined) console.error(failure); // a mistake of the page, not of the run
       this.failures += 1;
-      this.refusal = failure.status === 401 || failure.status === 403 ? failure.message : "";
+      this.problem = failure.status === 401 || failure.status === 403 ? failure.message : "";
     }
     this.isPolling = false;
     this.#tick();
@@ -206,7 +206,7 @@ class Page {
 
   #notices(run, silent) {
     const notices = [];
-    if (this.refusal) notices.push({ kind: "warning", title: "Not let in", text: this.refusal, action: ["Log in", () => location.reload()] });
+    if (this.problem) notices.push({ kind: "warning", title: "Not let in", text: this.problem, action: ["Log in", () => location.reload()] });
     else if (silent !== null && isEnded(run)) notices.push({ kind: "info", title: "The server has gone with the run", text: "What you see is its last state." });
     else if (silent !== null) notices.push({ kind: "warning", title: run ? `No answer for ${duration(Math.floor(silent))}` : "No answer", text: run ? "The figures below are the last known ones. The page keeps trying." : "The page keeps trying to reach the run." });
     return run ? [...notices, ...this.#runNotices(run)] : notices;

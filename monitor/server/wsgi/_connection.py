@@ -41,7 +41,7 @@ class _TimedIO(socket.SocketIO):
         return super().write(b)
 
 
-class _Reader(StreamReader):
+class _RequestReader(StreamReader):
     def __init__(self, raw: socket.SocketIO) -> None:
         _pyio.BufferedReader.__init__(self, raw, _pyio.DEFAULT_BUFFER_SIZE)
         self.bytes_read = 0
@@ -56,7 +56,7 @@ class _Reader(StreamReader):
         return line
 
 
-class _Writer(StreamWriter):
+class _ResponseWriter(StreamWriter):
     _write_buf: bytearray
 
     def __init__(self, raw: socket.SocketIO) -> None:
@@ -148,8 +148,8 @@ class Connection(HTTPConnection):
 
     def __init__(self, server: Any, sock: socket.socket, makefile: Any = None) -> None:  # noqa: ARG002 - cheroot gives one
         super().__init__(server, sock)
-        self.rfile = _Reader(_TimedIO(sock, "rb", self))
-        self.wfile = _Writer(_TimedIO(sock, "wb", self))
+        self.rfile = _RequestReader(_TimedIO(sock, "rb", self))
+        self.wfile = _ResponseWriter(_TimedIO(sock, "wb", self))
         self.is_new = True
         self.is_responding = False
         self._is_secured = False

@@ -165,7 +165,7 @@ def _refuse_password() -> str:
 
 
 def _bound(host: str, port: int | None, prepare: Callable[[tuple[str, int]], CheroServer]) -> CheroServer:
-    socket.getaddrinfo(host, 0)  # a name that does not resolve is told once, not for a hundred ports
+    socket.getaddrinfo(host, 0)  # a name that does not resolve is reported once, not for a hundred ports
     if port is not None:
         return prepare((host, port))
     for candidate in range(FIRST_PORT, LAST_PORT + 1):

@@ -51,7 +51,7 @@ OURS = {
     Server: _cheroot.CheroServer,
     HTTPConnection: _connection.Connection,
     HTTPRequest: _connection._Request,
-    makefile.StreamReader: _connection._Reader,
+    makefile.StreamReader: _connection._RequestReader,
 }
 ATTRIBUTES = {
     "server": [

@@ -498,7 +498,7 @@ def test_a_failure_inside_the_server_is_heard_and_not_printed(
 def test_who_is_told_to_slow_down_leaves_no_traceback(
     server: HttpServer, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A guesser that is braked, and a queue that is full, are no failures of ours: nothing is logged of either."""
+    """A rate-limited client and a full queue are not failures of ours: nothing is logged of either."""
     caplog.set_level(logging.INFO)
     wrong, form = {"Authorization": "Bearer guess"}, {"Content-Type": "application/x-www-form-urlencoded"}
     for _ in range(10):
