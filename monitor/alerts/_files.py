@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from textwrap import indent
 
 from monitor.alerts._groups import ALERT_GROUPS, RECORDING_GROUPS
-from monitor.alerts._rule import Alert, Group, Recording
+from monitor.alerts._rule import AlertRule, Recording, RuleGroup
 
 RUNBOOK = "docs/alerts.md"
 _HEAD = "# Made by `monitor dashboards export` from monitor/alerts/; a test compares the two.\ngroups:\n"
@@ -28,7 +28,7 @@ def render_files(runbook: str = RUNBOOK) -> Mapping[str, str]:
     }
 
 
-def _group(group: Group, runbook: str) -> str:
+def _group(group: RuleGroup, runbook: str) -> str:
     rules = "".join(indent("\n".join(_rule(rule, runbook)) + "\n", "      ") for rule in group.rules)
     return f"  - name: {group.name}\n    rules:\n{_dashed(rules)}"
 
@@ -38,7 +38,7 @@ def _dashed(rules: str) -> str:
     return rules.replace("      alert:", "    - alert:").replace("      record:", "    - record:")
 
 
-def _rule(rule: Alert | Recording, runbook: str) -> Iterator[str]:
+def _rule(rule: AlertRule | Recording, runbook: str) -> Iterator[str]:
     if isinstance(rule, Recording):
         yield f"record: {rule.name}"
         yield f"# {rule.help}"

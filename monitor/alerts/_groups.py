@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from monitor.alerts._machine import GPU, MONITOR, THROUGHPUT
-from monitor.alerts._rule import Group
-from monitor.alerts._training import GRADIENTS, LOSS, RECORDED, RUNS
+from monitor.alerts._machine_rules import GPU, MONITOR, THROUGHPUT
+from monitor.alerts._rule import RuleGroup
+from monitor.alerts._training_rules import GRADIENTS, LOSS, RECORDED, RUNS
 
-RECORDING_GROUPS = (Group("training-recording", RECORDED),)
+RECORDING_GROUPS = (RuleGroup("training-recording", RECORDED),)
 ALERT_GROUPS = (RUNS, LOSS, GRADIENTS, THROUGHPUT, GPU, MONITOR)
 GROUPS = (*RECORDING_GROUPS, *ALERT_GROUPS)

@@ -10,11 +10,11 @@ Severity = Literal["critical", "warning", "info"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alert:
+class AlertRule:
     """One alert. Durations are Prometheus' own: ``5m``.
 
     ``hold`` is how long the expression must hold (``for``), ``keep`` how long the alert continues after it (
-    ``keep_firing_for``). ``remediation`` is the action that a run takes when it is told of the alert; none by default.
+    ``keep_firing_for``). ``remediation`` is the action that a run takes when it receives the alert; none by default.
     ``summary`` and ``description`` are Prometheus templates.
     """
 
@@ -43,13 +43,13 @@ class Recording:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class RuleGroup:
     """Rules that are evaluated one after the other, at one moment."""
 
     name: str
-    rules: tuple[Alert | Recording, ...]
+    rules: tuple[AlertRule | Recording, ...]
 
 
-def alerts(groups: Iterable[Group]) -> Iterator[Alert]:
+def alerts(groups: Iterable[RuleGroup]) -> Iterator[AlertRule]:
     """Give the alerts of some groups, in order."""
-    return (rule for group in groups for rule in group.rules if isinstance(rule, Alert))
+    return (rule for group in groups for rule in group.rules if isinstance(rule, AlertRule))

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from monitor.alerts import GROUPS, Alert, alerts
+from monitor.alerts import GROUPS, AlertRule, alerts
 from tests.alerts.cases import RUN, Case
 from tests.requirements import need
 
@@ -41,7 +41,7 @@ def _test(case: Case) -> dict[str, Any]:
     }
 
 
-def _expected(alert: Alert, case: Case) -> dict[str, Any]:
+def _expected(alert: AlertRule, case: Case) -> dict[str, Any]:
     labels = {**RUN, **(case.fires or {}), "severity": alert.severity}
     if alert.remediation:
         labels["remediation"] = alert.remediation

@@ -66,7 +66,7 @@ def test_there_are_examples_for_slack_mail_and_webhooks() -> None:
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_alert_reaches_people_and_a_remedy_the_run(name: str) -> None:
-    """People are told of all alerts; the run of those alone that name something that it can do."""
+    """People are notified of all alerts; the run of those alone that name something that it can do."""
     alert = BY_NAME[name]
     labels = {"alertname": name, "severity": alert.severity, "run_id": "demo-0a1b2c"}
     if alert.remediation is None:
@@ -99,7 +99,7 @@ def test_an_alert_of_no_run_asks_no_run_for_anything() -> None:
 
 @pytest.mark.parametrize(("run_id", "receiver"), [("char-gpt-0a1b2c", "run-char-gpt"), ("digits-ffffff", "run-digits")])
 def test_several_runs_are_told_apart(run_id: str, receiver: str) -> None:
-    """In the example for several runs, each is told of its own alerts, and people of all."""
+    """In the example for several runs, each is notified of its own alerts, and people of all."""
     config = DASHBOARDS / "alertmanager" / "examples" / "several-runs.yml"
     labels = {"alertname": "TrainingDivergence", "severity": "critical", "remediation": "reduce", "run_id": run_id}
     assert routed(config, **labels) == [receiver, "people"]

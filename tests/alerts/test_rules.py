@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from monitor._records import EVENT_KINDS
-from monitor.alerts import GROUPS, Alert, Recording, alerts, render_files
+from monitor.alerts import GROUPS, AlertRule, Recording, alerts, render_files
 from monitor.alerts._promql import select
 from monitor.export import CATALOGUE
 from tests.alerts.cases import CASES, series
@@ -58,7 +58,7 @@ def test_promtool_accepts_the_rules() -> None:
 
 
 @pytest.mark.parametrize("rule", [*ALERTS, *RECORDINGS], ids=lambda rule: rule.name)
-def test_a_rule_uses_only_what_a_run_exports(rule: Alert | Recording) -> None:
+def test_a_rule_uses_only_what_a_run_exports(rule: AlertRule | Recording) -> None:
     """Every metric in an expression is in the catalogue or is recorded, with labels that it has."""
     bare = re.sub(r'"[^"]*"', '""', rule.expression)
     selectors = re.findall(r"([a-z_:]+:[\w:]+|training_\w+|\bup\b)(?:\{([^}]*)\})?(?![\w=!])", bare)
@@ -80,7 +80,7 @@ def test_a_rule_on_what_no_run_exports_is_refused() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_an_alert_is_named_described_and_explained(alert: Alert) -> None:
+def test_an_alert_is_named_described_and_explained(alert: AlertRule) -> None:
     """An alert is called Training..., says which run in one short line, and has a section in docs/alerts.md."""
     assert re.fullmatch(r"Training([A-Z][a-z]+)+", alert.name)
     assert "$labels." in alert.summary
@@ -107,7 +107,7 @@ def test_every_kind_of_event_reaches_somebody() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_an_alert_has_a_case_that_fires_and_one_that_does_not(alert: Alert) -> None:
+def test_an_alert_has_a_case_that_fires_and_one_that_does_not(alert: AlertRule) -> None:
     """No alert ships untested, in neither direction."""
     about = [case.fires is not None for case in CASES if case.alert == alert.name]
     assert True in about
@@ -115,7 +115,7 @@ def test_an_alert_has_a_case_that_fires_and_one_that_does_not(alert: Alert) -> N
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_an_alert_fires_when_it_should_and_only_then(alert: Alert, tmp_path: Path) -> None:
+def test_an_alert_fires_when_it_should_and_only_then(alert: AlertRule, tmp_path: Path) -> None:
     """promtool finds each case as expected, down to labels and texts."""
     assert check([case for case in CASES if case.alert == alert.name], RULES, tmp_path) == ""
 

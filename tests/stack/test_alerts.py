@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import monitor
-from monitor.alerts import GROUPS, Alert, Recording
+from monitor.alerts import GROUPS, AlertRule, Recording
 from tests.requirements import need
 from tests.stack.real_alertmanager import Alertmanager, alertmanager_config, prometheus_config
 from tests.stack.real_prometheus import Prometheus
@@ -179,7 +179,7 @@ def test_what_follows_from_the_divergence_is_muted(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_a_real_prometheus_evaluates_the_rule(rule: Alert | Recording, seen: Seen) -> None:
+def test_a_real_prometheus_evaluates_the_rule(rule: AlertRule | Recording, seen: Seen) -> None:
     """Loaded from the shipped file, the rule was evaluated without an error; what it gives has the run's labels."""
     assert (seen.rules[rule.name]["health"], seen.rules[rule.name].get("lastError", "")) == ("ok", "")
     found = seen.prometheus.query(rule.expression, seen.end)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from monitor.alerts import GROUPS, Alert, alerts
+from monitor.alerts import GROUPS, AlertRule, alerts
 from tests.grafana.reading import FILES, Expression, expressions, load
 from tests.stack.real_alertmanager import prometheus_config
 from tests.stack.real_prometheus import Prometheus, wait_until
@@ -127,7 +127,7 @@ def test_the_shipped_rules_are_evaluated(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_an_alert_gives_data_or_is_silent_for_a_reason(seen: Seen, alert: Alert) -> None:
+def test_an_alert_gives_data_or_is_silent_for_a_reason(seen: Seen, alert: AlertRule) -> None:
     """Its expression gives data that names the run, or the list above says why it does not."""
     found = seen.prometheus.query(alert.expression, seen.end)
     assert found or alert.name in SILENT
@@ -135,7 +135,7 @@ def test_an_alert_gives_data_or_is_silent_for_a_reason(seen: Seen, alert: Alert)
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_what_an_alert_names_is_there(seen: Seen, alert: Alert) -> None:
+def test_what_an_alert_names_is_there(seen: Seen, alert: AlertRule) -> None:
     """Silent or not: every metric that the expression names has series, so it is silent for no misspelling."""
     bare = re.sub(r"\{[^}]*\}|\b(by|on|without|group_left) \([\w, ]*\)", "", alert.expression)
     names = set(re.findall(r"\btraining_\w+|\b\w+:training_[\w:]+|\bup\b", bare))

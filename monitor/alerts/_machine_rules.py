@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from monitor.alerts import _text as text
 from monitor.alerts._promql import event, grown, select, while_running
-from monitor.alerts._rule import Alert, Group
+from monitor.alerts._rule import AlertRule, RuleGroup
 from monitor.export._promql import per_run
 
 _RATE = "run:training_steps:rate5m"
 
-THROUGHPUT = Group(
+THROUGHPUT = RuleGroup(
     "training-throughput",
     (
-        Alert(
+        AlertRule(
             name="TrainingThroughputHalved",
             # A run that makes no step at all is the stall's business.
             expression=while_running(f"{_RATE} < 0.5 * avg_over_time({_RATE}[1h] offset 10m)\nand {_RATE} > 0"),
@@ -23,7 +23,7 @@ THROUGHPUT = Group(
                 f"{text.RUN_ID} makes {text.NUMBER} steps a second, less than half of its average over the hour before."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingSlowdown",
             expression=event("slowdown"),
             severity="warning",
@@ -40,10 +40,10 @@ _THROTTLED = select("training_gpu_throttled", reason="~hw_.*|sw_thermal_slowdown
 _UTILIZATION = select("training_gpu_utilization_ratio")
 _USED, _TOTAL = select("training_gpu_memory_used_bytes"), select("training_gpu_memory_total_bytes")
 
-GPU = Group(
+GPU = RuleGroup(
     "training-gpu",
     (
-        Alert(
+        AlertRule(
             name="TrainingGpuIdle",
             expression=while_running(f"{per_run('max', f'avg_over_time({_UTILIZATION}[10m])', 'gpu')} < 0.1"),
             severity="warning",
@@ -51,9 +51,9 @@ GPU = Group(
             summary=f"GPU {text.GPU_ID} of {text.RUN_ID} is idle",
             description=(f"GPU {text.GPU_ID} of {text.RUN_ID} was busy for {text.SHARE} of the last 10 minutes."),
         ),
-        Alert(
+        AlertRule(
             name="TrainingGpuThrottled",
-            # A power cap in software is how a busy card normally runs; heat and the hardware's own brakes are not.
+            # A power cap in software is how a busy card normally runs; heat and the hardware's own limits are not.
             expression=f"{per_run('max', f'avg_over_time({_THROTTLED}[5m])', 'gpu', 'reason')} > 0.5",
             severity="warning",
             hold="5m",
@@ -63,7 +63,7 @@ GPU = Group(
                 f"{text.SHARE} of the last 5 minutes."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingGpuEccErrors",
             # Counted since the driver was loaded, so what stands there at the start is history.
             expression=per_run(
@@ -75,7 +75,7 @@ GPU = Group(
             summary=f"GPU {text.GPU_ID} of {text.RUN_ID} has memory errors",
             description=(f"GPU {text.GPU_ID} of {text.RUN_ID} reported uncorrected memory errors within 10 minutes."),
         ),
-        Alert(
+        AlertRule(
             name="TrainingGpuMemoryAlmostFull",
             expression=f"{per_run('max', f'{_USED} / {_TOTAL}', 'gpu')} > 0.95",
             severity="info",
@@ -88,10 +88,10 @@ GPU = Group(
 
 _KEEP = "5m"  # what a run had counted before its first scrape is in no range: it is seen until the series end
 
-MONITOR = Group(
+MONITOR = RuleGroup(
     "training-monitor",
     (
-        Alert(
+        AlertRule(
             name="TrainingCommandRejected",
             expression=per_run(
                 "sum",
@@ -105,7 +105,7 @@ MONITOR = Group(
                 f"{text.RUN_ID}: {text.ACTION}, sent by {text.SOURCE}, was {text.OUTCOME} within the last 10 minutes."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingCollectorFailing",
             expression=per_run("min", select("training_monitor_collect_success"), "collector") + " == 0",
             severity="warning",
@@ -113,7 +113,7 @@ MONITOR = Group(
             summary=f"Readings of {text.RUN_ID} are missing",
             description=f"The collector {text.COLLECTOR} of {text.RUN_ID} fails at every round.",
         ),
-        Alert(
+        AlertRule(
             name="TrainingStepsDropped",
             expression=per_run("sum", grown("training_monitor_dropped_steps_total", 10)),
             severity="warning",
@@ -124,7 +124,7 @@ MONITOR = Group(
                 "recorded: events in them went unseen."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingNotCaptured",
             expression=event("capture"),
             severity="warning",
@@ -135,7 +135,7 @@ MONITOR = Group(
                 "the run says what, and what to do about it."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingMonitorErrors",
             expression=per_run("sum", grown("training_monitor_errors_total", 10), "component"),
             severity="info",
@@ -146,7 +146,7 @@ MONITOR = Group(
                 "training is not affected."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingTargetDown",
             expression='up{job="training"} == 0',
             severity="warning",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from monitor.alerts import _text as text
 from monitor.alerts._promql import event, select, while_running
-from monitor.alerts._rule import Alert, Group, Recording
+from monitor.alerts._rule import AlertRule, Recording, RuleGroup
 from monitor.export._promql import RUN, per_run
 
 _FAILED = select("training_run_state", training_run_state="failed")
@@ -12,10 +12,10 @@ _LIVE = select("training_run_state", training_run_state="~starting|running|pause
 _AGE = f"time() - {select('training_last_step_timestamp_seconds')}"
 _AT_STEP = f"step {text.COUNT}"
 
-RUNS = Group(
+RUNS = RuleGroup(
     "training-runs",
     (
-        Alert(
+        AlertRule(
             name="TrainingRunFailed",
             # The final state is served for one more scrape, then the series end: look back for it.
             expression=f"{per_run('max', f'max_over_time({_FAILED}[10m])')} == 1",
@@ -23,7 +23,7 @@ RUNS = Group(
             summary=f"Run {text.RUN_ID} failed",
             description=f"The training script of {text.RUN_ID} ended with an exception.",
         ),
-        Alert(
+        AlertRule(
             name="TrainingRunVanished",
             expression=(
                 f"{per_run('max', f'last_over_time({_LIVE}[15m])')} == 1\n"
@@ -38,7 +38,7 @@ RUNS = Group(
                 "waiting for a scrape."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingStalled",
             expression=(
                 while_running(
@@ -56,10 +56,10 @@ RUNS = Group(
 
 _LOSS = select("training_loss")
 
-LOSS = Group(
+LOSS = RuleGroup(
     "training-loss",
     (
-        Alert(
+        AlertRule(
             name="TrainingLossNonfinite",
             expression=(
                 event("nonfinite")
@@ -77,7 +77,7 @@ LOSS = Group(
             summary=f"Loss of {text.RUN_ID} is not finite",
             description=f"Loss or gradients of {text.RUN_ID} were NaN or infinite at {_AT_STEP}.",
         ),
-        Alert(
+        AlertRule(
             name="TrainingMetricNonfinite",
             expression=event("nonfinite_metric"),
             severity="warning",
@@ -87,7 +87,7 @@ LOSS = Group(
                 f"A validation loss or a metric that {text.RUN_ID} logs is NaN or infinite; seen at {_AT_STEP}."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingDivergence",
             expression=event("divergence"),
             severity="critical",
@@ -96,7 +96,7 @@ LOSS = Group(
             summary=f"Run {text.RUN_ID} diverges",
             description=(f"The loss of {text.RUN_ID} has left its level and does not come back; seen at {_AT_STEP}."),
         ),
-        Alert(
+        AlertRule(
             name="TrainingLossSpike",
             expression=event("spike"),
             severity="warning",
@@ -104,7 +104,7 @@ LOSS = Group(
             summary=f"Loss of {text.RUN_ID} spikes",
             description=f"The loss of {text.RUN_ID} rose above its level for several steps; seen at {_AT_STEP}.",
         ),
-        Alert(
+        AlertRule(
             name="TrainingPlateau",
             expression=event("plateau"),
             severity="warning",
@@ -115,7 +115,7 @@ LOSS = Group(
                 f"seen at {_AT_STEP}."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingOverfitting",
             expression=event("overfit"),
             severity="warning",
@@ -126,7 +126,7 @@ LOSS = Group(
                 f"falling; seen at {_AT_STEP}."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingLossStuck",
             expression=event("stuck"),
             severity="warning",
@@ -134,7 +134,7 @@ LOSS = Group(
             summary=f"Loss of {text.RUN_ID} does not change at all",
             description=(f"The loss of {text.RUN_ID} was identical to the last bit for 50 steps; seen at {_AT_STEP}."),
         ),
-        Alert(
+        AlertRule(
             name="TrainingLearningRateZero",
             expression=while_running(f"{per_run('max', select('training_learning_rate'))} == 0"),
             severity="warning",
@@ -148,10 +148,10 @@ LOSS = Group(
 _SKIPPED = f"increase({select('training_skipped_steps_total')}[10m])"
 _STEPS = f"increase({select('training_steps_total')}[10m])"
 
-GRADIENTS = Group(
+GRADIENTS = RuleGroup(
     "training-gradients",
     (
-        Alert(
+        AlertRule(
             name="TrainingGradientExplosion",
             expression=event("gradient_explosion"),
             severity="warning",
@@ -159,7 +159,7 @@ GRADIENTS = Group(
             summary=f"Gradients of {text.RUN_ID} explode",
             description=f"The gradient norm of {text.RUN_ID} is far above its own level; seen at {_AT_STEP}.",
         ),
-        Alert(
+        AlertRule(
             name="TrainingGradientVanishing",
             expression=event("gradient_vanishing"),
             severity="warning",
@@ -169,7 +169,7 @@ GRADIENTS = Group(
                 f"The gradient norm of {text.RUN_ID} is below a thousandth of its own level; seen at {_AT_STEP}."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingClippingSaturated",
             expression=event("clipping_saturated"),
             severity="info",
@@ -180,7 +180,7 @@ GRADIENTS = Group(
                 f"updates; seen at {_AT_STEP}."
             ),
         ),
-        Alert(
+        AlertRule(
             name="TrainingStepsSkipped",
             # A GradScaler overflows now and then by design: more than one step in ten is what it does not.
             expression=(
