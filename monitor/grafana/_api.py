@@ -17,7 +17,7 @@ class GrafanaError(MonitorError):
 
     It is 200 for an answer that is in no form of Grafana's: a page, say, or other JSON.
 
-    ``is_passing`` tells whether the same request may succeed later.
+    ``is_passing`` says whether the same request may succeed later.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:

@@ -293,7 +293,7 @@ def test_closing_does_not_wait_for_a_grafana_that_is_gone(grafana: Grafana) -> N
 
 
 def test_closing_gives_up_a_request_without_an_answer(grafana: Grafana, caplog: pytest.LogCaptureFixture) -> None:
-    """Its own deadline ends the wait, not that of the request, which is counted and told of once, late or never."""
+    """Its own deadline ends the wait, not that of the request, which is counted and reported once, late or never."""
     grafana.stall.clear()
     annotate = annotator(grafana, timeout=3600.0)
     annotate(event(1))
