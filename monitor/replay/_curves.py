@@ -31,7 +31,7 @@ _EMPTY = {"", "none", "null", "na", "n/a", "-"}
 
 
 @dataclass(slots=True)
-class Row:
+class CurveRow:
     """What a file says about one step. ``line`` is where."""
 
     line: int
@@ -65,7 +65,7 @@ class Curve:
 def read_curve(path: str | Path) -> Curve:
     """Read the curve in ``path``.
 
-    The form is told from the content, not from the name. Columns or keys: ``step`` (or iteration, else epoch; without
+    The form is inferred from the content, not the name. Columns or keys: ``step`` (or iteration, else epoch; without
     any, rows are numbered from 1), ``loss`` (or train_loss), and where there are any ``grad_norm``, ``lr`` (or
     learning_rate), ``val_loss`` (or eval_loss, ``eval_<dataset>_loss``). Others are passed over. Rows are sorted by
     step; rows of one step are joined where they say different things, and stay two records where both have a loss.
@@ -102,7 +102,7 @@ def _refuse(path: Path, line: int, reason: str) -> NoReturn:
     raise ValueError(f"{path}:{line}: {reason}")
 
 
-def _read_csv(path: Path, text: str) -> list[Row]:
+def _read_csv(path: Path, text: str) -> list[CurveRow]:
     lines = text.splitlines()
     head = next(index for index, line in enumerate(lines) if line.strip())
     delimiter = max(",;\t", key=lines[head].count)
@@ -119,7 +119,7 @@ def _read_csv(path: Path, text: str) -> list[Row]:
             line = head + 1 + reader.line_num
             if len(cells) > len(names):
                 _refuse(path, line, f"{len(cells)} cells under a header of {len(names)}")
-            row = Row(line)
+            row = CurveRow(line)
             for index, what in known.items():
                 cell = cells[index].strip() if index < len(cells) else ""
                 if cell.lower() not in _EMPTY:
@@ -163,14 +163,14 @@ def _parse(path: Path, line: int, what: str, value: Any) -> float:
     return number
 
 
-def _put(row: Row, what: str, value: float) -> None:
+def _put(row: CurveRow, what: str, value: float) -> None:
     if what.startswith("val:"):
         row.val_losses[what.removeprefix("val:") or "validation"] = value
     else:
         setattr(row, what, value)
 
 
-def _read_json(path: Path, text: str) -> list[Row]:
+def _read_json(path: Path, text: str) -> list[CurveRow]:
     """Read JSON lines, or one object with a ``log_history``, whichever it is."""
     try:
         whole = json.loads(text)
@@ -196,7 +196,7 @@ def _entry_lines(text: str) -> Iterator[int]:
         yield line + text.count("\n", at, at + match.start())
 
 
-def _read_json_lines(path: Path, text: str) -> list[Row]:
+def _read_json_lines(path: Path, text: str) -> list[CurveRow]:
     rows = []
     for line, content in enumerate(text.splitlines(), 1):
         if not content.strip():
@@ -209,10 +209,10 @@ def _read_json_lines(path: Path, text: str) -> list[Row]:
     return rows
 
 
-def _row_of(path: Path, line: int, entry: Any) -> Row:
+def _row_of(path: Path, line: int, entry: Any) -> CurveRow:
     if not isinstance(entry, Mapping):
         _refuse(path, line, f"expected a JSON object, got {str(entry)[:60]!r}")
-    row = Row(line)
+    row = CurveRow(line)
     # transformers ends with a summary of the whole run, whose train_loss is a mean over all of it.
     is_summary = "train_runtime" in entry
     for key, what in _choose(tuple(map(str, entry))).items():
@@ -223,7 +223,7 @@ def _row_of(path: Path, line: int, entry: Any) -> Row:
     return row
 
 
-def _as_curve(rows: list[Row]) -> Curve:
+def _as_curve(rows: list[CurveRow]) -> Curve:
     has_steps = any(row.step is not None for row in rows)
     before = 0.0
     for number, row in enumerate(rows, 1):
@@ -241,9 +241,9 @@ def _as_curve(rows: list[Row]) -> Curve:
     return Curve(tuple(records), _interval(row.step or 0.0 for row in rows if row.loss is not None))
 
 
-def _joined(rows: list[Row]) -> list[Row]:
+def _joined(rows: list[CurveRow]) -> list[CurveRow]:
     """Join rows of one step that say different things; the first to say a thing keeps it."""
-    out: list[Row] = []
+    out: list[CurveRow] = []
     for row in rows:
         last = out[-1] if out else None
         if last is None or last.step != row.step or _clash(last, row):
@@ -256,7 +256,7 @@ def _joined(rows: list[Row]) -> list[Row]:
     return out
 
 
-def _clash(one: Row, other: Row) -> bool:
+def _clash(one: CurveRow, other: CurveRow) -> bool:
     return (
         (one.loss is not None and other.loss is not None)
         or (one.grad_norm is not None and other.grad_norm is not None)
@@ -264,7 +264,7 @@ def _clash(one: Row, other: Row) -> bool:
     )
 
 
-def _records(row: Row, number: int, step: int) -> Iterator[Step | Sample]:
+def _records(row: CurveRow, number: int, step: int) -> Iterator[Step | Sample]:
     if row.loss is not None or row.grad_norm is not None:
         groups = () if row.lr is None else (ParamGroup(0, None, row.lr, row.lr),)
         yield Step("", number, step, float(number), None, row.loss, row.grad_norm, groups)
