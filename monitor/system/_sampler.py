@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from monitor._records import Collection, HostReading, SystemReading
 from monitor.system._gpu import GpuRound
-from monitor.system._history import SystemHistory
+from monitor.system._system_history import SystemHistory
 
 _LOG = logging.getLogger("monitor")
 _T = TypeVar("_T")
@@ -41,7 +41,7 @@ class SystemSampler:
     """Read host and GPUs every ``interval`` seconds on a thread of its own.
 
     ``gpu`` is None where GPUs are not to be read. A reading that fails goes to ``on_error(error)``, once a
-    round, and is marked in the round's ``collections``; the other readings go on. A driver that hangs keeps the
+    round, and is marked in the round's ``collections``; the other readings continue. A driver that hangs keeps the
     thread, and nothing else: ``latest()`` then says so and ``stop()`` leaves the thread behind, which is a daemon.
 
     >>> from monitor.system import HostReader
@@ -130,7 +130,7 @@ class SystemSampler:
             gpus = self._collect("gpu", self._gpu.read, collections) or gpus
         if gpus.failure is not None:
             collections["gpu"] = replace(collections["gpu"], is_success=False, message=str(gpus.failure))
-            self._report(gpus.failure)
+            self._contain(gpus.failure)
         reading = SystemReading(self._clock(), host, gpus.gpus, collections, self._timer())
         self._history.append(reading)
         self._reading = reading
@@ -144,7 +144,7 @@ class SystemSampler:
             result = read()
         except Exception as error:  # noqa: BLE001 - contained: the round continues without this reading
             message = f"{type(error).__name__}: {error}"
-            self._report(error)
+            self._contain(error)
         self._under_way = None
         collections[name] = Collection(self._timer() - started, result is not None, message)
         return result
@@ -154,12 +154,12 @@ class SystemSampler:
             try:
                 self.sample()
             except Exception as error:  # noqa: BLE001 - contained: the next round may do better
-                self._report(error)
+                self._contain(error)
             self._is_stopping.wait(self._interval)
         if self._gpu is not None:
             self._gpu.close()
 
-    def _report(self, error: Exception) -> None:
+    def _contain(self, error: Exception) -> None:
         try:
             self._on_error(error)
         except Exception:  # noqa: BLE001 - the last line of defence

@@ -25,7 +25,7 @@ _NO_HOST: _Values = (None,) * len(_HOST_COLUMNS)
 _NO_GPU: _Values = (None,) * len(_GPU_COLUMNS)
 
 
-class _Row(NamedTuple):
+class _Reading(NamedTuple):
     """What the page shows of one round; ``gpus`` is by torch device index."""
 
     number: int
@@ -44,7 +44,7 @@ class SystemHistory:
 
     def __init__(self, capacity: int = 900, levels: int = 3, stride: int = 8) -> None:
         self._stride = stride
-        self._levels: tuple[deque[_Row], ...] = tuple(deque(maxlen=capacity) for _ in range(levels))
+        self._levels: tuple[deque[_Reading], ...] = tuple(deque(maxlen=capacity) for _ in range(levels))
         self._count = 0
         self._lock = threading.Lock()
 
@@ -55,7 +55,7 @@ class SystemHistory:
             host = tuple(read(reading.host) for read in _HOST_COLUMNS.values())
         gpus = {gpu.index: tuple(read(gpu) for read in _GPU_COLUMNS.values()) for gpu in reading.gpus}
         with self._lock:
-            row = _Row(self._count, reading.counter, reading.time, host, gpus)
+            row = _Reading(self._count, reading.counter, reading.time, host, gpus)
             for level, rows in enumerate(self._levels):
                 if self._count % self._stride**level == 0:
                     rows.append(row)
@@ -85,11 +85,11 @@ class SystemHistory:
             },
         }
 
-    def _rows(self) -> list[_Row]:
+    def _rows(self) -> list[_Reading]:
         """Join the levels: of a coarse one only what is older than the finer ones reach."""
         with self._lock:
             levels = [list(rows) for rows in self._levels]
-        joined: list[_Row] = []
+        joined: list[_Reading] = []
         for rows in levels:
             oldest = joined[0].number if joined else self._count
             joined = [row for row in rows if row.number < oldest] + joined

@@ -307,7 +307,7 @@ def test_an_unloaded_driver_is_a_failure_until_it_is_back():
 
 @pytest.mark.parametrize("code", [pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED])
 def test_without_a_driver_there_are_no_gpus(code, caplog):
-    """A machine without a driver is told once, at level debug; that is no failure, and it is not asked again."""
+    """A machine without a driver is reported once, at level debug; that is no failure, and it is not asked again."""
     nvml = FakeNvml([FakeCard(A)])
     nvml.unload(code)
     reader = make_reader(nvml)
@@ -380,7 +380,7 @@ def test_older_modules_lack_newer_error_codes():
     [(False, (), "DEBUG"), (False, None, "DEBUG"), (True, (), "INFO"), (False, ("GPU-aa",), "INFO")],
 )
 def test_that_there_is_no_driver_is_news_only_where_a_gpu_was_to_be_expected(is_asked, torch_devices, level, caplog):
-    """A machine without a GPU is no line in the log; where torch uses one, or one was asked for, it is told once."""
+    """A machine without a GPU is no line in the log; where torch uses one, or one was asked for, one line says so."""
     nvml = FakeNvml([])
     nvml.unload()
     reader = GpuReader(nvml, torch_devices=lambda: torch_devices, environ={}, is_asked=is_asked)
