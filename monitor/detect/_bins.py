@@ -81,6 +81,6 @@ class LogBins:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
+        """Continue from what ``state_dict`` returned."""
         self.count, self._edge, self._stride = state["count"], state["edge"], state["stride"]
         self._values, self._first_step = list(state["values"]), state["first_step"]

@@ -63,7 +63,7 @@ class Detector:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned. ValueError for the state of another kind of detector."""
+        """Continue from what ``state_dict`` returned. ValueError for the state of another kind of detector."""
         if state.get("kind") != self.kind:
             raise ValueError(f"state is of a {state.get('kind')!r} detector, this one is {self.kind!r}")
         missing = [name for name in (*self.state_names, *self.part_names) if name not in state]

@@ -171,7 +171,7 @@ class Level:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
+        """Continue from what ``state_dict`` returned."""
         self.level, self.scale, self.count, self.tail = state["level"], state["scale"], state["count"], state["tail"]
         self._fast, self._slow = state["fast"], state["slow"]
         self._previous, self._lowest, self._first = state["previous"], state["lowest"], list(state["first"])

@@ -40,7 +40,7 @@ class NonfiniteSettings:
 
 class NonfiniteDetector(Detector):
     """Raise ``nonfinite`` at the very record whose loss is not finite, or whose gradient norm is NaN. Infinite norms
-    must go on, see ``NonfiniteSettings``, or be followed by such a loss. Never muted."""
+    must last, see ``NonfiniteSettings``, or be followed by such a loss. Never muted."""
 
     kind = "nonfinite"
     severity = "critical"

@@ -162,7 +162,7 @@ class Rise:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
+        """Continue from what ``state_dict`` returned."""
         self.level.load_state_dict(state["level"])
         self.score, self.sum, self.is_alarm = state["score"], state["sum"], state["is_alarm"]
         self.onset = None if state["onset"] is None else Onset(*state["onset"])

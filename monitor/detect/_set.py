@@ -172,7 +172,7 @@ class DetectorSet:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned. A kind that only one side has keeps what it has."""
+        """Continue from what ``state_dict`` returned. A kind that only one side has keeps what it has."""
         for detector in self._detectors:
             known = state["detectors"].get(detector.kind)
             if known is not None:

@@ -71,7 +71,7 @@ class StallDetector(Detector):
             duration = as_usable(duration)
         if self._open is not None:
             waited = "" if before is None else f" after {step.time - before:.0f} s"
-            return self._end(step.global_step, f"steps go on at step {step.global_step}{waited}")
+            return self._end(step.global_step, f"steps continue at step {step.global_step}{waited}")
         if duration is not None and duration >= 0.0:
             usual = self._usual
             if usual is None:

@@ -68,7 +68,7 @@ def test_three_infinite_gradient_norms_in_a_row_are_trouble_from_the_first_on() 
 
 @pytest.mark.parametrize("unseen", [0, 3])
 def test_an_infinite_gradient_norm_that_the_loss_follows_is_the_onset(unseen: int) -> None:
-    """The loss tells that the gradients were infinite indeed, at the step that spoilt the weights."""
+    """The loss shows that the gradients were infinite indeed, at the step that spoilt the weights."""
     losses = [2.0] * 5 + [2.0] + [2.0] * unseen + [math.nan] * 4
     values = [1.0] * 5 + [math.inf] + [None] * (unseen + 4)
     assert found(steps(losses, gradient_norm=values)) == [(7 + unseen, 6, "loss")]

@@ -14,11 +14,11 @@ from monitor._records import Step
 from monitor.detect import DetectorSet, LevelSettings, RiseSettings, SpikeDetector
 from tests.detect.records import events_of, steps
 
-Told = list[tuple[str, int, int, int | None]]
+Reported = list[tuple[str, int, int, int | None]]
 few = settings(max_examples=25)
 
 
-def told(watch: DetectorSet, records: list[Step]) -> Told:
+def reported(watch: DetectorSet, records: list[Step]) -> Reported:
     return [(e.kind, e.start_step, e.step, e.end_step) for e in events_of(watch, records)]
 
 
@@ -42,7 +42,7 @@ def curves(draw: st.DrawFn, length: int = 300) -> list[float]:
 def test_a_change_of_the_unit_changes_no_event(losses: list[float], factor: float) -> None:
     """The same loss in another unit gives the same events of every kind."""
     scaled = [factor * loss for loss in losses]
-    assert told(DetectorSet(), steps(scaled)) == told(DetectorSet(), steps(losses))
+    assert reported(DetectorSet(), steps(scaled)) == reported(DetectorSet(), steps(losses))
 
 
 @few
@@ -52,8 +52,8 @@ def test_a_shift_changes_no_spike_where_the_rule_knows_no_zero(losses: list[floa
     rule = RiseSettings(level=LevelSettings(floor=0.0, has_tail=False))
     # Losses on a grid, so that the shifted ones are exact and noiseless stretches stay noiseless.
     grid = [round(loss * 2**20) / 2**20 for loss in losses]
-    plain = told(DetectorSet([SpikeDetector(rule)]), steps(grid))
-    assert told(DetectorSet([SpikeDetector(rule)]), steps([loss + shift for loss in grid])) == plain
+    plain = reported(DetectorSet([SpikeDetector(rule)]), steps(grid))
+    assert reported(DetectorSet([SpikeDetector(rule)]), steps([loss + shift for loss in grid])) == plain
 
 
 @few
@@ -65,9 +65,9 @@ def test_a_change_of_numbering_changes_only_the_numbers(losses: list[float], off
         return None if number is None else offset + stride * number
 
     numbers = [offset + stride * n for n in range(1, len(losses) + 1)]
-    plain = told(DetectorSet(), steps(losses))
+    plain = reported(DetectorSet(), steps(losses))
     renamed = [(kind, rename(start), rename(at), rename(end)) for kind, start, at, end in plain]
-    assert told(DetectorSet(), steps(losses, global_step=numbers)) == renamed
+    assert reported(DetectorSet(), steps(losses, global_step=numbers)) == renamed
 
 
 @few
@@ -76,8 +76,8 @@ def test_a_value_that_is_none_is_as_if_it_had_not_been(losses: list[float], plac
     """Whatever stands in one place that is no usable loss, the other records give the same events."""
     with_bad = [*losses[:place], bad, *losses[place:]]
     kept = [n for n in range(1, len(with_bad) + 1) if n != place + 1]
-    found = told(DetectorSet(), steps(with_bad))
-    plain = told(DetectorSet(), steps(losses, global_step=kept))
+    found = reported(DetectorSet(), steps(with_bad))
+    plain = reported(DetectorSet(), steps(losses, global_step=kept))
     assert [event for event in found if event[0] != "nonfinite"] == plain
 
 
@@ -90,7 +90,7 @@ def test_nan_at_any_place_never_blinds_for_good(seed: int, holes: list[tuple[int
     losses = [loss + 3.0 if 450 <= n < 470 else loss for n, loss in enumerate(losses)]
     for first, count in holes:
         losses = [math.nan if first <= n < first + count else loss for n, loss in enumerate(losses)]
-    assert any(event[0] == "spike" and 451 <= event[2] <= 460 for event in told(DetectorSet(), steps(losses)))
+    assert any(event[0] == "spike" and 451 <= event[2] <= 460 for event in reported(DetectorSet(), steps(losses)))
 
 
 @few
@@ -105,12 +105,12 @@ def test_a_restart_at_any_point_gives_the_same_events(losses: list[float], data:
         "lr": [1e-3 if n < 250 else 1e-2 for n in range(len(losses))],
     }
     records = steps(losses, **fields)
-    whole = told(DetectorSet(), records)
+    whole = reported(DetectorSet(), records)
     first = DetectorSet()
-    before = told(first, records[:place])
+    before = reported(first, records[:place])
     second = DetectorSet()
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert before + told(second, records[place:]) == whole
+    assert before + reported(second, records[place:]) == whole
 
 
 @few
