@@ -8,9 +8,9 @@ out, the outcome and an audit event go back.
 from monitor.control._adaptive import AdaptiveLR
 from monitor.control._boundary import Boundary, audit, describe
 from monitor.control._commands import Command, Commands
-from monitor.control._door import Door
 from monitor.control._in_force import in_force
 from monitor.control._lr import LearningRates
+from monitor.control._lr_scaling import LRScaling
 from monitor.control._policy import Policies, Policy, Reaction, ReduceLROn, Request, check_policies
 
 __all__ = [
@@ -18,7 +18,7 @@ __all__ = [
     "Boundary",
     "Command",
     "Commands",
-    "Door",
+    "LRScaling",
     "LearningRates",
     "Policies",
     "Policy",

@@ -61,7 +61,7 @@ class AdaptiveLR:
         warmup_steps: optimizer steps from a thousandth of the schedule to the schedule where nothing happens; 0: none.
             Give eight times the steps of 0.25 s where a step takes less than 50 ms, as trouble is seen that late.
             Only a fresh run is warmed up: where the optimizer holds the state of earlier steps or a factor before the
-            first step, or ``run.load_state_dict`` has told of earlier steps, the audit trail says so and the LR is left
+            first step, or ``run.load_state_dict`` has reported earlier steps, the audit says so and the LR is left
             alone.
         allow_increase: raise again what events have lowered. The warm-up climbs in any case.
         groups: param groups by index or name; default: all of the optimizer whose trouble it is.

@@ -8,8 +8,8 @@ from dataclasses import replace
 from torch.optim import Optimizer
 
 from monitor._records import OptimizerSnapshot
-from monitor.control._door import applied_lr
 from monitor.control._factors import Factors, Group
+from monitor.control._lr_scaling import applied_lr
 from monitor.control._own_scale import own_scale
 
 

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from monitor._checks import is_number, is_whole
 from monitor._errors import CommandRefusedError
 from monitor._records import MAX_STEPS, GroupChange
-from monitor.control._door import Door, applied_lr
 from monitor.control._factors import MAX_FACTOR, MIN_FACTOR, Factors, Group, OnError, Ramp, checked_row
 from monitor.control._floor import Low, below_floor, floor_for, is_below, least_factor
+from monitor.control._lr_scaling import LRScaling, applied_lr
 from monitor.control._own_scale import is_shared, own_scale
 
 MAX_UNDO = 64
@@ -23,7 +23,7 @@ MAX_UNDO = 64
 Selection = Sequence[int | str] | None
 
 
-class _Row(NamedTuple):
+class _ParamGroupRow(NamedTuple):
     """One param group. ``group`` is the dictionary itself: ``load_state_dict`` puts another in its place."""
 
     optimizer: str
@@ -40,7 +40,7 @@ class _Row(NamedTuple):
         return self.factors.number_of(self.group)
 
 
-class _Held(NamedTuple):
+class _UndoEntry(NamedTuple):
     """What a group was before a change. The group goes by its number, so that it can go with its optimizer."""
 
     number: int
@@ -54,7 +54,7 @@ class LearningRates:
 
     Args:
         optimizers: name -> optimizer.
-        doors: name -> the door of that optimizer.
+        scalings: name -> the LR scaling of that optimizer.
         min_lr: floor on the applied LR of a reduced group.
         allow_increase: accept factors above 1.
     """
@@ -62,16 +62,16 @@ class LearningRates:
     def __init__(
         self,
         optimizers: Mapping[str, Optimizer],
-        doors: Mapping[str, Door],
+        scalings: Mapping[str, LRScaling],
         *,
         min_lr: float = 0.0,
         allow_increase: bool = False,
     ) -> None:
         self._optimizers = optimizers
-        self._doors = dict(doors)
+        self._scalings = dict(scalings)
         self._min_lr = min_lr
         self._allow_increase = allow_increase
-        self._undo: list[list[_Held]] = []
+        self._undo: list[list[_UndoEntry]] = []
         self._factors = Factors.of
 
     # --------------------------------------------------------------------------------------- save and resume
@@ -134,15 +134,15 @@ class LearningRates:
                 return f"{row.optimizer} group {row.param_group} has a factor already; this is for a fresh run"
         return None
 
-    def _rows(self) -> list[_Row]:
+    def _rows(self) -> list[_ParamGroupRow]:
         return [
-            _Row(key, i, group, self._factors(one))
+            _ParamGroupRow(key, i, group, self._factors(one))
             for key, one in self._optimizers.items()
             for i, group in enumerate(list(one.param_groups))
         ]
 
-    def _scheduled(self, row: _Row) -> Any:
-        return self._doors[row.optimizer].scheduled(row.group)
+    def _scheduled(self, row: _ParamGroupRow) -> Any:
+        return self._scalings[row.optimizer].scheduled(row.group)
 
     def _applied(self, lr: float | None, factor: float) -> float | None:
         return None if lr is None else applied_lr(lr, factor, self._min_lr)
@@ -169,7 +169,7 @@ class LearningRates:
                 f"over_steps must be a whole number of steps from 0 to 10**9, got {over_steps!r}", "over_steps"
             )
 
-    def _check_factor(self, action: str, factor: Any, selected: Sequence[_Row]) -> None:
+    def _check_factor(self, action: str, factor: Any, selected: Sequence[_ParamGroupRow]) -> None:
         if not is_number(factor):
             raise CommandRefusedError(f"factor must be a number in (0, 1], got {factor!r}", "factor")
         if not math.isfinite(factor) or factor <= 0:
@@ -182,7 +182,7 @@ class LearningRates:
         if low:
             raise below_floor(factor, max(low, key=lambda one: one.least), self._min_lr)
 
-    def _check_shared(self, selected: Sequence[_Row]) -> None:
+    def _check_shared(self, selected: Sequence[_ParamGroupRow]) -> None:
         """Some of the optimizers that use one LR for all groups raise in ``step`` when the groups differ in it."""
         chosen = [row.group for row in selected]
         touched = {row.optimizer for row in selected if is_shared(row.group)}
@@ -191,7 +191,7 @@ class LearningRates:
                 f"{', '.join(sorted(touched))} uses one learning rate for all of its groups; name all of them", "groups"
             )
 
-    def _check_result(self, action: str, factor: float, row: _Row) -> Low | None:
+    def _check_result(self, action: str, factor: float, row: _ParamGroupRow) -> Low | None:
         """Refuse a factor that does not fit the group; return what the floor says to it, None for nothing."""
         before = row.factor if action == "reduce" else 1.0
         after = before * factor
@@ -209,7 +209,7 @@ class LearningRates:
                     f"the LR of {where} is a tensor of {lr.dtype}, which no factor fits; make it a floating-point one"
                 )
             if not lr.is_cpu:
-                return None  # its floor is held at the door, where that costs no sync
+                return None  # its floor is held by the LR scaling, where that costs no sync
         elif isinstance(lr, bool) or not isinstance(lr, numbers.Real):
             raise CommandRefusedError(f"{where} has no learning rate to change, got lr={lr!r}; name other groups")
         if own_scale(row.group) is None:
@@ -219,11 +219,11 @@ class LearningRates:
             return None
         return Low(where, scheduled * after, least_factor(scheduled, before, floor))
 
-    def _select(self, groups: Selection) -> list[_Row]:
+    def _select(self, groups: Selection) -> list[_ParamGroupRow]:
         rows = self._rows()
         if groups is None:
             return rows
-        chosen: list[_Row] = []
+        chosen: list[_ParamGroupRow] = []
         for wanted in groups:
             found = [row for row in rows if _is_meant(wanted, row)]
             if not found:
@@ -252,7 +252,7 @@ class LearningRates:
         if action == "undo":
             return self._take_back()
         rows = self._select(groups)
-        held = [_Held(row.number, *row.factors.get(row.group)) for row in rows]
+        held = [_UndoEntry(row.number, *row.factors.get(row.group)) for row in rows]
         changes = []
         for row, (_, old, _) in zip(rows, held, strict=True):
             target = 1.0 if action == "restore" else float(factor or 0) * (old if action == "reduce" else 1.0)
@@ -279,7 +279,7 @@ class LearningRates:
             changes.append(self._change(row, old, factor))
         return tuple(changes)
 
-    def _change(self, row: _Row, old: float, new: float) -> GroupChange:
+    def _change(self, row: _ParamGroupRow, old: float, new: float) -> GroupChange:
         lr, scale = (_at_hand(value) for value in (self._scheduled(row), own_scale(row.group)))
         before, after = (_product(self._applied(lr, factor), scale) for factor in (old, new))
         return GroupChange(row.optimizer, row.param_group, _name_of(row.group), old, new, before, after)
@@ -304,7 +304,7 @@ def _refuse_what_undo_lacks(factor: Any, groups: Selection, over_steps: int) -> 
             raise CommandRefusedError(f"undo {why}, got {field}={value!r}; leave it out", field)
 
 
-def _aim(row: _Row, old: float, target: float, over_steps: int) -> None:
+def _aim(row: _ParamGroupRow, old: float, target: float, over_steps: int) -> None:
     if over_steps > 1 and target != old:
         row.factors.put(row.group, old, [old, target, over_steps, 0])
     else:
@@ -337,12 +337,12 @@ def _name_of(group: Group) -> str | None:
     return None if name is None else str(name)
 
 
-def _names(rows: Sequence[_Row]) -> set[str]:
+def _names(rows: Sequence[_ParamGroupRow]) -> set[str]:
     names = {f"{r.optimizer}/{r.param_group}" for r in rows} if len({r.optimizer for r in rows}) > 1 else set()
     return names | {name for r in rows if (name := _name_of(r.group)) is not None}
 
 
-def _is_meant(wanted: Any, row: _Row) -> bool:
+def _is_meant(wanted: Any, row: _ParamGroupRow) -> bool:
     """A group is meant by its index, its name, ``optimizer/index``, or its optimizer's name (all of its groups)."""
     if is_whole(wanted):
         return bool(wanted == row.param_group)

@@ -105,7 +105,7 @@ class OwnCommands:
 
 
 class Policies:
-    """Run the policies of a run on the recorder's thread. What a policy raises is contained, and the others go on.
+    """Run the policies of a run on the recorder's thread. What a policy raises is contained, and the others continue.
 
     Args:
         policies: as given to ``attach``.

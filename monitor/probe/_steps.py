@@ -47,14 +47,14 @@ class Door(Protocol):
     def scales(self, optimizer: Any) -> Sequence[Any] | None:
         """Return what the optimizer itself multiplies the LR of each group by in its next update; None: by nothing."""
 
-    def enter(self, optimizer: Any) -> Sequence[float]:
+    def apply(self, optimizer: Any) -> Sequence[float]:
         """Multiply every group's LR by its factor; return the factors."""
 
-    def leave(self) -> None:
+    def restore(self) -> None:
         """Put the scheduled LRs back. Safe to call when nothing was applied."""
 
     @property
-    def is_entered(self) -> bool:
+    def is_applied(self) -> bool:
         """Tell whether LRs are multiplied at this moment."""
 
 
@@ -147,7 +147,7 @@ class StepProbe:
             for handle in handles:
                 _remove_hook(handle, is_safe)
             self._restore(self._reference())
-            self.door.leave()
+            self.door.restore()
         finally:
             _patches.remove(self)
 
@@ -162,7 +162,7 @@ class StepProbe:
         """Forget the step that has just failed and put the LRs back."""
         if self._beside and self._part():
             return
-        self.door.leave()
+        self.door.restore()
         opened, self._open = self._open, None
         self._vacancy[:] = [None]
         if opened and opened is not _INITIAL:  # its time counts, and its losses do not
@@ -266,8 +266,8 @@ class StepProbe:
                     self.abandon()
                     return
                 if opened[3] is not None and not self._beside:
-                    door.leave()
-                self._open = None  # only now: a close on another thread waits for it, to leave the door as well
+                    door.restore()
+                self._open = None  # only now: a close on another thread waits for it, to restore the LRs as well
                 ledger = self._ledger
                 clips: Sequence[RawClip] = ()
                 if meter.clips:
@@ -311,7 +311,7 @@ class StepProbe:
             return False
         self._beside.discard(get_ident())
         if self._open is None and not self._beside:
-            self.door.leave()
+            self.door.restore()
         return True
 
     def _spoil(self) -> None:
@@ -335,7 +335,7 @@ class StepProbe:
     ) -> tuple[list[Any], list[Any] | None, Sequence[float] | None]:
         """Apply the factors, if there are any; return the LRs as scheduled and as applied, and the factors."""
         if self._beside:
-            self.door.leave()  # what a step on another thread still uses is put back before it is multiplied again
+            self.door.restore()  # what a step on another thread still uses is put back before it is multiplied again
             scheduled = [g.get("lr") for g in optimizer.param_groups]
         groups, scales = optimizer.param_groups, self.door.scales(optimizer)
         scheduled = _lr_values(scheduled, scales)
@@ -343,7 +343,7 @@ class StepProbe:
             return scheduled, None, None
         if not self._has_guard:
             self._has_guard = _patches.guard(type(optimizer))
-        factors = self.door.enter(optimizer)
+        factors = self.door.apply(optimizer)
         applied = _lr_values([g.get("lr") for g in groups], scales)
         return scheduled, applied, factors
 

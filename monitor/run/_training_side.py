@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from monitor._errors import StopTraining
 from monitor._records import CommandRecord
 from monitor._settings import Settings
-from monitor.control import Boundary, Commands, Door, LearningRates
+from monitor.control import Boundary, Commands, LearningRates, LRScaling
 from monitor.probe import Blindness, Decoder, ForwardWatch, StepProbe, Tape
 from monitor.run._log import Failures
 from monitor.run._logged import LoggedValues
@@ -49,7 +49,7 @@ class TrainingSide:
         self._decoder = Decoder()
         self.tape = Tape(self._decoder.decode, num_groups, on_error=lambda _, error: of_tape(error))
         self._logged = LoggedValues(self.tape, failures.of("log"))
-        doors = {key: Door(settings.min_lr) for key in optimizers}
+        doors = {key: LRScaling(settings.min_lr) for key in optimizers}
         self.rates = LearningRates(optimizers, doors, min_lr=settings.min_lr, allow_increase=settings.allow_increase)
         self.boundary = Boundary(
             self.rates,

@@ -12,7 +12,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from monitor import CommandRefusedError, Run
-from monitor.control import Door, LearningRates
+from monitor.control import LearningRates, LRScaling
 from monitor.export import Exporter
 from tests.control.conftest import Noting, noting, number, weights
 
@@ -257,29 +257,29 @@ def test_a_damaged_factor_is_dropped_and_reported_once(attach: Attach, loaded: d
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 1.0]
 
 
-def test_a_door_that_fails_half_way_has_changed_nothing() -> None:
+def test_an_lr_scaling_that_fails_half_way_has_changed_nothing() -> None:
     """All groups are multiplied or none."""
     optimizer = noting(1.0, 1.0)
     for group in optimizer.param_groups:
         group["monitor_lr_factor"] = 0.5
     optimizer.param_groups[1]["lr"] = "fast"
-    door = Door()
+    scaling = LRScaling()
     with pytest.raises(TypeError):
-        door.enter(optimizer)
+        scaling.apply(optimizer)
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, "fast"]
-    assert not door.is_entered
+    assert not scaling.is_applied
 
 
 def test_learning_rates_work_without_a_run() -> None:
-    """Nothing but optimizers and doors is needed: the same object serves a loop of another make."""
-    optimizer, door = noting(1.0), Door()
-    rates = LearningRates({"it": optimizer}, {"it": door})
+    """Nothing but optimizers and their LR scaling is needed: the same object serves a loop of another make."""
+    optimizer, scaling = noting(1.0), LRScaling()
+    rates = LearningRates({"it": optimizer}, {"it": scaling})
     (change,) = rates.apply("reduce", 0.5, None, 0)
     assert (change.lr_before, change.lr_after) == (1.0, 0.5)
-    assert door.enter(optimizer) == [0.5]
+    assert scaling.apply(optimizer) == [0.5]
     assert (optimizer.param_groups[0]["lr"], rates.table()[0][3:]) == (0.5, (1.0, 0.5, 0.5))
-    door.leave()
-    door.leave()
+    scaling.restore()
+    scaling.restore()
     assert optimizer.param_groups[0]["lr"] == 1.0
     with pytest.raises(CommandRefusedError, match="takes effect at once"):
         rates.check("undo", None, None, 3)
@@ -349,11 +349,11 @@ def test_a_groups_lr_is_read_as_often_among_many_groups(
     optimizer.param_groups = [
         Counting(params=[], lr=lr if is_shared else make(0.1), monitor_lr_factor=0.5) for _ in range(num_groups)
     ]
-    door = Door()
-    door.enter(optimizer)
+    scaling = LRScaling()
+    scaling.apply(optimizer)
     reads = [group.num_reads for group in optimizer.param_groups]
     assert number(optimizer.param_groups[-1]["lr"]) == pytest.approx(0.05)
-    door.leave()
+    scaling.restore()
     assert max(reads) <= 3
     assert [number(group["lr"]) for group in optimizer.param_groups] == [number(lr)] * num_groups
 
@@ -364,12 +364,12 @@ def test_groups_that_share_a_tensor_and_differ_get_tensors_of_their_own() -> Non
     shared = optimizer.param_groups[0]["lr"]
     for group, factor in zip(optimizer.param_groups, (0.5, 0.25, 0.125), strict=True):
         group.update({"lr": shared, "monitor_lr_factor": factor})
-    door = Door()
-    door.enter(optimizer)
+    scaling = LRScaling()
+    scaling.apply(optimizer)
     assert [number(g["lr"]) for g in optimizer.param_groups] == pytest.approx([0.05, 0.025, 0.0125])
-    assert [number(door.scheduled(g)) for g in optimizer.param_groups] == [number(shared)] * 3
+    assert [number(scaling.scheduled(g)) for g in optimizer.param_groups] == [number(shared)] * 3
     assert number(shared) == pytest.approx(0.1)
-    door.leave()
+    scaling.restore()
     assert all(group["lr"] is shared for group in optimizer.param_groups)
 
 

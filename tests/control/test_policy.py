@@ -160,7 +160,7 @@ def test_groups_and_events_of_no_optimizer() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_with_the_cure(make: Any, error: type[Exception], words: str) -> None:
-    """At the door, with the value."""
+    """On construction, with the value."""
     with pytest.raises(error, match=words):
         make()
 

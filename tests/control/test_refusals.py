@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import monitor
 from monitor import ClosedRunError, CommandRefusedError, QueueFullError, Run
-from monitor.control import Door, LearningRates
+from monitor.control import LearningRates, LRScaling
 from tests.control.conftest import noting
 
 Attach = Callable[..., Run]
@@ -138,7 +138,7 @@ def test_the_floor_bears_how_finely_a_tensor_tells_numbers_apart(attach: Attach,
 def test_the_lr_of_a_tensor_elsewhere_is_not_read_for_the_floor() -> None:
     """Reading one on an accelerator would wait for it; reading this one, which has no values, would raise."""
     optimizer = noting(torch.empty((), device="meta"))
-    LearningRates({"Noting": optimizer}, {"Noting": Door(0.02)}, min_lr=0.02).check("reduce", 1e-9, None, 0)
+    LearningRates({"Noting": optimizer}, {"Noting": LRScaling(0.02)}, min_lr=0.02).check("reduce", 1e-9, None, 0)
 
 
 _LRS = st.floats(1e-8, 10.0)
@@ -160,7 +160,7 @@ def test_the_factor_that_the_floor_names_is_accepted_and_hardly_more_than_needed
 ) -> None:
     """Whatever the LRs: the named factor passes for all groups; one in its sixth digit lower does not."""
     optimizer = noting(*lrs)
-    rates = LearningRates({"Noting": optimizer}, {"Noting": Door(min_lr)}, min_lr=min_lr)
+    rates = LearningRates({"Noting": optimizer}, {"Noting": LRScaling(min_lr)}, min_lr=min_lr)
     for group in optimizer.param_groups:
         group["monitor_lr_factor"] = first
     with pytest.raises(CommandRefusedError) if min_lr <= max(lrs) else nullcontext() as caught:

@@ -9,7 +9,7 @@ import pytest
 from torch.optim import Optimizer
 
 from monitor._records import Sample, Step
-from monitor.control import Door
+from monitor.control import LRScaling
 from monitor.probe import Decoder, StepProbe, Tape
 
 
@@ -20,7 +20,7 @@ class Watched:
         self.optimizers = optimizers  # a probe keeps none alive
         self.tape = Tape(Decoder().decode)
         self.errors: list[Exception] = []
-        self.doors = [Door() for _ in optimizers]
+        self.doors = [LRScaling() for _ in optimizers]
         self.probes = [
             StepProbe(
                 f"{i}" if len(optimizers) > 1 else type(o).__name__,

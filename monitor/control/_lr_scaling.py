@@ -1,4 +1,4 @@
-"""The door of ``optimizer.step``: the one place where a learning rate is multiplied by its factor, and put back.
+"""LR scaling: multiply learning rates by their factors for one ``optimizer.step``, then restore them.
 
 The factors are kept in :mod:`monitor.control._factors`. A group without one has factor 1 and is never touched.
 """
@@ -16,8 +16,8 @@ from monitor.control._factors import Factors, Group
 from monitor.control._own_scale import own_scales
 
 
-class Door:
-    """Multiply the LRs of one optimizer on the way into ``step`` and put them back on the way out.
+class LRScaling:
+    """Multiply the LRs of one optimizer for one ``step``, and put them back after it.
 
     Args:
         min_lr: floor on the applied LR of a reduced group; a schedule that is below it already is left alone.
@@ -28,7 +28,7 @@ class Door:
         self._saved: list[tuple[Group, Any, Tensor | None]] = []
 
     @property
-    def is_entered(self) -> bool:
+    def is_applied(self) -> bool:
         """Tell whether LRs are multiplied at this moment."""
         return bool(self._saved)
 
@@ -40,7 +40,7 @@ class Door:
         """Return what the optimizer itself multiplies the LR of each group by in its next update; None: by nothing."""
         return own_scales(optimizer.param_groups)
 
-    def enter(self, optimizer: Optimizer) -> Sequence[float]:
+    def apply(self, optimizer: Optimizer) -> Sequence[float]:
         """Apply every group's factor; return the factors (1.0 where nothing was touched). All of them or none.
 
         Raises:
@@ -51,13 +51,13 @@ class Door:
         try:
             factors = Factors.of(optimizer).advance(groups)
             if factors.count(1.0) < len(factors):
-                self._apply(groups, factors, is_kept=isinstance(optimizer, LBFGS))
+                self._scale_groups(groups, factors, is_kept=isinstance(optimizer, LBFGS))
         except BaseException:
-            self.leave()
+            self.restore()
             raise
         return factors
 
-    def _apply(self, groups: Sequence[Group], factors: Sequence[float], *, is_kept: bool) -> None:
+    def _scale_groups(self, groups: Sequence[Group], factors: Sequence[float], *, is_kept: bool) -> None:
         """``is_kept``: the optimizer keeps the LR object of a step, as LBFGS does for the length of that step."""
         split = _split(groups, factors)
         multiplied = set()
@@ -93,7 +93,7 @@ class Door:
                 return object_ if value is None else value
         return lr
 
-    def leave(self) -> None:
+    def restore(self) -> None:
         """Put the scheduled LRs back, exactly. Safe to call when nothing was applied."""
         while self._saved:
             group, lr, value = self._saved[-1]
@@ -101,7 +101,7 @@ class Door:
                 with torch.no_grad():
                     lr.copy_(value)
             group["lr"] = lr
-            self._saved.pop()  # last: a reader on another thread finds either the note or the LR itself
+            self._saved.pop()  # last: a reader on another thread finds either the saved LR or the LR itself
 
 
 def _split(groups: Sequence[Group], factors: Sequence[float]) -> set[int]:
