@@ -211,9 +211,9 @@ class _Course:
         limit = self._first_loss + ABOVE_START * abs(self._first_loss)
         is_above = self._num_losses > ABOVE_STEPS and min(list(self._losses)[-ABOVE_STEPS:]) > limit
         if is_above and "start" not in self._troubles and (self._search is None or self._search.is_over):
-            told = f"loss {self._level():.4g} stands above the first one, {self._first_loss:.4g}"
-            self._troubles["start"] = f"{told}, still"
-            self._lower(now, self._settings.factor, f"{told}, at step {now}")
+            reason = f"loss {self._level():.4g} stands above the first one, {self._first_loss:.4g}"
+            self._troubles["start"] = f"{reason}, still"
+            self._lower(now, self._settings.factor, f"{reason}, at step {now}")
         elif not is_above and self._troubles.pop("start", None) is not None:
             self._calm_since = now
 

@@ -25,7 +25,7 @@ class Boundary:
         rates: the learning rates.
         next_step: returns the global step that is about to be made.
         on_checkpoint: called for ``checkpoint``; None: that action is refused.
-        on_paused: told True when training pauses and False when it continues.
+        on_paused: called with True when training pauses and False when it continues.
         stop_raises: raise StopTraining after a stop.
         on_error: takes the exception of a command that could not be carried out.
         on_checkpoint_error: takes what ``on_checkpoint`` has raised.

@@ -91,7 +91,7 @@ class Commands:
         on_waiting: called after a command was queued, to have the training thread come by.
         on_finished: called with every outcome, from the thread that made it.
         timeout: seconds until a command that no step has taken expires.
-        is_training_thread: tells whether the caller is the thread that makes the steps.
+        is_training_thread: says whether the caller is the thread that makes the steps.
         clock: Unix time, for what is shown.
         counter: a monotonic clock in seconds, for the timeout.
     """

@@ -147,7 +147,7 @@ class LearningRates:
     def _applied(self, lr: float | None, factor: float) -> float | None:
         return None if lr is None else applied_lr(lr, factor, self._min_lr)
 
-    # ------------------------------------------------------------------------------------------------ refusal
+    # --------------------------------------------------------------------------------------------- validation
 
     def check(self, action: str, factor: float | None, groups: Selection, over_steps: int) -> None:
         """Refuse what cannot be, before it is queued. Reads nothing but param groups.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 Group = dict[str, Any]
 Scale = float | Tensor | None
-"""None: the LR that is used cannot be told from the group."""
+"""None: the LR that is used cannot be derived from the group."""
 _BESIDE_DISTANCE = frozenset({"growth_rate", "d0", "d_coef", "fixed_decay", "layer_scale", "numerator_weighted"})
 """Keys of which each optimizer that estimates a distance has one, in dadaptation, prodigyopt and pytorch_optimizer."""
 
@@ -68,7 +68,7 @@ def own_scales(groups: Sequence[Group]) -> list[Scale] | None:
 def is_shared(group: Group) -> bool:
     """Tell whether the optimizer uses one LR for all its groups, as those do that estimate a distance.
 
-    The distance is called ``d``, as is something else in torch's Adafactor: one of the keys beside it tells.
+    The distance is called ``d``, as is something else in torch's Adafactor: one of the keys beside it decides.
     """
     d = group.get("d")
     is_number = isinstance(d, float) or (isinstance(d, Tensor) and d.numel() == 1)

@@ -58,7 +58,7 @@ class _Sign(NamedTuple):
 
 
 class Search:
-    """Say how the LR factor of one optimizer is to move, step by step. It is never told to rise above 1.
+    """Say how the LR factor of one optimizer is to move, step by step. It is never asked to rise above 1.
 
     The edge shows itself before it does harm: where the LR times the curvature passes 2, the gradient norm grows
     first, the loss after it. A sign is a step down, and the climb continues from there, slowly. What confirms it is the
@@ -209,18 +209,18 @@ class Search:
             return _Sign("loss is not finite", True)
         if len(self._losses) < FIRST_STEPS:
             return None
-        told = f"loss {loss:.4g} over {median(self._losses):.4g}"
+        reason = f"loss {loss:.4g} over {median(self._losses):.4g}"
         if norm is not None:
-            told = f"gradient norm {norm:.3g} and {told}"
+            reason = f"gradient norm {norm:.3g} and {reason}"
         self._marks.append(2 if self._is_over(STEEP, loss, norm) else int(self._is_over(RISING, loss, norm)))
         is_high = self._is_high()
         if sum(mark == 2 for mark in self._marks) >= 2:
-            return _Sign(told, True)
+            return _Sign(reason, True)
         if norm is not None and self._has_trend(norm):
             return _Sign("gradient norm and loss have come to rise", is_high)
         needed = 1 if self._is_searching and norm is not None else 2
         num_marks = sum(mark > 0 for mark in self._marks)
-        return _Sign(told, is_high, num_marks == 1) if num_marks >= needed else None
+        return _Sign(reason, is_high, num_marks == 1) if num_marks >= needed else None
 
     def _is_high(self) -> bool:
         """Tell whether the last two losses stand far above the first ones."""

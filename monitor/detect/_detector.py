@@ -15,7 +15,7 @@ class Detector:
     value.
 
     A condition that begins gives an Event; when it is over the same event comes again (same ``kind``, ``optimizer`` and
-    ``start_step``) with ``end_step`` set. A condition that is over as soon as it can be told (``outlier``) gives one
+    ``start_step``) with ``end_step`` set. A condition that is over as soon as it is known (``outlier``) gives one
     event with ``end_step`` set already. At most one event comes out of one call.
 
     Step numbers only name records: every record is one observation, in the order of arrival, whatever its number, so

@@ -39,7 +39,7 @@ def connect(url: str, token: str | None = None, timeout: float = TIMEOUT_SECONDS
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise GrafanaError(f"{shown(url)!r} is no http(s) URL; give one such as http://127.0.0.1:3000")
+        raise GrafanaError(f"{shown(url)!r} is not an http(s) URL; give one such as http://127.0.0.1:3000")
     try:
         from grafana_client.api import GrafanaApi
     except ImportError as error:
@@ -68,7 +68,7 @@ def explained(url: str, doing: str) -> Iterator[None]:
     except GrafanaException as error:
         status = error.status_code or None
         raise GrafanaError(f"{where} refused {doing}: {_reason(status, error)}", status) from error
-    # An answer that is no JSON, and one that holds something else. The first is an OSError as well, so it comes first.
+    # An answer that is not JSON, and one that holds something else. The first is an OSError as well, so it comes first.
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         how = f"does not answer like a Grafana ({type(error).__name__}) while {doing}"
         raise GrafanaError(f"{where} {how}; check the address", 200) from error

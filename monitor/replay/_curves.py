@@ -83,7 +83,7 @@ def read_curve(path: str | Path) -> Curve:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         _refuse(
-            path, raw[: error.start].count(b"\n") + 1, "is no text; expected CSV, JSON lines or a trainer_state.json"
+            path, raw[: error.start].count(b"\n") + 1, "is not text; expected CSV, JSON lines or a trainer_state.json"
         )
     start = text.lstrip()[:1]
     if start == "{":
@@ -126,7 +126,7 @@ def _read_csv(path: Path, text: str) -> list[CurveRow]:
                     _put(row, what, _parse(path, line, what, cell))
             rows.append(row)
     except csv.Error as error:
-        _refuse(path, head + 1 + reader.line_num, f"is no CSV: {error}")
+        _refuse(path, head + 1 + reader.line_num, f"is not CSV: {error}")
     return rows
 
 
@@ -176,7 +176,7 @@ def _read_json(path: Path, text: str) -> list[CurveRow]:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
-            _refuse(path, error.lineno, f"is no JSON: {error.msg}")
+            _refuse(path, error.lineno, f"is not JSON: {error.msg}")
         return _read_json_lines(path, text)
     if not isinstance(whole, dict):
         _refuse(path, 1, "expected a JSON object")
@@ -204,7 +204,7 @@ def _read_json_lines(path: Path, text: str) -> list[CurveRow]:
         try:
             entry = json.loads(content)
         except json.JSONDecodeError as error:
-            _refuse(path, line, f"is no JSON: {error.msg}")
+            _refuse(path, line, f"is not JSON: {error.msg}")
         rows.append(_row_of(path, line, entry))
     return rows
 

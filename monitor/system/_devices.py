@@ -51,7 +51,7 @@ def torch_uuids(devices: Sequence[str], variable: str | None, cards: Sequence[Ca
     """Turn the UUIDs that torch gives for its devices, in torch's order, into those of NVML.
 
     torch leaves the prefix out, and for a MIG instance it may give the UUID of the card: then
-    ``CUDA_VISIBLE_DEVICES`` tells which instance it is. A device that NVML does not know is an empty string, so
+    ``CUDA_VISIBLE_DEVICES`` says which instance it is. A device that NVML does not know is an empty string, so
     that the position stays the torch index.
 
     >>> torch_uuids(["bb", "aa"], None, [Card("GPU-aa"), Card("GPU-bb")])

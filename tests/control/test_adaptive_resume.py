@@ -67,7 +67,7 @@ def test_an_optimizer_with_the_state_of_earlier_steps_is_not_warmed_up(
 
 
 def test_a_factor_that_came_with_a_checkpoint_is_kept(attach: Attach) -> None:
-    """Plain SGD has no state: its factor tells that the run continues."""
+    """Plain SGD has no state: its factor shows that the run continues."""
     optimizer = make("SGD")
     optimizer.param_groups[0]["monitor_lr_factor"] = 0.3
     run = attach_warm(attach, optimizer)

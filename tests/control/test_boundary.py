@@ -126,7 +126,7 @@ def test_a_stop_raises_where_that_was_asked_for(attach: Attach) -> None:
 
 
 def test_a_checkpoint_is_made_between_two_steps(attach: Attach) -> None:
-    """On the training thread, with the schedule's own LR in the groups; what the function returns is told."""
+    """On the training thread, with the schedule's own LR in the groups; what the function returns is reported."""
     optimizer, made = noting(0.1), []
 
     def save() -> str:
@@ -198,7 +198,7 @@ def test_a_checkpoint_without_a_function_is_refused(attach: Attach) -> None:
 @pytest.mark.parametrize("action", ["pause", "resume", "stop", "checkpoint"])
 @pytest.mark.parametrize(("field", "value"), [("factor", 0.5), ("groups", (0,)), ("over_steps", 3)])
 def test_what_changes_no_lr_takes_no_lr_fields(attach: Attach, action: str, field: str, value: Any) -> None:
-    """A factor for a pause is a misunderstanding, told before anything happens."""
+    """A factor for a pause is a misunderstanding, reported before anything happens."""
     run = attach(noting(0.1), on_checkpoint=lambda: None)
     with pytest.raises(CommandRefusedError, match=f"{action} takes no {field}") as caught:
         ask(run, action, **{field: value})

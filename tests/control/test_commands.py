@@ -224,7 +224,7 @@ def test_the_audit_sentence(given: dict[str, Any], sentence: str) -> None:
 
 
 def test_the_audit_sentence_of_many_groups_is_short(attach: Callable[..., Run]) -> None:
-    """Four groups are told, the rest are counted; the entry itself holds all of them."""
+    """Four groups are named, the rest are counted; the entry itself holds all of them."""
     optimizer = noting(*[0.1] * 6)
     run = attach(optimizer)
     command = run.reduce_lr(0.5, over_steps=3)

@@ -79,7 +79,7 @@ def test_the_end_of_an_event_is_no_second_one() -> None:
 
 
 def test_an_event_that_is_over_at_once_counts() -> None:
-    """An outlier has its end already when it is first told."""
+    """An outlier has its end already when it is first reported."""
     bench = Bench(ReduceLROn("outlier"))
     bench.reaction.on_event(Event("outlier", "info", 5, 5, "one point", "SGD", end_step=6, id=1))
     assert len(bench.asked) == 1
@@ -233,9 +233,9 @@ def test_a_refused_command_is_no_failure_of_the_policy(
 
     Policies([ReduceLROn("spike")], submit, failures.append).on_event(Event("spike", "warning", 3, 3, "", "SGD", id=1))
     assert failures == []
-    (told,) = caplog.records
-    assert (told.levelname, told.exc_info) == (level, None)
-    assert told.getMessage() == f"reduce by ReduceLROn was refused: {error}"
+    (line,) = caplog.records
+    assert (line.levelname, line.exc_info) == (level, None)
+    assert line.getMessage() == f"reduce by ReduceLROn was refused: {error}"
 
 
 # ------------------------------------------------------------------------------------------------ AdaptiveLR

@@ -163,7 +163,7 @@ def test_two_steep_steps_are_a_clear_sign() -> None:
 
 
 def test_what_follows_a_sign_before_the_step_back_is_in_force_makes_it_clear() -> None:
-    """The recorder tells of several steps at once: two losses far above the first ones end the climb."""
+    """The recorder reports several steps at once: two losses far above the first ones end the climb."""
     search = Search(40, 1e-4)
     for _ in range(20):
         assert search.step(1.0, 1.0, 0.03) is None
@@ -185,14 +185,14 @@ def test_a_loss_that_goes_on_rising_is_lowered_further_down_to_the_floor() -> No
     for _ in range(20):
         search.step(1.0, 1.0, 0.3)
     assert search.step(math.inf, math.nan, 0.3) == Move(pytest.approx(0.03), 0, "loss is not finite at factor 0.3")
-    factor, told = 0.03, []
+    factor, moves = 0.03, []
     for loss in [10.0] * 8 + [100.0] * 8 + [1000.0] * 8:
         move = search.step(loss, 1.0, factor)
         if move is not None:
             factor = move.factor
-            told.append(move)
-    assert [move.factor for move in told] == pytest.approx([0.003, 0.001, 0.03])
-    assert [move.reason for move in told] == [
+            moves.append(move)
+    assert [move.factor for move in moves] == pytest.approx([0.003, 0.001, 0.03])
+    assert [move.reason for move in moves] == [
         "loss has gone on rising, to 10",
         "loss has gone on rising, to 100",
         "warm-up continues",

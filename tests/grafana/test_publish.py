@@ -171,7 +171,7 @@ def test_a_grafana_that_is_away_is_told() -> None:
         with pytest.raises(GrafanaError, match="cannot be reached") as caught:
             publish(f"http://127.0.0.1:{taken.getsockname()[1]}", token=TOKEN)
     assert caught.value.is_passing
-    with pytest.raises(GrafanaError, match="'ftp://x' is no http"):
+    with pytest.raises(GrafanaError, match="'ftp://x' is not an http"):
         publish("ftp://x")
 
 

@@ -112,7 +112,7 @@ def test_a_trainer_state_is_read(tmp_path: Path) -> None:
         ("step,accuracy\n1,2\n", ":1: expected a header with step and loss"),
         ("", ":1: the file is empty"),
         ("step,loss\n1,\n", ":1: no row has a loss"),
-        ('{"step": 1, "loss": 2}\n{"step": 2, "loss": }\n', ":2: is no JSON: Expecting value"),
+        ('{"step": 1, "loss": 2}\n{"step": 2, "loss": }\n', ":2: is not JSON: Expecting value"),
         ('{"step": 1, "loss": 2}\n[1, 2]\n', ":2: expected a JSON object, got '[1, 2]'"),
         ('{"step": 1, "loss": true}\n', ":1: loss must be a number, got True"),
         ('{"step": 1, "loss": {"a": 1}}\n', ":1: loss must be a number"),
@@ -122,7 +122,7 @@ def test_a_trainer_state_is_read(tmp_path: Path) -> None:
             '{\n "log_history": [\n  {\n   "step": 1\n  },\n  {\n   "step": "x"\n  }\n ]\n}',
             ":6: step must be a number, got 'x'",
         ),
-        ('{\n "log_history": [\n  {"step": 1},,\n ]\n}', ":3: is no JSON"),
+        ('{\n "log_history": [\n  {"step": 1},,\n ]\n}', ":3: is not JSON"),
         ("[1, 2, 3]", ":1: expected a header"),
     ],
 )
@@ -134,12 +134,12 @@ def test_what_is_no_curve_is_refused_with_its_line(tmp_path: Path, text: str, me
 
 
 def test_a_binary_file_is_refused_with_its_line(tmp_path: Path) -> None:
-    """A checkpoint is no curve."""
+    """A checkpoint is not a curve."""
     path = tmp_path / "model.pt"
     path.write_bytes(b"PK\n\n\x80\xff\x00")
     result = run(path)
     assert result.exit_code == 1
-    assert "model.pt:3: is no text" in result.output
+    assert "model.pt:3: is not text" in result.output
 
 
 def test_events_are_in_the_unit_of_the_file_and_come_once(tmp_path: Path) -> None:

@@ -412,10 +412,10 @@ def test_a_flood_of_alerts_leaves_a_bounded_trace(attach: Attach) -> None:
         }
         for index in range(100)
     ]
-    told = [live.send("/alertmanager", {"version": "4", "alerts": alerts}) for _ in range(20)]
+    reported = [live.send("/alertmanager", {"version": "4", "alerts": alerts}) for _ in range(20)]
     words = ("64 of 100 alerts", "36 were left out", "attach(on_checkpoint=...)")
-    assert_problem(told[0], 409, words)
-    assert_problem(told[-1], 409, ("100 of 100 alerts",))
+    assert_problem(reported[0], 409, words)
+    assert_problem(reported[-1], 409, ("100 of 100 alerts",))
     assert_untouched(live, rejected=100)
     assert live.get("/events")["events"][0]["kind"] == "state"
 
@@ -443,11 +443,11 @@ RANKS = """
     with monitor.attach(optimizer, token=TOKEN, read_token=READ_TOKEN, **settings) as run:
         live = Live(run, optimizer)
         dist.barrier()
-        told = {}
+        reported = {}
         for path in ("/lr", "/lr/reduce", "/lr/restore", "/lr/undo", "/pause", "/resume", "/stop", "/checkpoint"):
             body = {"factor": 0.5} if path in ("/lr", "/lr/reduce") else {}
             answer = live.send(path, body, method="PUT" if path == "/lr" else "POST")
-            told[path] = [answer.status, answer.json]
+            reported[path] = [answer.status, answer.json]
         ours = alert(labels={"run_id": live.get("/run")["run"]["run_id"]})
         alerted = live.send("/alertmanager", notification(ours))
         python = []
@@ -461,7 +461,7 @@ RANKS = """
         metrics = call(live, "GET", "/metrics").body.decode()
         info = [line for line in metrics.splitlines() if line.startswith("training_run_info{")]
         print(json.dumps({
-            "rank": rank, "http": told, "python": python, "used": optimizer.used, "info": info,
+            "rank": rank, "http": reported, "python": python, "used": optimizer.used, "info": info,
             "page": live.get("/run")["run"], "alerted": [alerted.status, alerted.json],
             "audit": [entry["status"] for entry in live.audit()],
         }))
@@ -487,14 +487,14 @@ def test_ranks_that_train_together_take_no_command(tmp_path: Path) -> None:
     ends = [one.communicate(timeout=300) for one in ranks]
     assert [one.returncode for one in ranks] == [0, 0], ends
     for rank, (output, _) in enumerate(ends):
-        told = json.loads(output.splitlines()[-1])
+        reported = json.loads(output.splitlines()[-1])
         problem = {"type": "about:blank", "status": 409, "title": "Conflict", "detail": SPLIT}
-        assert list(told["http"].values()) == [[409, problem]] * 8
-        assert told["python"] == [[SPLIT, None]] * 4
-        assert told["used"] == [[0.1, 0.2]]
-        status, alerted = told["alerted"]
+        assert list(reported["http"].values()) == [[409, problem]] * 8
+        assert reported["python"] == [[SPLIT, None]] * 4
+        assert reported["used"] == [[0.1, 0.2]]
+        status, alerted = reported["alerted"]
         assert (status, alerted["detail"].endswith(f"TrainingDiverges: {SPLIT}")) == (409, True), alerted
-        assert told["audit"] == ["rejected"] * 13
-        (info,) = told["info"]
+        assert reported["audit"] == ["rejected"] * 13
+        (info,) = reported["info"]
         assert 'world_size="2"' in info
-        assert (told["page"]["world_size"], told["page"]["rank"]) == (2, rank)
+        assert (reported["page"]["world_size"], reported["page"]["rank"]) == (2, rank)
