@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli._dashboards": {"_records", "cli._client", "cli._stack", "grafana", "store"},
     "cli._top": {"_records", "cli._client", "cli._format", "cli._reach", "cli._screen", "store"},
     "cli._replay": {"detect", "replay"},
+    "cli._export": {"_errors", "cli._client", "store"},
     "cli._main": {"_version", "cli._client", "cli._format", "cli._reach", "store"},
     "cli": {"cli._main"},
     "__main__": {"cli"},
@@ -100,7 +101,7 @@ OUTSIDE: dict[str, set[str]] = {
     "plotly": {"server"},
     "platformdirs": {"store"},
     "pyarrow": {"store"},
-    "click": {f"cli.{name}" for name in ("_main", "_reach", "_dashboards", "_demo", "_replay", "_top")},
+    "click": {f"cli.{name}" for name in ("_main", "_reach", "_dashboards", "_demo", "_export", "_replay", "_top")},
     "rich": {"cli._screen", "cli._top"},
     "grafana_client": {"grafana"},
 }
