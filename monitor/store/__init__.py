@@ -8,8 +8,10 @@ from monitor.store._command import own_command
 from monitor.store._curve import Point
 from monitor.store._database import STORE_FILE
 from monitor.store._disk import PATIENCE_SECONDS, DiskThread, answer_within
+from monitor.store._event import to_event
 from monitor.store._export import FORMATS, TABLES, export
 from monitor.store._folder import RunFolder, make_run_id, prune
+from monitor.store._history import read_history
 from monitor.store._known import KnownRun, NoHomeError, list_runs, read_text, runs_directory
 from monitor.store._reader import Attempt, Series, StoreReader
 from monitor.store._writer import MAX_BYTES, StoreWriter
@@ -35,6 +37,8 @@ __all__ = [
     "make_run_id",
     "own_command",
     "prune",
+    "read_history",
     "read_text",
     "runs_directory",
+    "to_event",
 ]
