@@ -155,11 +155,10 @@ def _own_file(path: Path, uid: Callable[[], int] | None = getattr(os, "geteuid",
     return found.st_dev, found.st_ino
 
 
-def limit_time(connection: sqlite3.Connection, seconds: float) -> float:
-    """Have SQLite give up what takes longer, from now; return the time on ``time.monotonic`` when that is."""
+def limit_time(connection: sqlite3.Connection, seconds: float) -> None:
+    """Have SQLite give up what takes longer, from now."""
     deadline = time.monotonic() + seconds
     connection.set_progress_handler(lambda: time.monotonic() > deadline, _OPCODES)
-    return deadline
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

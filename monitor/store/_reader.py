@@ -256,7 +256,7 @@ class StoreReader:
             mark = _marker(self._cuts(curve))
             found = []
             for column in columns:
-                self._deadline = limit_time(self._connection, SECONDS)
+                self._start_clock()
                 read = (self._read(place, column, level, is_padded=is_padded) or () for place in chosen)
                 marked = (mark(point) for some in read for point in some)
                 found.append(thin_out([point for point in marked if is_wanted(point)], points))
@@ -368,7 +368,7 @@ class StoreReader:
     @contextmanager
     def _question(self) -> Iterator[None]:
         """Answer from one state of the file, in bounded time, and let go of it."""
-        self._deadline = limit_time(self._connection, SECONDS)
+        self._start_clock()
         try:
             self._connection.execute("BEGIN")
             yield
@@ -379,6 +379,10 @@ class StoreReader:
         finally:
             if self._connection.in_transaction:
                 self._connection.rollback()
+
+    def _start_clock(self) -> None:
+        limit_time(self._connection, SECONDS)
+        self._deadline = self._counter() + SECONDS
 
 
 def _no_values(count: int) -> Fields:

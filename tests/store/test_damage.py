@@ -17,6 +17,7 @@ import pytest
 
 from monitor._errors import StoreError
 from monitor.store import StoreReader, StoreWriter
+from monitor.store._reader import SECONDS
 from tests.store.made import Clock, a_sample, a_step, an_event, write
 
 ADAM = ("optimizer", "adam")
@@ -356,6 +357,32 @@ def test_a_second_writer_is_noticed(path: Path) -> None:
     with pytest.raises(StoreError, match="is written by another process too; one run has one writer"):
         first.commit()
     first.close()
+
+
+class SlowClock:
+    """A clock that goes on by ``pace`` seconds whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.now, self.pace, self.num_looks = 0.0, 0.0, 0
+
+    def __call__(self) -> float:
+        self.num_looks += 1
+        self.now += self.pace
+        return self.now
+
+
+def test_a_question_has_its_time_and_one_for_several_columns_has_it_for_each(path: Path) -> None:
+    """Reading gives up once its seconds are over, between two blocks."""
+    write(path, range(1, 3001)).close()
+    clock = SlowClock()
+    with StoreReader(path, counter=clock) as store:
+        whole = store.curve(*ADAM, "loss")
+        clock.pace = 0.9 * SECONDS / clock.num_looks
+        assert store.curve(*ADAM, "loss") == whole
+        assert store.curves(*ADAM, ["loss"] * 3) == [whole] * 3
+        clock.pace *= 4
+        with pytest.raises(StoreError, match=re.escape(f"{path} did not answer within 10 s")):
+            store.curve(*ADAM, "loss")
 
 
 def test_an_error_of_our_own_is_a_store_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
