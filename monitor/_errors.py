@@ -5,6 +5,7 @@ MonitorError                    what the state of the world forbids
 ├── ClosedRunError              the run has been closed
 ├── CommandRefusedError         a command that cannot be accepted (also a ValueError)
 ├── QueueFullError              64 commands are waiting already
+├── StoreError                  the file of a run cannot be read or written
 └── StopTraining                raised at a step boundary when ``attach(stop_raises=True)`` and a stop was asked for
 
 The caller's own mistakes are ValueError and TypeError.
@@ -35,6 +36,10 @@ class CommandRefusedError(MonitorError, ValueError):
 
 class QueueFullError(MonitorError):
     """As many commands are waiting as the queue may hold."""
+
+
+class StoreError(MonitorError):
+    """The file that keeps a run is damaged, foreign, of another version, or cannot be read or written."""
 
 
 class StopTraining(MonitorError):  # noqa: N818 - the name is part of the public API

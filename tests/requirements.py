@@ -21,7 +21,7 @@ def need(program: str, package: str | None = None) -> str:
 def need_module(name: str) -> None:
     """Skip the test, or fail it where ``$CI`` is true, unless the Python module ``name`` is installed."""
     if importlib.util.find_spec(name) is None:
-        _miss(f"needs the Python module {name}; the extra [test] brings it")
+        _miss(f"needs the Python module {name}; the extra [all] brings it")
 
 
 def _miss(reason: str) -> None:

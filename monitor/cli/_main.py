@@ -32,6 +32,7 @@ class _Lazy(click.Group):
     elsewhere: Mapping[str, str] = {
         "dashboards": "monitor.cli._dashboards:dashboards",
         "demo": "monitor.cli._demo:demo",
+        "export": "monitor.cli._export:export_run",
         "replay": "monitor.cli._replay:replay",
         "top": "monitor.cli._top:top",
     }

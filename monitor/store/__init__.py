@@ -1,21 +1,44 @@
-"""Run folders: what a run leaves on this machine, who reads it, and the thread that touches the disk."""
+"""What a run leaves on this machine: its folder, who reads it, the thread that touches the disk, and the run store.
+
+The store is one SQLite file with the run's curves, events, commands and facts (docs/store.md). One process writes it
+(:class:`StoreWriter`), any number read it meanwhile and afterwards (:class:`StoreReader`).
+"""
 
 from monitor.store._command import own_command
+from monitor.store._curve import Point
+from monitor.store._database import STORE_FILE
 from monitor.store._disk import PATIENCE_SECONDS, DiskThread, answer_within
+from monitor.store._event import to_event
+from monitor.store._export import FORMATS, TABLES, export
 from monitor.store._folder import RunFolder, make_run_id, prune
+from monitor.store._history import read_history
 from monitor.store._known import KnownRun, NoHomeError, list_runs, read_text, runs_directory
+from monitor.store._reader import Attempt, Series, StoreReader
+from monitor.store._writer import MAX_BYTES, StoreWriter
 
 __all__ = [
+    "FORMATS",
+    "MAX_BYTES",
     "PATIENCE_SECONDS",
+    "STORE_FILE",
+    "TABLES",
+    "Attempt",
     "DiskThread",
     "KnownRun",
     "NoHomeError",
+    "Point",
     "RunFolder",
+    "Series",
+    "StoreReader",
+    "StoreWriter",
     "answer_within",
+    "export",
     "list_runs",
     "make_run_id",
     "own_command",
     "prune",
+    "read_history",
     "read_text",
     "runs_directory",
+    "to_event",
 ]

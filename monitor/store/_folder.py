@@ -9,6 +9,8 @@
       <run_id>/read_token       read-only token, likewise, where one is set
       <run_id>/last.json        its state a moment ago, kept while it runs
       <run_id>/final.json       last state of the run, written when it ends
+      <run_id>/run.db           its curves, events and commands (docs/store.md); while it is open, run.db-wal and
+                                run.db-shm beside it
 
 Everything here may fail as disks do, with an OSError, or hang: :mod:`monitor.run._publisher` calls it on a thread of
 its own and contains what it raises.
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from monitor.store._database import SIDE_SUFFIXES, STORE_FILE
 from monitor.store._known import (
     FINAL,
     LAST,
@@ -50,6 +53,7 @@ from monitor.store._known import (
 
 KEEP_RUNS = 200
 _TARGETS = "targets"
+_STORE_FILES = (STORE_FILE, *(f"{STORE_FILE}{suffix}" for suffix in SIDE_SUFFIXES))
 FORGOTTEN_SECONDS = 86_400.0
 """How long after its end a run, as far as can be told, may still wait for its last scrape."""
 PRUNE_SECONDS = 1.0
@@ -228,7 +232,7 @@ def _is_mistake(root: Path, error: Exception) -> bool:
 def _remove_run(path: Path) -> None:
     """Remove the files of a run, those too that a kill left half written, and the folder if it is empty then."""
     with suppress(OSError):
-        for name in (TOKEN, READ_TOKEN, LAST, FINAL, RUN):
+        for name in (TOKEN, READ_TOKEN, *_STORE_FILES, LAST, FINAL, RUN):  # RUN last: a folder without is no run
             for file in (*path.glob(f".{name}.*"), path / name):
                 file.unlink(missing_ok=True)
         path.rmdir()

@@ -549,14 +549,23 @@ class TestReport:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["status"], ["lr", "reduce", "0.5"], ["runs"], ["replay", "--help"], ["top", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["status"],
+        ["lr", "reduce", "0.5"],
+        ["runs"],
+        ["replay", "--help"],
+        ["top", "--help"],
+        ["export", "x"],
+    ],
 )
 def test_the_command_line_never_imports_torch(words: list[str]) -> None:
     """The commands that speak HTTP, and the help, start without torch, flask or prometheus_client."""
     code = (
         "import sys\nfrom monitor.cli import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'flask', 'prometheus_client', 'numpy', 'psutil'} & set(sys.modules)\n"
+        "heavy = {'torch', 'flask', 'prometheus_client', 'numpy', 'psutil', 'pyarrow'} & set(sys.modules)\n"
         "sys.exit(f'imported {sorted(heavy)}' if heavy else 0)"
     )
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
@@ -568,7 +577,7 @@ def test_module_and_help() -> None:
     """`python -m monitor --help` names every command."""
     done = subprocess.run([sys.executable, "-m", "monitor", "--help"], capture_output=True, text=True, check=True)
     commands = {line.split()[0] for line in done.stdout.partition("Commands:")[2].splitlines() if line.strip()}
-    expected = {"checkpoint", "demo", "lr", "pause", "replay", "resume", "runs", "status", "stop", "top"}
+    expected = {"checkpoint", "demo", "export", "lr", "pause", "replay", "resume", "runs", "status", "stop", "top"}
     assert expected <= commands
 
 
@@ -615,7 +624,14 @@ class TestForeignFolders:
         for name in ("HOME", "XDG_DATA_HOME", "MONITOR_DIR"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(pwd, "getpwuid", no_entry)
-        for words in (("runs",), ("status",), ("lr",), ("pause",), ("dashboards", "export", "--local", "unused")):
+        for words in (
+            ("runs",),
+            ("status",),
+            ("lr",),
+            ("pause",),
+            ("export", "x"),
+            ("dashboards", "export", "--local", "unused"),
+        ):
             result = call(*words)
             assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.stderr
             assert result.stderr.endswith("; set HOME, XDG_DATA_HOME or MONITOR_DIR\n")

@@ -210,6 +210,28 @@ def test_what_a_kill_left_half_written_is_pruned(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_is_pruned_with_all_that_lies_beside_it(tmp_path: Path) -> None:
+    """The store of a run goes with it, after a kill too, which leaves its log, its index or a store half made."""
+    folder = create(tmp_path)
+    folder.finish("finished", end_time=9.0)
+    half_made = (".run.db.k3j2h1g0", ".run.db.k3j2h1g0-journal")
+    for name in ("run.db", "run.db-wal", "run.db-shm", "run.db-journal", *half_made):
+        (folder.path / name).write_bytes(b"")
+    prune(tmp_path, keep=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_removed_leaves_a_run_that_can_be_pruned_later(tmp_path: Path) -> None:
+    """What says that the folder is a run's goes last."""
+    folder = create(tmp_path)
+    folder.finish("finished", end_time=9.0)
+    (folder.path / "run.db").mkdir()
+    prune(tmp_path, keep=0)
+    (folder.path / "run.db").rmdir()
+    prune(tmp_path, keep=0)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_vanished_run_is_no_target_for_long(tmp_path: Path) -> None:
     """Pruning removes the target of a run that died, and only that."""
     dead, live = create(tmp_path, "dead-1"), create(tmp_path, "live-1")

@@ -1,0 +1,73 @@
+"""What is kept of a step: the columns of an optimizer's curve, and of a logged value's."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from monitor._records import PHASES, Step
+from monitor.store._codec import FLOAT, SINGLE
+
+MAX_GROUPS = 64
+"""Param groups of an optimizer that are kept; the learning rates of further ones are not."""
+OPTIMIZER = "optimizer"
+"""The kind of a curve that is made of steps. The others are the kinds of :class:`monitor._records.Sample`."""
+LOGGED_COLUMNS = ("value",)
+_STEP_COLUMNS = (
+    "loss",
+    "loss_ema",
+    "gradient_norm",
+    "clip_threshold",
+    "clip_factor",
+    "is_clipped",
+    "amp_scale",
+    "is_skipped",
+    "step_seconds",
+    "hook_seconds",
+    *(f"phase_seconds/{phase}" for phase in PHASES),
+)
+_GROUP_COLUMNS = ("lr_scheduled", "lr_applied", "lr_factor", "weight_decay", "momentum")
+Row = tuple[float | None, ...]
+
+
+@lru_cache(maxsize=256)
+def step_columns(num_groups: int) -> tuple[str, ...]:
+    """Return the names of the columns of an optimizer with so many param groups."""
+    groups = (f"{name}/{index}" for index in range(min(num_groups, MAX_GROUPS)) for name in _GROUP_COLUMNS)
+    return (*_STEP_COLUMNS, *groups)
+
+
+@lru_cache(maxsize=256)
+def kinds_of_columns(columns: tuple[str, ...]) -> str:
+    """Return a letter for each column: durations are kept to seven digits, anything else as it is."""
+    return "".join(SINGLE if "seconds" in column.partition("/")[0] else FLOAT for column in columns)
+
+
+def row_of(step: Step, time: float, loss_ema: float | None) -> Row:
+    """Return step number, time and values, in the order of :func:`step_columns`."""
+    phases, clips = step.phases, step.clips
+    threshold = factor = is_clipped = None
+    if clips:
+        threshold = clips[-1].threshold
+        for clip in clips:
+            if clip.factor is not None:
+                factor = clip.factor if factor is None else factor * clip.factor
+            if clip.is_clipped is not None:
+                is_clipped = bool(is_clipped) or clip.is_clipped
+    row = (
+        step.global_step,
+        time,
+        step.loss,
+        loss_ema,
+        step.gradient_norm,
+        threshold,
+        factor,
+        is_clipped,
+        step.amp_scale,
+        step.is_skipped,
+        step.duration,
+        step.hook_seconds,
+        *map(phases.get, PHASES),
+    )
+    for group in step.groups[:MAX_GROUPS]:
+        row += (group.scheduled, group.applied, group.factor, group.weight_decay, group.momentum)
+    return row

@@ -1,0 +1,77 @@
+"""The curves of a run out of its store, in the form in which a live run's HTTP API gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monitor._records import PHASES
+from monitor.store._columns import MAX_GROUPS, OPTIMIZER
+from monitor.store._curve import Point
+from monitor.store._reader import StoreReader
+
+_PLAIN = ("loss", "loss_ema", "gradient_norm", "clip_threshold", "step_seconds")
+
+
+def read_history(store: StoreReader, points: int = 1000) -> dict[str, Any]:
+    """Return the whole run as ``GET /api/v1/history`` does, without the readings of the machine.
+
+    ::
+
+        with StoreReader(folder) as store:
+            loss = read_history(store)["optimizers"]["AdamW"]["loss"]
+
+    Each optimizer has at most ``points`` points. One that stands for ``count`` steps has their mean; a live run gives
+    the learning rate, the smoothed loss and the clip threshold of the last of them. Durations have seven digits. Steps
+    that a later attempt did over are left out.
+
+    Raises:
+        ValueError: for ``points`` out of range.
+        StoreError: if the store cannot be read.
+    """
+    kept: dict[str, set[str]] = {}
+    for series in store.series():
+        if series.kind == OPTIMIZER:
+            kept.setdefault(series.name, set()).add(series.column)
+    optimizers = {name: _columns(store, name, columns, points) for name, columns in kept.items()}
+    counts = [count for columns in optimizers.values() for count in columns["count"]]
+    return {"since": 0, "next": sum(counts), "resolution": max(counts, default=1), "optimizers": optimizers}
+
+
+def _columns(store: StoreReader, optimizer: str, kept: set[str], points: int) -> dict[str, Any]:
+    groups = [index for index in range(MAX_GROUPS) if f"lr_applied/{index}" in kept]
+    rates = [f"{name}/{index}" for index in groups for name in ("lr_scheduled", "lr_applied")]
+    names = [*_PLAIN, *(f"phase_seconds/{phase}" for phase in PHASES), *rates]
+    found = dict(zip(names, store.curves(OPTIMIZER, optimizer, names, points=points), strict=True))
+    loss, norm = found["loss"], found["gradient_norm"]
+
+    def shown(name: str) -> list[float | None]:
+        return [_shown(point) for point in found[name]]
+
+    return {
+        "step": [point.last_step for point in loss],
+        "time": [point.time for point in loss],
+        "count": [point.num_rows for point in loss],
+        "loss": shown("loss"),
+        "loss_min": [point.minimum for point in loss],
+        "loss_max": [point.maximum for point in loss],
+        "loss_ema": shown("loss_ema"),
+        "gradient_norm": shown("gradient_norm"),
+        "gradient_norm_max": [_shown(point) if point.nonfinite else point.maximum for point in norm],
+        "clip_threshold": shown("clip_threshold"),
+        "step_seconds": shown("step_seconds"),
+        "phases": {phase: [_share(point) for point in found[f"phase_seconds/{phase}"]] for phase in PHASES},
+        "lr": {
+            str(index): {"scheduled": shown(f"lr_scheduled/{index}"), "applied": shown(f"lr_applied/{index}")}
+            for index in groups
+        },
+    }
+
+
+def _shown(point: Point) -> float | None:
+    """The mean; a value that is not finite anywhere in the point shows instead of it."""
+    return float(point.nonfinite[0]) if point.nonfinite else point.mean
+
+
+def _share(point: Point) -> float:
+    """What a step spent in a phase, on average over all steps: one without the phase spent nothing in it."""
+    return (point.mean or 0.0) * point.num_finite / point.num_rows
