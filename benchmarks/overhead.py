@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py                     # everything, about ten minutes on two quiet cores
     python benchmarks/overhead.py --quick             # the same with fewer repetitions, for a look
-    python benchmarks/overhead.py --only hooks step   # some parts: hooks, peers, step, scrape, memory
+    python benchmarks/overhead.py --only hooks step   # some parts: hooks, peers, many, step, scrape, memory
     python benchmarks/overhead.py --write             # put the tables into docs/performance.md
 
 The trackers it is compared with are installed into .bench-venv, never into the environment that runs this. One that
@@ -36,7 +36,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from overhead_peers import LOGS, Blocks  # noqa: E402
+from overhead_peers import LOGS, Blocks, watchers  # noqa: E402
 
 import monitor  # noqa: E402
 from monitor.cli._demo import load_example  # noqa: E402
@@ -324,7 +324,7 @@ def many(args: argparse.Namespace, folder: Path) -> list[str]:
         "### Many optimizers",
         "",
         f"{NUM_OPTIMIZERS} optimizers, one a layer. CPU time of the training thread, blocks of 40 steps by turns. It",
-        "includes waiting for the interpreter lock while the recorder digests 80 steps for each of these.",
+        "includes waiting for the interpreter lock while the link ships 80 entries for each of these steps.",
         "",
         *table(["", "step without, ms", "added a step of one optimizer, us", "`overhead_ratio`"], rows),
     ]
@@ -359,7 +359,8 @@ def memory(args: argparse.Namespace, folder: Path) -> list[str]:
     found = json.loads(done.stdout)
     sentences = (
         f"Resident size after {found['steps']:,} steps with a loss, a gradient norm and two param groups each:",
-        f"{found['growth'] / 1e6:+.1f} MB against step 20,000 ({found['size'] / 1e6:.0f} MB).",
+        f"{found['growth'] / 1e6:+.1f} MB against step 20,000 ({found['size'] / 1e6:.0f} MB) in the training process,",
+        f"{found['watcher_growth'] / 1e6:+.1f} MB ({found['watcher_size'] / 1e6:.0f} MB) in the watcher.",
         f"Steps lost on the way: {found['dropped']}.",
     )
     return ["### Memory", "", *sentences, ""]
@@ -369,8 +370,10 @@ def simulate(num_steps: int, folder: str) -> None:
     """Make steps with everything on; the recorder is waited for, so that it digests every one of them."""
     weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": [weight]} for weight in weights], lr=1e-6)
-    me, early = psutil.Process(), 0
-    with monitor.attach(optimizer, directory=folder, port=0) as run:
+    me, early, watcher_early = psutil.Process(), 0, 0
+    with monitor.attach(optimizer, directory=folder, port=0, linger=0) as run:
+        assert run.url  # it has started
+        (watcher,) = watchers()
         for number in range(1, num_steps + 1):
             loss = (weights[0] * weights[1]).sum()
             loss.backward()
@@ -381,11 +384,13 @@ def simulate(num_steps: int, folder: str) -> None:
                 run.flush(timeout=60.0)
             if number == 20_000:
                 gc.collect()
-                early = me.memory_info().rss
+                early, watcher_early = me.memory_info().rss, watcher.memory_info().rss
         gc.collect()
-        size = me.memory_info().rss
+        size, watcher_size = me.memory_info().rss, watcher.memory_info().rss
         dropped = run.snapshot().dropped_steps
-    print(json.dumps({"steps": num_steps, "size": early, "growth": size - early, "dropped": dropped}))
+    found = {"steps": num_steps, "size": early, "growth": size - early, "dropped": dropped}
+    found |= {"watcher_size": watcher_early, "watcher_growth": watcher_size - watcher_early}
+    print(json.dumps(found))
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ MonitorError                    what the state of the world forbids
 ├── ClosedRunError              the run has been closed
 ├── CommandRefusedError         a command that cannot be accepted (also a ValueError)
 ├── QueueFullError              64 commands are waiting already
+├── UnreachableError            the training process does not answer its watcher
 ├── StoreError                  the file of a run cannot be read or written
 └── StopTraining                raised at a step boundary when ``attach(stop_raises=True)`` and a stop was asked for
 
@@ -36,6 +37,10 @@ class CommandRefusedError(MonitorError, ValueError):
 
 class QueueFullError(MonitorError):
     """As many commands are waiting as the queue may hold."""
+
+
+class UnreachableError(MonitorError):
+    """The training process is gone, or does not answer."""
 
 
 class StoreError(MonitorError):

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-State = Literal["starting", "running", "paused", "finished", "failed", "interrupted"]
+State = Literal["starting", "running", "paused", "finished", "failed", "interrupted", "vanished"]
 LIVE_STATES: tuple[State, ...] = ("starting", "running", "paused")
 ENDED_STATES: tuple[State, ...] = ("finished", "failed", "interrupted")
-STATES: tuple[State, ...] = (*LIVE_STATES, *ENDED_STATES)
+"""The states in which a run can be closed."""
+OVER_STATES: tuple[State, ...] = (*ENDED_STATES, "vanished")
+"""The states of a run that is over: closed, or its process is gone."""
+STATES: tuple[State, ...] = (*LIVE_STATES, *OVER_STATES)
 PHASES = ("data", "forward", "backward", "optimizer", "monitor", "other")
 DETECTOR_KINDS = (
     "nonfinite",
@@ -54,8 +57,9 @@ SOURCES = ("api", "alertmanager", "policy", "code")
 OUTCOMES = ("applied", "rejected", "expired")
 Component = Literal[
     "probe",
-    "tape",
+    "step_buffer",
     "recorder",
+    "link",
     "detect",
     "control",
     "policy",
@@ -63,6 +67,7 @@ Component = Literal[
     "on_checkpoint",
     "log",
     "folder",
+    "store",
     "system",
     "export",
     "server",

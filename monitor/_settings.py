@@ -1,4 +1,4 @@
-"""Every default and every refusal: one frozen, keyword-only object. Argument beats environment beats default."""
+"""Run settings: defaults, validation, environment variables. An argument beats the environment, that the default."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from monitor._checks import check_flag, check_number, check_whole, is_whole
+
+MIN_STORE_BYTES = 2 * 2**20
+"""The least size with which a run store has room for what it always keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +84,25 @@ class Settings:
     stall_timeout: float = field(
         default=600.0, metadata={"doc": "Seconds without a step after which a run counts as stalled, at most."}
     )
+    store_bytes: int = field(
+        default=64 * 2**20,
+        metadata={"doc": "Size of the run store, in which curves, events and commands stay on disk; 0: none is kept."},
+    )
+    watcher: str = field(
+        default="process",
+        metadata={"doc": '"process": records and serves in a process of its own; "thread": on threads of this one.'},
+    )
     linger: float = field(
-        default=30.0,
-        metadata={"doc": "Seconds at most to wait at the end for one more scrape, if something has scraped; 0: none."},
+        default=60.0,
+        metadata={"doc": "Seconds that the watcher process stays after the end for one more scrape; delays no script."},
+    )
+    wait_for_scrape: float = field(
+        default=0.0,
+        metadata={"doc": "Seconds that the script itself waits at its end for one more scrape, if it was scraped."},
+    )
+    on_sigterm: str | None = field(
+        default=None,
+        metadata={"doc": '"interrupt": SIGTERM ends the script in order, after the handler that was there.'},
     )
     digest_interval: float = field(default=0.25, metadata={"doc": "Seconds between two rounds of the recorder thread."})
 
@@ -235,6 +254,21 @@ def _gradient_norm(name: str, value: Any) -> None:
         raise ValueError(f'{name} must be "auto", "off" or an int N >= 1 (every N-th step), got {value!r}')
 
 
+def _store_bytes(name: str, value: Any) -> None:
+    if value != 0 or not is_whole(value):
+        check_whole(name, value, f"0 (no store) or {MIN_STORE_BYTES} or more", lambda size: size >= MIN_STORE_BYTES)
+
+
+def _on_sigterm(name: str, value: Any) -> None:
+    if value not in (None, "interrupt"):
+        raise ValueError(f'{name} must be "interrupt" or None, got {value!r}')
+
+
+def _watcher(name: str, value: Any) -> None:
+    if value not in ("process", "thread"):
+        raise ValueError(f'{name} must be "process" or "thread", got {value!r}')
+
+
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "name": _text,
     "total_steps": _integer(1, "1 or more"),
@@ -259,6 +293,10 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "gpu": check_flag,
     "system_interval": _number(0.1, "0.1 seconds or more"),
     "stall_timeout": _number(0, "above 0 seconds", strict=True),
+    "store_bytes": _store_bytes,
+    "watcher": _watcher,
+    "on_sigterm": _on_sigterm,
     "linger": _number(0, "0 seconds or more"),
+    "wait_for_scrape": _number(0, "0 seconds or more"),
     "digest_interval": _number(0.01, "between 0.01 and 5 seconds", high=5),
 }

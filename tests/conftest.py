@@ -60,6 +60,8 @@ def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MONITOR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MONITOR_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("MONITOR_STORE_BYTES", "0")  # nor is a store kept where nobody asks for it
+    monkeypatch.setenv("MONITOR_WATCHER", "thread")  # tests of the watcher process ask for it themselves
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +74,11 @@ def _same_random_numbers() -> None:
 @pytest.fixture(autouse=True)
 def _patience_with_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for the disk as long as a busy machine takes to answer; a test whose disk hangs sets its own limit."""
-    for limit in ("store._disk.PATIENCE_SECONDS", "run._publisher.PATIENCE_SECONDS", "run._identity._COMMIT_SECONDS"):
+    for limit in (
+        "store._disk.PATIENCE_SECONDS",
+        "watcher._publisher.PATIENCE_SECONDS",
+        "run._identity._COMMIT_SECONDS",
+    ):
         monkeypatch.setattr(f"monitor.{limit}", 60.0)
 
 
@@ -104,10 +110,22 @@ def _ports() -> set[Any]:
 
 
 def children() -> set[Any]:
-    """The processes that a test has to end; the interpreter's own helpers are none of them."""
+    """The processes that a test has to end, watchers among them; the interpreter's own helpers are none of them."""
     found = [child for child in psutil.Process().children() if _is_alive(child)]
     helpers = {_helper_pid(*helper) for helper in _HELPERS}  # asked last: one that was just started is known
-    return {child for child in found if child.pid not in helpers}
+    return {child for child in found if child.pid not in helpers} | set(watchers(os.environ.get("MONITOR_DIR")))
+
+
+def watchers(directory: str | Path | None) -> list[psutil.Process]:
+    """The watcher processes of runs in a directory: they are nobody's children."""
+    return [process for process in psutil.process_iter() if _is_watcher_of(process, str(directory))]
+
+
+def _is_watcher_of(process: psutil.Process, directory: str) -> bool:
+    try:
+        return "training-monitor" in process.cmdline() and process.environ().get("MONITOR_DIR") == directory
+    except psutil.Error:  # it has ended, or is somebody else's
+        return False
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -22,7 +22,7 @@ NUM_BESIDE = 6
 """The most modules that stand beside the packages."""
 LEAVES = {"_records", "_settings", "_errors", "_checks"}
 EDGES = {"probe", "control", "system", "export", "server"}
-CORE = {"recorder", "detect"}
+CORE = {"recorder", "detect", "link"}
 
 # Package or module -> those that it may import, be it for the type checker alone. The modules of a package that stands
 # here as a whole may import each other, but not in a circle; of one whose modules stand here one by one, only those
@@ -35,48 +35,52 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_settings": {"_checks", "_errors", "_records"},
     "store": {"_errors", "_records"},
     "detect": LEAVES,
-    "recorder": LEAVES | {"detect"},
-    **dict.fromkeys(EDGES, LEAVES | {"recorder", "detect"}),
+    "link": LEAVES,
+    "recorder": LEAVES | {"detect", "link"},
+    **dict.fromkeys(EDGES, LEAVES | {"detect", "link"}),
     "server": LEAVES | {"server.wsgi"},
     "server.wsgi": set(),
     # dashboards as code: in the catalogue's names, and so beside the edges, not among them
     "grafana": LEAVES | {"export"},
     "alerts": LEAVES | {"export"},
     "replay": {"_records", "detect"},
+    # what records, detects and serves: in a process of its own, which never imports torch
+    "watcher": LEAVES | {"detect", "export", "link", "recorder", "server", "store", "system"},
     # the training process, from the parts up to the front
     "run._disabled": LEAVES | {"control", "run._engine", "run._run"},
-    "run._linger": set(),
     "run._log": {"_records"},
     "run._open_runs": {"_errors"},
     "run._optimizers": set(),
+    "run._sigterm": set(),
     "run._identity": {"_records", "_version", "store"},
     "run._run_events": {"_records", "control"},
-    "run._detection": {"_records", "detect"},
     "run._logged": {"probe"},
-    "run._training_side": LEAVES | {"control", "probe", "run._log", "run._logged"},
-    "run._reports": {"_records", "control", "recorder", "run._log", "system"},
-    "run._access": {"_records", "control", "export", "run._linger", "run._reports"},
-    "run._publisher": {"_records", "_settings", "control", "server", "store"}
-    | {f"run.{name}" for name in ("_access", "_identity", "_linger", "_log", "_reports")},
+    "run._callbacks": {"_records", "control", "link", "run._log"},
+    "run._training_side": LEAVES | {"control", "link", "probe", "run._logged", "system"},
+    "run._thread_watcher": {"_records", "link", "watcher", "run._callbacks", "run._training_side"},
+    "run._process_watcher": LEAVES | {"link", "server.wsgi", "store", "run._callbacks", "run._training_side"},
+    "run._watcher_form": {"_records", "link"}
+    | {f"run.{name}" for name in ("_callbacks", "_process_watcher", "_thread_watcher", "_training_side")},
     "run._engine": LEAVES
-    | {"control", "detect", "recorder", "store", "system"}
-    | {f"run.{name}" for name in ("_detection", "_identity", "_log", "_open_runs", "_optimizers", "_publisher")}
-    | {f"run.{name}" for name in ("_reports", "_run_events", "_training_side")},
+    | {"control", "detect", "link", "store"}
+    | {f"run.{name}" for name in ("_callbacks", "_identity", "_open_runs", "_optimizers", "_run_events", "_sigterm")}
+    | {f"run.{name}" for name in ("_training_side", "_watcher_form")},
     "run._run": LEAVES | {"control", "run._engine"},
     "run._attach": LEAVES
     | {"control", "detect"}
     | {f"run.{name}" for name in ("_disabled", "_engine", "_log", "_open_runs", "_run")},
-    "run": {"run._access", "run._attach", "run._linger", "run._run"},
+    "run": {"run._attach", "run._run"},
     "__init__": LEAVES | {"_version", "control", "detect", "run"},
     # the command line: HTTP and run folders; only the demo reaches for a run
     "cli._client": {"_records", "store"},
     "cli._format": set(),
     "cli._reach": {"cli._client", "store"},
     "cli._screen": {"cli._format"},
-    "cli._demo": {"run", "server", "store"},
+    "cli._demo": {"_errors", "_records", "export", "run", "server", "store"},
     "cli._stack": {"alerts", "grafana", "store"},
     "cli._dashboards": {"_records", "cli._client", "cli._stack", "grafana", "store"},
     "cli._top": {"_records", "cli._client", "cli._format", "cli._reach", "cli._screen", "store"},
+    "cli._remove": {"cli._client", "store"},
     "cli._replay": {"detect", "replay"},
     "cli._export": {"_errors", "cli._client", "store"},
     "cli._main": {"_version", "cli._client", "cli._format", "cli._reach", "store"},
@@ -89,10 +93,10 @@ BY_MODULE = {"run", "cli"}
 # Library -> packages or modules that may import it. A library that is not named here may be imported by none.
 OUTSIDE: dict[str, set[str]] = {
     "torch": {"probe", "control"}
-    | {f"run.{name}" for name in ("_attach", "_engine", "_identity", "_logged", "_optimizers", "_reports")}
+    | {f"run.{name}" for name in ("_attach", "_engine", "_identity", "_logged", "_optimizers")}
     | {"run._training_side"},
     "prometheus_client": {"export"},
-    "psutil": {"system"},
+    "psutil": {"system", "watcher"},
     "pynvml": {"system"},
     "flask": {"server"},
     "werkzeug": {"server"},
@@ -101,7 +105,9 @@ OUTSIDE: dict[str, set[str]] = {
     "plotly": {"server"},
     "platformdirs": {"store"},
     "pyarrow": {"store"},
-    "click": {f"cli.{name}" for name in ("_main", "_reach", "_dashboards", "_demo", "_export", "_replay", "_top")},
+    "click": {
+        f"cli.{name}" for name in ("_main", "_reach", "_dashboards", "_demo", "_export", "_remove", "_replay", "_top")
+    },
     "rich": {"cli._screen", "cli._top"},
     "grafana_client": {"grafana"},
 }
@@ -201,6 +207,21 @@ def test_the_front_door_and_the_command_line_import_no_torch() -> None:
     code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_watcher_imports_no_torch() -> None:
+    """What runs in the watcher process starts without torch, whatever module of it is loaded."""
+    names = [name for name in MODULES if name.startswith(("monitor.watcher", "monitor.link", "monitor.recorder"))]
+    code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_training_process_loads_no_server() -> None:
+    """With a watcher process, what attach loads serves nothing: no flask, no cheroot, no prometheus_client."""
+    code = "import sys, monitor.run, monitor.run._process_watcher; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"flask", "cheroot", "prometheus_client", "monitor.server", "monitor.watcher"} & set(done.stdout.split())
 
 
 def test_the_wheel_holds_every_module() -> None:

@@ -7,6 +7,7 @@ from monitor.alerts._promql import event, select, while_running
 from monitor.alerts._rule import AlertRule, Recording, RuleGroup
 from monitor.export._promql import RUN, per_run
 
+_VANISHED = select("training_run_state", training_run_state="vanished")
 _FAILED = select("training_run_state", training_run_state="failed")
 _LIVE = select("training_run_state", training_run_state="~starting|running|paused")
 _AGE = f"time() - {select('training_last_step_timestamp_seconds')}"
@@ -26,16 +27,16 @@ RUNS = RuleGroup(
         AlertRule(
             name="TrainingRunVanished",
             expression=(
-                f"{per_run('max', f'last_over_time({_LIVE}[15m])')} == 1\n"
-                f"unless on (run_id) {select('training_run_state')}"
+                f"({per_run('max', f'last_over_time({_LIVE}[15m])')} == 1\n"
+                f"unless on (run_id) {select('training_run_state')})\n"
+                f"or {per_run('max', f'max_over_time({_VANISHED}[15m])')} == 1"
             ),
             severity="critical",
             hold="1m",
             summary=f"Run {text.RUN_ID} vanished",
             description=(
-                f"{text.RUN_ID} was alive at its last scrape from {text.INSTANCE} and cannot be scraped any "
-                "more; no end was seen. Its process was killed, its machine is down or cut off, or it ended without "
-                "waiting for a scrape."
+                f"The process of {text.RUN_ID} is gone without a word (it was killed, perhaps for lack of memory), or "
+                "it was alive at its last scrape and cannot be scraped any more: its machine is down or cut off."
             ),
         ),
         AlertRule(

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from monitor._records import ENDED_STATES, Event
+from monitor._records import OVER_STATES, Event
 from monitor.cli._client import Client, ClientError, choose, token_of
 from monitor.store import list_runs
 
@@ -113,7 +113,7 @@ def follow(client: Any, post: Callable[[Event], Any], sleep: Callable[[float], A
             since = answer["next"]
             for event in answer["events"]:
                 post(_to_event(event))
-            if state in ENDED_STATES:
+            if state in OVER_STATES:
                 return
             sleep(_POLL_SECONDS)
     except (ClientError, KeyboardInterrupt):

@@ -6,6 +6,8 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from monitor._errors import ClosedRunError
+from monitor._records import CommandRecord
 from monitor.store import own_command
 
 if TYPE_CHECKING:
@@ -22,6 +26,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # A wheel holds the examples inside the package; in a checkout they lie beside it.
 _PLACES = (_PACKAGE / "_examples", _PACKAGE.parent / "examples")
 _LOG = logging.getLogger("monitor")
+PORT_SECONDS = 10.0
+"""How long the port of the run may take to be free."""
 
 
 @click.command()
@@ -38,6 +44,7 @@ def demo(steps: int, port: int | None, is_brief: bool) -> None:
     """
     if port is not None:
         os.environ["MONITOR_PORT"] = str(port)
+    os.environ.setdefault("MONITOR_LINGER", "0")  # the page that stays is this process's own
     # torch's word on a package that neither it nor the demo needs: a first look would take it for a fault.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     example = load_example("char_gpt")
@@ -65,17 +72,14 @@ def keep_up(run: Run, wait: Any = None) -> None:
     """Serve the page of a run that has ended where it was, until Ctrl-C. The run itself took its server down."""
     if run.url is None:
         return
-    from monitor.run import Access, Linger
     from monitor.server import HttpServer, Security, create_app
 
     def on_error(error: BaseException) -> None:
         _LOG.warning("contained a failure of the page", exc_info=error)
 
-    engine = run._engine
-    access = Access(engine.reports, engine.commands, on_error, Linger())
-    app = create_app(access, Security(token=run.token), on_error=on_error)
+    app = create_app(_EndedRun(run, on_error), Security(token=run.token), on_error=on_error)
     try:
-        server = HttpServer(app, port=int(run.url.rstrip("/").rpartition(":")[2]), on_error=on_error)
+        server = _bound(lambda port: HttpServer(app, port=port, on_error=on_error), run.url)
     except OSError as error:
         raise click.ClickException(f"the page cannot stay up: {error}") from error
     with server:
@@ -84,6 +88,40 @@ def keep_up(run: Run, wait: Any = None) -> None:
             (wait or _wait_for_ever)()
         except KeyboardInterrupt:
             click.echo("")
+
+
+def _bound(bind: Callable[[int], Any], url: str) -> Any:
+    """Bind the port of a run that is about to let go of it."""
+    port, deadline = int(url.rstrip("/").rpartition(":")[2]), time.monotonic() + PORT_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            return bind(port)
+        time.sleep(0.1)
+    return bind(port)
+
+
+class _EndedRun:
+    """A run that has ended, as the server sees it."""
+
+    def __init__(self, run: Run, on_error: Callable[[BaseException], None]) -> None:
+        from monitor.export import Exporter
+
+        self._run = run
+        self._exporter = Exporter(run.snapshot, on_error=on_error)
+        self.snapshot, self.history, self.events = run.snapshot, run.history, run.events
+        self.render_metrics = self._exporter.render
+
+    def submit(self, action: str, **_: Any) -> CommandRecord:
+        raise ClosedRunError(f"the run has ended and takes no more commands; {action} was not applied")
+
+    def command(self, id: str) -> CommandRecord | None:  # noqa: A002, ARG002 - the signature is the server's
+        return None
+
+    def commands(self) -> Sequence[CommandRecord]:
+        return ()
+
+    def scraped(self) -> None:
+        """Wait for no scrape."""
 
 
 def _wait_for_ever() -> None:

@@ -63,12 +63,19 @@ def main() -> None:
     """
 
 
-@main.command()
+class _Runs(_Lazy):
+    elsewhere: Mapping[str, str] = {"rm": "monitor.cli._remove:remove"}
+
+
+@main.group(cls=_Runs, invoke_without_command=True)
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Print the newest N.")
 @reaching
 @_JSON
-def runs(access: Access, limit: int, as_json: bool) -> None:
+@click.pass_context
+def runs(ctx: click.Context, access: Access, limit: int, as_json: bool) -> None:
     """List the runs known on this machine, newest last."""
+    if ctx.invoked_subcommand is not None:
+        return
     summaries = [_summarise(access, run) for run in list_runs(access.directory)[-limit:]]
     if as_json:
         _print_json(summaries)

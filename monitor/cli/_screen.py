@@ -25,6 +25,7 @@ _STATE_STYLES = {
     "paused": "bold yellow",
     "interrupted": "bold yellow",
     "failed": "bold red",
+    "vanished": "bold red",
 }
 _SEVERITY_STYLES = {"critical": "bold red", "warning": "yellow", "info": "dim"}
 _CURVES = {"loss": "loss", "gradient norm": "gradient_norm"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from monitor._records import ENDED_STATES
+from monitor._records import OVER_STATES
 from monitor.cli import _format
 from monitor.cli._client import Client, ClientError, NoAnswerError
 from monitor.cli._reach import Access, reaching
@@ -132,7 +132,7 @@ def follow(
                 raise
             note = f"no answer for {clock() - lost_at:.0f} s; what stands here is the past ({error})"
         draw(look, note)
-        if look["run"]["state"] in ENDED_STATES:
+        if look["run"]["state"] in OVER_STATES:
             return dict(look["run"])
         if wait(_INTERVAL_SECONDS):
             return None

@@ -89,6 +89,7 @@ class Commands:
     Args:
         check: refuses a command before it is queued: ``check(record)`` raises CommandRefusedError.
         on_waiting: called after a command was queued, to have the training thread come by.
+        on_accepted: called with every command that was queued, perhaps after its outcome.
         on_finished: called with every outcome, from the thread that made it.
         timeout: seconds until a command that no step has taken expires.
         is_training_thread: says whether the caller is the thread that makes the steps.
@@ -101,6 +102,7 @@ class Commands:
         check: Callable[[CommandRecord], None],
         *,
         on_waiting: Callable[[], None],
+        on_accepted: Callable[[CommandRecord], None] = lambda _: None,
         on_finished: Callable[[CommandRecord], None],
         timeout: float = 600.0,
         is_training_thread: Callable[[], bool] = lambda: False,
@@ -109,6 +111,7 @@ class Commands:
     ) -> None:
         self._check = check
         self._on_waiting = on_waiting
+        self._on_accepted = on_accepted
         self._on_finished = on_finished
         self._timeout = timeout
         self._is_training_thread = is_training_thread
@@ -144,7 +147,15 @@ class Commands:
         """
         self._refuse_after_the_end(action)
         record = CommandRecord(
-            secrets.token_hex(8), action, source, self._clock(), _plain(factor), groups, over_steps, actor, reason
+            secrets.token_hex(8),
+            action,
+            source,
+            self._clock(),
+            _plain(factor),
+            groups,
+            over_steps,
+            actor,
+            _text(reason),
         )
         try:
             self._refuse(record)
@@ -163,6 +174,7 @@ class Commands:
             self._kept[record.id] = command
             while len(self._kept) > MAX_KEPT:
                 self._kept.pop(next(iter(self._kept)))
+        self._on_accepted(record)
         self._on_waiting()
         return command
 
@@ -259,6 +271,10 @@ class Commands:
         command = self._kept.get(command_id)
         return None if command is None else command.record
 
+    def kept(self) -> list[CommandRecord]:
+        """Return the newest commands, oldest first."""
+        return [command.record for command in list(self._kept.values())]
+
     def waiting(self) -> tuple[CommandRecord, ...]:
         """Return the commands that are accepted and not yet applied, oldest first."""
         return tuple(c.record for c in list(self._waiting))
@@ -273,6 +289,11 @@ def _presentable(record: CommandRecord) -> CommandRecord:
         over_steps=record.over_steps if isinstance(record.over_steps, int) else 0,
         reason=record.reason if isinstance(record.reason, str) and len(record.reason) <= MAX_REASON else "",
     )
+
+
+def _text(reason: Any) -> Any:
+    """Return text of a class of the program's own as plain text: the watcher cannot load that class."""
+    return str.__str__(reason) if isinstance(reason, str) else reason
 
 
 def _plain(factor: Any) -> Any:

@@ -1,38 +1,26 @@
-"""What is shown of learning rates between two rounds of the recorder: the factors of now."""
+"""The factors that param groups hold at this moment, for what is shown between two rounds of the recorder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 from torch.optim import Optimizer
 
-from monitor._records import OptimizerSnapshot
 from monitor.control._factors import Factors, Group
-from monitor.control._lr_scaling import applied_lr
 from monitor.control._own_scale import own_scale
+from monitor.link import InForce
 
 
-def in_force(
-    shown: Iterable[OptimizerSnapshot], optimizers: Mapping[str, Optimizer], min_lr: float
-) -> tuple[OptimizerSnapshot, ...]:
-    """Return what is shown of the optimizers, with the factors that their param groups hold now.
+def in_force(optimizers: Mapping[str, Optimizer], min_lr: float) -> InForce:
+    """Return factor and floor of every param group. ``min_lr`` is the floor of a reduced group.
 
-    A change shows from the moment it is made, not once a step that used it was digested. The scheduled LR stays that of
-    the last digested step: reading a tensor's would wait for its device. ``min_lr`` is the floor of a reduced group.
+    Reads no tensor: that of a schedule would wait for its device.
     """
-    there = dict(optimizers.items())
-    return tuple(_with_factors(one, there[one.key], min_lr) if one.key in there else one for one in shown)
-
-
-def _with_factors(one: OptimizerSnapshot, optimizer: Optimizer, min_lr: float) -> OptimizerSnapshot:
-    factors, groups = Factors.seen(optimizer), list(one.groups)
-    for index, (shown, group) in enumerate(zip(one.groups, list(optimizer.param_groups), strict=False)):
-        factor = factors.get(group)[0]
-        if factor != shown.factor:
-            applied = None if shown.scheduled is None else applied_lr(shown.scheduled, factor, _floor(group, min_lr))
-            groups[index] = replace(shown, factor=factor, applied=applied)
-    return replace(one, groups=tuple(groups)) if groups != list(one.groups) else one
+    found = {}
+    for key, optimizer in optimizers.items():
+        factors = Factors.seen(optimizer)
+        found[key] = [(factors.get(group)[0], _floor(group, min_lr)) for group in list(optimizer.param_groups)]
+    return found
 
 
 def _floor(group: Group, min_lr: float) -> float:

@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 from monitor._checks import is_number, is_whole
 from monitor._errors import CommandRefusedError
 from monitor._records import MAX_STEPS, GroupChange
-from monitor.control._factors import MAX_FACTOR, MIN_FACTOR, Factors, Group, OnError, Ramp, checked_row
+from monitor.control._factors import MAX_FACTOR, MIN_FACTOR, Factors, Group, OnError, Ramp, Rows, checked_row
 from monitor.control._floor import Low, below_floor, floor_for, is_below, least_factor
-from monitor.control._lr_scaling import LRScaling, applied_lr
+from monitor.control._lr_scaling import LRScaling
 from monitor.control._own_scale import is_shared, own_scale
+from monitor.link import applied_lr
 
 MAX_UNDO = 64
 
@@ -54,7 +55,7 @@ class LearningRates:
 
     Args:
         optimizers: name -> optimizer.
-        scalings: name -> the LR scaling of that optimizer.
+        scalings: name -> the scaling of that optimizer.
         min_lr: floor on the applied LR of a reduced group.
         allow_increase: accept factors above 1.
     """
@@ -95,9 +96,14 @@ class LearningRates:
             for key, one in self._optimizers.items()
         }
 
+    @staticmethod
+    def check_state_dict(state: Mapping[str, Sequence[Sequence[Any]]]) -> dict[str, Rows]:
+        """Return saved factors as rows. Raises ValueError, TypeError for what :meth:`state_dict` did not make."""
+        return {key: [checked_row(*row) for row in rows] for key, rows in state.items()}
+
     def load_state_dict(self, state: Mapping[str, Sequence[Sequence[Any]]]) -> None:
         """Put saved factors in force. Raises ValueError, TypeError for what :meth:`state_dict` did not make."""
-        saved = {key: [checked_row(*row) for row in rows] for key, rows in state.items()}
+        saved = self.check_state_dict(state)
         for key, optimizer in self._optimizers.items():
             if key in saved:
                 self._factors(optimizer).restore(optimizer.param_groups, saved[key])
@@ -147,7 +153,7 @@ class LearningRates:
     def _applied(self, lr: float | None, factor: float) -> float | None:
         return None if lr is None else applied_lr(lr, factor, self._min_lr)
 
-    # --------------------------------------------------------------------------------------------- validation
+    # ------------------------------------------------------------------------------------------------ refusal
 
     def check(self, action: str, factor: float | None, groups: Selection, over_steps: int) -> None:
         """Refuse what cannot be, before it is queued. Reads nothing but param groups.
@@ -209,7 +215,7 @@ class LearningRates:
                     f"the LR of {where} is a tensor of {lr.dtype}, which no factor fits; make it a floating-point one"
                 )
             if not lr.is_cpu:
-                return None  # its floor is held by the LR scaling, where that costs no sync
+                return None  # its floor is held at the scaling, where that costs no sync
         elif isinstance(lr, bool) or not isinstance(lr, numbers.Real):
             raise CommandRefusedError(f"{where} has no learning rate to change, got lr={lr!r}; name other groups")
         if own_scale(row.group) is None:

@@ -14,6 +14,7 @@ from torch.optim import LBFGS, Optimizer
 
 from monitor.control._factors import Factors, Group
 from monitor.control._own_scale import own_scales
+from monitor.link import applied_lr
 
 
 class LRScaling:
@@ -113,13 +114,3 @@ def _split(groups: Sequence[Group], factors: Sequence[float]) -> set[int]:
         if isinstance(lr, Tensor) and first.setdefault(id(lr), factor) != factor:
             split.add(id(lr))
     return split
-
-
-def applied_lr(scheduled: float, factor: float, min_lr: float) -> float:
-    """Return the LR that an update uses: ``min_lr`` is the floor of a reduced one, unless the schedule is below it.
-
-    >>> applied_lr(0.1, 0.5, 0.0), applied_lr(0.1, 0.5, 0.08), applied_lr(0.1, 0.5, 0.2)
-    (0.05, 0.08, 0.1)
-    """
-    applied = scheduled * factor
-    return max(applied, min(scheduled, min_lr)) if factor < 1.0 else applied

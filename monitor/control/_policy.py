@@ -45,8 +45,8 @@ outcome has the id as ``event.details["command_id"]``."""
 
 
 class Reaction(Protocol):
-    """A policy at work in one run. Both methods are called on the recorder's thread, in the order of the steps; what
-    they raise is counted and logged, and the run continues."""
+    """A policy at work in one run. Both methods are called on one thread of the monitor's own, in the order of the
+    steps; what they raise is counted and logged, and the run continues."""
 
     def on_event(self, event: Event) -> None:
         """Take an event that starts, or ends (``end_step``), the audit entries of commands included."""
@@ -105,7 +105,7 @@ class OwnCommands:
 
 
 class Policies:
-    """Run the policies of a run on the recorder's thread. What a policy raises is contained, and the others continue.
+    """Run the policies of a run, on one thread. What a policy raises is contained, and the others continue.
 
     Args:
         policies: as given to ``attach``.
@@ -114,11 +114,15 @@ class Policies:
     """
 
     def __init__(
-        self, policies: Iterable[Policy], submit: Callable[..., Command], on_error: Callable[[Exception], None]
+        self, policies: Iterable[Policy], submit: Callable[..., Command], on_error: Callable[[BaseException], None]
     ) -> None:
+        self._policies = tuple(policies)
         self._submit, self._on_error = submit, on_error
         self._reactions: list[Reaction] = []
-        for policy in policies:
+
+    def start(self) -> None:
+        """Start the policies: from here on they hear of steps and events."""
+        for policy in self._policies:
             submit_one = partial(self._submit_for, type(policy).__name__)
             self._contain(lambda p=policy, s=submit_one: self._reactions.append(p.start(s)))  # type: ignore[misc]
 
@@ -134,6 +138,7 @@ class Policies:
 
     def clear(self) -> None:
         """Let go of the policies: the run has ended."""
+        self._policies = ()
         self._reactions.clear()
 
     def _submit_for(self, name: str, request: Request) -> str | None:
@@ -152,7 +157,7 @@ class Policies:
     def _contain(self, function: Callable[[], object]) -> None:
         try:
             function()
-        except Exception as error:  # noqa: BLE001 - a policy may be the user's own
+        except BaseException as error:  # noqa: BLE001 - the user's own; a sys.exit() in there would end the thread
             self._on_error(error)
 
 

@@ -19,13 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from monitor.link import Pass
 from monitor.probe._alteration import multiplier, norm_of, root_factor, tolerance_of
 from monitor.probe._compilation import untraced
 from monitor.probe._values import Value, product
-
-Pass = tuple[float, Any]
-"""A backward pass: when it began (``perf_counter``), and the loss that was back-propagated (several: a tuple; None: it
-cannot be known)."""
 
 NUM_LEARNING = 8
 """Backward passes in a row that reach nothing new before the witnesses of an optimizer are chosen."""

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
+from monitor.link import Kind, Norms
 from monitor.probe._attribution import USUAL
 from monitor.probe._compilation import untraced
-from monitor.probe._gradients import Norms, local_of
-from monitor.probe._ledger import current
+from monitor.probe._gradients import local_of
 from monitor.probe._norms import Coverage, NormMeter
-from monitor.probe._notes import Kind
+from monitor.probe._trace import current
 from monitor.probe._values import has_no_accelerator, take
 from monitor.probe._watched import PROBES, before_change, look_again, report
 
@@ -114,7 +114,7 @@ def watch_clip_with_norm(original: Any) -> Any:
                 else:
                     witness, look = None, before_change()
                     _note_shared_clip(params, max_norm, total_norm)
-                    current().note(Kind.OURS, start, clock())
+                    current().add(Kind.OURS, start, clock())
             except Exception as error:  # noqa: BLE001
                 report(error)
         if more:

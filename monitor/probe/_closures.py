@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from monitor.probe._attribution import LossAttribution, Pass
-from monitor.probe._gradients import Norms, RawClip
+from monitor.link import Norms, Pass, RawClip
+from monitor.probe._attribution import LossAttribution
 from monitor.probe._norms import NormMeter
 
 

@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from monitor.probe._values import Value, take
+from monitor.link import Norms
+from monitor.probe._values import take
 
 MAX_CLIPS = 4096
 """Clips that are kept while nobody steps."""
-
-
-Norms = Sequence[Value] | str
-"""A norm by device; empty where none was due; a text says why it cannot be known."""
-
-RawClip = tuple[Literal["norm", "value"], float, Norms | None, Norms, "frozenset[int] | None", float, float]
-"""A :class:`ClipNote` as the training thread writes it: to make a named tuple costs it a microsecond."""
-
-
-class ClipNote(NamedTuple):
-    """One call of a clipping function, as seen on the training thread.
-
-    ``norms`` are L2 norms by device, taken before clipping and without a GradScaler's scale (None: of a gradient to
-    which a later backward has added); ``measure`` is what the threshold was held against, in the unit that it was held
-    against: the total norm of the call's own type, or the largest absolute gradient; ``param_ids`` says whose gradients
-    were clipped, None for all of the optimizer's; ``start`` and ``end`` are when it was noted (``perf_counter``).
-    """
-
-    kind: Literal["norm", "value"]
-    threshold: float
-    norms: Norms | None
-    measure: Norms
-    param_ids: frozenset[int] | None = None
-    start: float = 0.0
-    end: float = 0.0
 
 
 def norms_of(params: Iterable[Tensor], *norm_types: float) -> list[Norms]:

@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any
 
 from monitor.probe._compilation import untraced
-from monitor.probe._ledger import current
+from monitor.probe._trace import current
 from monitor.probe._watched import report
 
 
@@ -22,17 +22,17 @@ def watch_next(original: Any) -> Any:
         try:
             return original(self)
         finally:
-            note_waiting(start)
+            add_waiting(start)
 
     return __next__
 
 
 @untraced
-def note_waiting(start: float | None) -> None:
-    """Write the time since ``start`` into the ledger as waiting for data."""
+def add_waiting(start: float | None) -> None:
+    """Write the time since ``start`` into the trace as waiting for data."""
     if start is None:
         return
     try:
-        current().note_waiting(start, perf_counter())
+        current().add_waiting(start, perf_counter())
     except Exception as error:  # noqa: BLE001
         report(error)

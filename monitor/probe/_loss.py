@@ -12,27 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monitor.link import Kind, Pass
 from monitor.probe._attribution import (
     ASSUMED,
     NUM_ASSUMED,
     NUM_LOOKS,
     USUAL,
     LossAttribution,
-    Pass,
     Restricted,
     Witness,
 )
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import local_of
-from monitor.probe._ledger import LEDGERS, MAX_NOTES, Ledger, is_alone, open_ledger
-from monitor.probe._notes import Kind
+from monitor.probe._trace import MAX_SPANS, TRACES, Trace, is_alone, open_trace
 from monitor.probe._values import Value, has_no_accelerator, take
 from monitor.probe._watched import ATTRIBUTIONS, Looks, look_again, looks, report
 
 
 def watch_backward(original: Any) -> Any:
     """Note every backward pass: its loss, what it did to the gradients, and the time it took."""
-    clock, ledgers, ident, is_host_only = perf_counter, LEDGERS, get_ident, has_no_accelerator()
+    clock, traces, ident, is_host_only = perf_counter, TRACES, get_ident, has_no_accelerator()
     usual, kind = USUAL, Kind.BACKWARD
 
     def backward(
@@ -44,13 +43,13 @@ def watch_backward(original: Any) -> Any:
         inputs: Any = None,
         **more: Any,
     ) -> None:
-        ledger = notes = one = sole = None
+        trace = spans = one = sole = None
         roots = tensors if inputs is None else restricted(tensors, inputs)
         try:
             start = clock()
-            account = ledgers.get(ident()) or open_ledger()
+            account = traces.get(ident()) or open_trace()
             if account.underway is None:
-                notes = account.notes
+                spans = account.spans
                 if (
                     grad_tensors is None
                     and type(tensors) is Tensor
@@ -66,17 +65,17 @@ def watch_backward(original: Any) -> Any:
                     value = back_propagated(account, tensors, grad_variables if grad_tensors is None else grad_tensors)
                 one = start, value
                 sole = usual[0]
-                if sole is None or len(notes) >= MAX_NOTES:
+                if sole is None or len(spans) >= MAX_SPANS:
                     sole = None
                     begin_pass(account, roots)
-                    notes = account.notes
+                    spans = account.spans
                 elif sole.passes:  # a micro-batch, unless what is in the gradients has been thrown away
                     ATTRIBUTIONS[0].begin(roots)
                 begin = clock()
-                notes.append((account.mark, start, begin, kind))
+                spans.append((account.mark, start, begin, kind))
                 account.mark = begin
                 account.last_backward = start
-                ledger = account  # first: whatever ends this pass, Ctrl-C included, has it end for us too
+                trace = account  # first: whatever ends this pass, Ctrl-C included, has it end for us too
                 account.underway = one
         except Exception as error:  # noqa: BLE001
             report(error)
@@ -89,24 +88,24 @@ def watch_backward(original: Any) -> Any:
             roots = None
             raise
         finally:
-            if ledger is not None:
+            if trace is not None:
                 try:
-                    if ledger.notes is not notes:  # a step was made meanwhile
+                    if trace.spans is not spans:  # a step was made meanwhile
                         sole = None
-                        ledger.note(kind, ledger.mark, ledger.mark)
-                    ledger.mark = clock()
+                        trace.add(kind, trace.mark, trace.mark)
+                    trace.mark = clock()
                     if sole is None or roots is None or sole.passes:
-                        end_pass(ledger, one, roots)  # type: ignore[arg-type]
+                        end_pass(trace, one, roots)  # type: ignore[arg-type]
                     elif sole.num_assumed:
                         sole.num_assumed -= 1
                         sole.grad_id, sole.version = ASSUMED, sole.fresh
                         sole.passes.append(one)
                     else:
-                        end_first_pass(ledger, one, roots, sole)
+                        end_first_pass(trace, one, roots, sole)
                 except Exception as error:  # noqa: BLE001
                     report(error)
                 finally:  # only now: a pass that ends on another thread is not to take this one's work for its own
-                    ledger.underway = None
+                    trace.underway = None
 
     return backward
 
@@ -122,24 +121,24 @@ def restricted(tensors: Any, inputs: Any) -> Any:
 
 
 @untraced
-def begin_pass(ledger: Ledger, roots: Any) -> None:
+def begin_pass(trace: Trace, roots: Any) -> None:
     """Look at the gradients of every optimizer before a backward pass."""
-    if len(ledger.notes) >= MAX_NOTES:  # nobody steps: what is kept must not grow without end
-        ledger.notes = []
-    for attribution in _concerned(ledger, roots):
+    if len(trace.spans) >= MAX_SPANS:  # nobody steps: what is kept must not grow without end
+        trace.spans = []
+    for attribution in _concerned(trace, roots):
         sole = attribution.sole
         if sole is None or sole.passes:
             attribution.begin(roots)
 
 
 @untraced
-def end_pass(ledger: Ledger, one: Pass, roots: Any) -> None:
+def end_pass(trace: Trace, one: Pass, roots: Any) -> None:
     """Look at the gradients of every optimizer after a backward pass; ``roots`` is None if it has failed."""
-    start = ledger.mark
+    start = trace.mark
     if roots is None:
         one = one[0], None
     is_seen = roots is None
-    for attribution in _concerned(ledger, roots):
+    for attribution in _concerned(trace, roots):
         sole = attribution.sole
         gradient = None if sole is None else sole.gradient()
         if sole is None or gradient is None or not sole.has_changed(gradient):
@@ -152,16 +151,16 @@ def end_pass(ledger: Ledger, one: Pass, roots: Any) -> None:
         sharded = [attribution for attribution in ATTRIBUTIONS if attribution.is_sharded]
         for attribution in sharded:
             attribution.withhold(one, roots, len(sharded) == 1)
-    ledger.note(Kind.OURS, start, perf_counter())
+    trace.add(Kind.OURS, start, perf_counter())
 
 
 @untraced
-def end_first_pass(ledger: Ledger, one: Any, roots: Any, sole: Witness) -> None:
+def end_first_pass(trace: Trace, one: Any, roots: Any, sole: Witness) -> None:
     """Look at the only witness after the first backward pass of a step. The version of its gradient is looked at when
     the step begins."""
     gradient = sole.gradient()
     if gradient is None:
-        end_pass(ledger, one, roots)
+        end_pass(trace, one, roots)
         return
     sole.see(gradient)
     sole.version = sole.fresh
@@ -172,22 +171,22 @@ def end_first_pass(ledger: Ledger, one: Any, roots: Any, sole: Witness) -> None:
         sole.num_assumed = NUM_ASSUMED
 
 
-def _concerned(ledger: Ledger, roots: Any) -> list[LossAttribution]:
+def _concerned(trace: Trace, roots: Any) -> list[LossAttribution]:
     """Return the optimizers that a backward pass may have reached: all of them, unless other threads train too."""
-    if is_alone(ledger):
+    if is_alone(trace):
         return ATTRIBUTIONS
     thread = get_ident()
     return [attribution for attribution in ATTRIBUTIONS if attribution.is_reached_by(thread, roots)]
 
 
 @untraced
-def back_propagated(ledger: Ledger, tensors: Any, grad_tensors: Any) -> Any:
+def back_propagated(trace: Trace, tensors: Any, grad_tensors: Any) -> Any:
     """Return the loss of a backward pass; a tuple of several; None where one of them cannot be known."""
     try:
         if isinstance(tensors, Tensor):
             tensors = (tensors,)
         gradients = (grad_tensors,) if isinstance(grad_tensors, Tensor) else grad_tensors or (None,) * len(tensors)
-        values = tuple(loss_value(ledger, *pair) for pair in zip(tensors, gradients, strict=True))
+        values = tuple(loss_value(trace, *pair) for pair in zip(tensors, gradients, strict=True))
         return None if None in values else values
     except Exception as error:  # noqa: BLE001
         report(error)
@@ -195,7 +194,7 @@ def back_propagated(ledger: Ledger, tensors: Any, grad_tensors: Any) -> Any:
 
 
 @untraced
-def loss_value(ledger: Ledger, tensor: Any, gradient: Any = None) -> Value | None:
+def loss_value(trace: Trace, tensor: Any, gradient: Any = None) -> Value | None:
     """Return a loss as it was before a GradScaler scaled it, times the gradient that it was given: a gradient of a
     scalar multiplies it. None where it cannot be known, as for a vector that is given a gradient."""
     with torch.no_grad():
@@ -203,19 +202,19 @@ def loss_value(ledger: Ledger, tensor: Any, gradient: Any = None) -> Value | Non
         if isinstance(plain, str) or plain.numel() != 1 or plain.is_complex():
             return None
         if gradient is None:
-            return take(plain.detach()) if ledger.scaler is None else _unscaled(ledger, tensor, plain)
+            return take(plain.detach()) if trace.scaler is None else _unscaled(trace, tensor, plain)
         factor = local_of(gradient)
-        if isinstance(factor, str) or ledger.scaler is not None:
+        if isinstance(factor, str) or trace.scaler is not None:
             return None
         return take((plain.detach() * factor).reshape(()))
 
 
 @untraced
-def _unscaled(ledger: Ledger, tensor: Tensor, plain: Tensor) -> Value | None:
-    raw = ledger.unscaled_of(tensor)
+def _unscaled(trace: Trace, tensor: Tensor, plain: Tensor) -> Value | None:
+    raw = trace.unscaled_of(tensor)
     if raw is not None:
         return raw
-    scale = ledger.scaler._scale
+    scale = trace.scaler._scale
     detached = plain.detach()
     return take(detached if scale is None else detached / scale.to(detached.device, non_blocking=True))
 

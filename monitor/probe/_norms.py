@@ -10,9 +10,10 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from monitor.probe._gradients import MAX_CLIPS, Norms, RawClip, absence_of, norms_of
-from monitor.probe._ledger import current
+from monitor.link import Norms, RawClip
+from monitor.probe._gradients import MAX_CLIPS, absence_of, norms_of
 from monitor.probe._scaling import ScaledBy, scale_of
+from monitor.probe._trace import current
 from monitor.probe._values import Value, divided, take
 
 MAX_STRIDE = 1000

@@ -19,7 +19,7 @@ from typing import Any
 
 from monitor.probe import _clipping, _loading, _loss, _made, _scaler
 from monitor.probe._compilation import skipped, untraced
-from monitor.probe._ledger import LEDGERS
+from monitor.probe._trace import TRACES
 from monitor.probe._values import has_no_accelerator
 from monitor.probe._watched import ATTRIBUTIONS, PROBES, Probe, expect_usual, probe_of, report
 
@@ -94,8 +94,8 @@ def _uninstall() -> None:
     while _UNDO:
         _UNDO.pop()()
     _GUARDED.clear()
-    for ledger in list(LEDGERS.values()):
-        ledger.release()
+    for trace in list(TRACES.values()):
+        trace.release()
 
 
 def guard(kind: type) -> bool:

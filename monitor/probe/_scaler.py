@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from monitor.probe._compilation import untraced
-from monitor.probe._ledger import Ledger, current
 from monitor.probe._scaling import SCALING, ScaledBy, remember_scaler
+from monitor.probe._trace import Trace, current
 from monitor.probe._values import Value, take
 from monitor.probe._watched import Probe, before_change, look_again, probe_of, report
 
@@ -73,22 +73,22 @@ def watcher_of(optimizer: Any) -> Probe | None:
 
 @untraced
 def note_scaler(scaler: Any, outputs: Any = None, scaled: Any = None) -> None:
-    """Write the scaler that is in use, and a loss before scaling, into the ledger."""
+    """Write the scaler that is in use, and a loss before scaling, into the trace."""
     try:
-        ledger = current()
-        ledger.scaler = scaler
+        trace = current()
+        trace.scaler = scaler
         if outputs is not None:
             remember_scaler(scaler)
         if isinstance(outputs, Tensor) and outputs.numel() == 1:
-            ledger.note_unscaled(scaled, take(outputs))
+            trace.note_unscaled(scaled, take(outputs))
     except Exception as error:  # noqa: BLE001
         report(error)
 
 
 @untraced
-def amp_values(ledger: Ledger, optimizer: Any) -> Amp:
+def amp_values(trace: Trace, optimizer: Any) -> Amp:
     """Return what a fused optimizer's step was given by the scaler."""
-    return taken(getattr(optimizer, "found_inf", None)), None, taken(ledger.scaler._scale)
+    return taken(getattr(optimizer, "found_inf", None)), None, taken(trace.scaler._scale)
 
 
 def taken(value: Any) -> Value | None:

@@ -1,152 +1,126 @@
-"""The bounded ring from the training thread to the recorder: one writer appends, one reader drains, nobody waits."""
+"""The bounded ring between the training thread and the recorder: one thread appends, another takes, nobody waits."""
 
 from __future__ import annotations
 
+import marshal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from itertools import count
-from typing import Any, NamedTuple
+from time import perf_counter
+from typing import Any
 
-from monitor._records import Sample, Step
-from monitor.probe._attribution import Pass
-from monitor.probe._gradients import Norms, RawClip
-from monitor.probe._notes import Note
-from monitor.probe._values import Value
+from monitor.link import TIME, RawEntry, SampleEntry
 
 CAPACITY = 16384
+GIVE_UP_SECONDS = 60.0
+"""How long a value may be on its way from a device before it counts as not known."""
 
 
-class Details(NamedTuple):
-    """What the recorder asks for now and then, since it seldom changes."""
+class StepBuffer:
+    """Carry entries from the training thread to the recorder, in order, each packed into bytes.
 
-    names: list[str | None]
-    weight_decay: list[float | None]
-    momentum: list[float | None]
-
-
-class Opened(NamedTuple):
-    """What was known when a step began: what had been noted until then, the note of the beginning itself (None for a
-    step that was skipped), the backward passes that it applies, and the param groups."""
-
-    notes: Sequence[Note]
-    stepped: Note | None
-    scheduled: Sequence[Any]
-    applied: Sequence[Any] | None
-    factors: Sequence[float] | None
-    losses: Sequence[Pass]
-    norms: Norms
-    details: Details | None
-    evaluation: object = None
-
-
-class StepEntry(NamedTuple):
-    """One optimizer step as the hooks saw it, its ``opened`` an :class:`Opened` as the training thread writes it. Times
-    are ``perf_counter`` seconds: the last thing noted had ended at ``mark``, the step at ``done``. ``notes`` are those
-    made during the step."""
-
-    sequence: int
-    optimizer: str
-    number: int
-    time: float
-    notes: Sequence[Note]
-    mark: float
-    done: float
-    clips: Sequence[RawClip]
-    amp: tuple[Value | None, Value | None, Value | None] | None
-    is_skipped: bool
-    opened: tuple[Any, ...]
-
-
-RawEntry = tuple[Any, ...]
-"""A :class:`StepEntry` as the training thread writes it: to make a named tuple costs it a microsecond."""
-
-
-class SampleEntry(NamedTuple):
-    """One value that the user logged, after step ``number`` of an optimizer."""
-
-    sequence: int
-    kind: str
-    name: str
-    value: Value
-    number: int
-    time: float
-    optimizer: str = ""
-
-
-class _Broken:
-    """What an entry that cannot be read is decoded to."""
-
-
-_BROKEN = _Broken()
-
-
-class Tape:
-    """Carry entries from the training thread to the recorder, in order, each decoded as it is taken.
-
-    A full buffer drops its oldest entry; :attr:`num_dropped` counts them.
+    An entry of plain numbers is packed as it is appended; one with values that are still on their way from a device is
+    kept as it is until they have arrived. A full buffer drops its oldest entry: the reader of the entries sees the gap
+    in their numbers.
 
     Args:
-        decode: returns what an entry says, None while a value of it has not arrived; takes the entry and what turns its
-            times into Unix time. See :class:`~._decoder.Decoder`.
         num_groups: shrinks the ring so that memory stays bounded with very many param groups.
-        on_error: takes ``(component, exception)`` of an entry that cannot be decoded.
+        on_error: takes the exception of an entry that cannot be packed; the entry is dropped.
+        clock: that of the entries' times.
+
+    Example:
+        >>> buffer = StepBuffer()
+        >>> buffer.append_sample("metric", "accuracy", 0.9, 3, "AdamW")
+        >>> len(buffer.take())
+        1
     """
 
     def __init__(
         self,
-        decode: Callable[[RawEntry | SampleEntry, float], Step | Sample | None],
         num_groups: int = 1,
-        on_error: Callable[[str, Exception], None] = lambda *_: None,
+        on_error: Callable[[Exception], None] = lambda _: None,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         capacity = max(512, CAPACITY * 16 // max(16, num_groups))
-        self._ring: deque[RawEntry | SampleEntry] = deque(maxlen=capacity)
-        self.numbers = count(1)
-        self._expected = 1
-        self._decode = decode
+        self._ring: deque[bytes | RawEntry] = deque(maxlen=capacity)
         self._on_error = on_error
-        self.append = self._ring.append
+        self._clock = clock
+        self.numbers = count(1)
         self.last_sequence = 0
-        self.num_dropped = 0
+        self.append = _appender(self._ring)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many entries have not been taken."""
+        return len(self._ring)
 
     def next_sequence(self) -> int:
         """Number the next entry."""
         self.last_sequence = n = next(self.numbers)
         return n
 
-    def drain(self, wall_offset: float) -> Iterator[Step | Sample]:
-        """Take the entries that are there now and whose values have arrived, oldest first, one at a time.
-        ``wall_offset`` turns the entries' times into Unix time."""
-        for _ in range(len(self._ring)):
-            entry = self._ring[0]
-            record = self._attempt(entry, wall_offset)
-            if record is None:
+    def append_sample(self, kind: str, name: str, value: Any, number: int, optimizer: str) -> None:
+        """Append a value that the user logged after step ``number`` of an optimizer."""
+        sequence, now = self.next_sequence(), self._clock()
+        self.append(tuple(SampleEntry(sequence, kind, name, now, value, number, optimizer)))
+
+    def take(self, limit: int = CAPACITY) -> list[bytes]:
+        """Take the entries that are there now and whose values have arrived, oldest first, ``limit`` at most."""
+        ring, taken = self._ring, list[bytes]()
+        for _ in range(min(limit, len(ring))):
+            head = ring[0]
+            packed = head if isinstance(head, bytes) else self._packed(head)
+            if packed is None:
                 break
-            taken = self._take(entry)
-            if taken is not entry:  # the ring overflowed between the look and the take
-                record = self._attempt(taken, wall_offset)
-            if isinstance(record, Step | Sample):
-                yield record
+            entry = ring.popleft()
+            if entry is not head:  # the ring has overflowed meanwhile
+                packed = entry if isinstance(entry, bytes) else self._packed(entry, gives_up=True)
+            if packed:
+                taken.append(packed)
+        return taken
 
-    def _attempt(self, entry: RawEntry | SampleEntry, wall_offset: float) -> Step | Sample | _Broken | None:
-        """Decode an entry. One that cannot be read must not stand in the way of all that follow: it is dropped."""
+    def _packed(self, entry: Any, *, gives_up: bool = False) -> bytes | None:
+        """Return an entry as bytes; None while a value of it has not arrived. One that cannot be packed must not stand
+        in the way of all that follow: it is empty."""
         try:
-            return self._decode(entry, wall_offset)
+            reader = _Reader(gives_up or self._clock() - entry[TIME] > GIVE_UP_SECONDS)
+            plain = reader.plain(entry)
+            return marshal.dumps(plain) if reader.is_complete else None
         except Exception as error:  # noqa: BLE001
-            self.num_dropped += 1
-            self._on_error("tape", error)
-            return _BROKEN
+            self._on_error(error)
+            return b""
 
-    def _take(self, seen: RawEntry | SampleEntry) -> RawEntry | SampleEntry:
+
+def _appender(ring: deque[bytes | RawEntry]) -> Callable[[RawEntry], None]:
+    append, pack = ring.append, marshal.dumps
+
+    def append_packed(entry: RawEntry) -> None:
         try:
-            entry = self._ring.popleft()
-        except IndexError:  # pragma: no cover - the ring was cleared meanwhile
-            return seen
-        sequence: int = entry[0]
-        self.num_dropped += max(0, sequence - self._expected)
-        self._expected = sequence + 1
-        return entry
+            append(pack(entry))
+        except ValueError:  # a value that is still on its way, or a number of another make
+            append(entry)
 
-    @property
-    def drained_sequence(self) -> int:
-        """The number of the last entry that was drained."""
-        return self._expected - 1
+    return append_packed
+
+
+class _Reader:
+    """Turn what an entry holds into plain values; remember what has not arrived."""
+
+    def __init__(self, gives_up: bool) -> None:
+        self.is_complete = True
+        self._gives_up = gives_up
+
+    def plain(self, value: Any) -> Any:
+        if value is None or type(value) in (float, int, bool, str):
+            return value
+        if isinstance(value, tuple | list):
+            return tuple([self.plain(one) for one in value])
+        if isinstance(value, frozenset):
+            return value
+        poll = getattr(value, "poll", None)
+        if poll is None:
+            return str(value) if isinstance(value, str) else float(value)
+        number: float | None = poll()
+        if number is None and not self._gives_up:
+            self.is_complete = False
+        return number

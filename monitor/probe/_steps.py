@@ -1,4 +1,4 @@
-"""The optimizer's step hooks: close the ledger, apply the LR factor, append one entry to the tape."""
+"""The optimizer's step hooks: take the trace, apply the LR factor, append one entry to the step buffer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
+from monitor.link import Details, Kind, Norms, Pass, RawClip, Span
 from monitor.probe import _patches
-from monitor.probe._attribution import ASSUMED, USUAL, LossAttribution, Pass, is_zeroed
+from monitor.probe._attribution import ASSUMED, USUAL, LossAttribution, is_zeroed
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
-from monitor.probe._gradients import Norms, RawClip
-from monitor.probe._ledger import LEDGERS, Ledger, current, is_alone, open_ledger, underway
 from monitor.probe._norms import MAX_STRIDE, NormMeter
-from monitor.probe._notes import Kind, Note
 from monitor.probe._scaler import amp_values, taken
-from monitor.probe._step_buffer import Details, StepEntry, Tape
+from monitor.probe._step_buffer import StepBuffer
+from monitor.probe._trace import TRACES, Trace, current, is_alone, open_trace, underway
 from monitor.probe._values import product
 from monitor.probe._watched import expect_usual
 
@@ -38,7 +37,7 @@ _INITIAL: tuple[Any, ...] = ("initial",)
 """Stands for a step that only makes the optimizer's state: see :meth:`StepProbe._is_initial`."""
 
 
-class Door(Protocol):
+class Scaling(Protocol):
     """What stands between the schedule and the update. The real one is ``control``'s; it is handed in."""
 
     def held(self, optimizer: Any) -> Mapping[int, Any]:
@@ -64,9 +63,9 @@ class StepProbe:
     Args:
         key: name under which the optimizer is reported.
         optimizer: the optimizer itself; nothing of it is replaced. Held by a weak reference.
-        tape: where entries go.
-        door: applies LR factors (see ``control``).
-        on_boundary: called first at each step boundary when :attr:`has_errand` is set; may raise StopTraining.
+        buffer: where entries go.
+        scaling: applies LR factors (see ``control``).
+        on_boundary: called first at each step boundary when :attr:`has_pending_command` is set; may raise StopTraining.
         on_error: takes ``(component, exception)`` of a failure of ours.
         gradient_norm: "auto", "off" or a stride.
         budget: share of the step time that "auto" may use.
@@ -77,8 +76,8 @@ class StepProbe:
         self,
         key: str,
         optimizer: Optimizer,
-        tape: Tape,
-        door: Door,
+        buffer: StepBuffer,
+        scaling: Scaling,
         *,
         on_boundary: Callable[[StepProbe], None],
         on_error: Callable[[str, Exception], None],
@@ -88,20 +87,20 @@ class StepProbe:
     ) -> None:
         self.key = key
         self._reference = weakref.ref(optimizer)
-        self.door = door
+        self.scaling = scaling
         self.on_error = on_error
         self.number = 0
-        self.has_errand = False
+        self.has_pending_command = False
         self.is_at_boundary = False
         self.wants_details = True
-        self._tape = tape
+        self._buffer = buffer
         self._on_boundary = on_boundary
         self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride, on_error)
         self.attribution = LossAttribution(self._groups, self._drop_clips, self.norms.lose)
         self._handles: list[Any] = []
         self._restore: Callable[[Optimizer | None], None] = _nothing
         self.thread = 0
-        self._ledger = Ledger()
+        self._trace = Trace()
         self._open: tuple[Any, ...] | None = None
         """What the pre-hook of the step under way leaves for its post-hook; empty while it has not come to its end."""
         self._vacancy = [None]
@@ -147,7 +146,7 @@ class StepProbe:
             for handle in handles:
                 _remove_hook(handle, is_safe)
             self._restore(self._reference())
-            self.door.restore()
+            self.scaling.restore()
         finally:
             _patches.remove(self)
 
@@ -162,11 +161,11 @@ class StepProbe:
         """Forget the step that has just failed and put the LRs back."""
         if self._beside and self._part():
             return
-        self.door.restore()
+        self.scaling.restore()
         opened, self._open = self._open, None
         self._vacancy[:] = [None]
         if opened and opened is not _INITIAL:  # its time counts, and its losses do not
-            self._ledger.take_back([*opened[0], opened[1]])
+            self._trace.take_back([*opened[0], opened[1]])
             if opened[8] is not None:
                 self.attribution.drop()
 
@@ -175,15 +174,15 @@ class StepProbe:
     def _make_hooks(self, optimizer: Optimizer) -> tuple[Any, Any]:
         """Build the hooks as closures: each name that they use costs no attribute look-up on the hot path. None of
         these is the optimizer: its hooks would keep it alive."""
-        door, tape, append, key = self.door, self._tape, self._tape.append, self.key
-        clock, ident, ledgers, numbers, meter = perf_counter, get_ident, LEDGERS, tape.numbers, self.norms
+        scaling, buffer, append, key = self.scaling, self._buffer, self._buffer.append, self.key
+        clock, ident, traces, numbers, meter = perf_counter, get_ident, TRACES, buffer.numbers, self.norms
         attribution, vacancy, step, usual = self.attribution, self._vacancy, Kind.STEP, USUAL
-        held, is_scaled = door.held(optimizer), door.scales(optimizer) is not None
+        held, is_scaled = scaling.held(optimizer), scaling.scales(optimizer) is not None
 
         def pre_hook(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
                 start = clock()
-                if self.has_errand:
+                if self.has_pending_command:
                     self._pass_boundary()
                     start = clock()
                 try:
@@ -193,9 +192,9 @@ class StepProbe:
                         return None
                     vacancy.clear()
                 self._open = ()
-                ledger = ledgers.get(ident()) or open_ledger()
-                if ledger is not self._ledger:
-                    self.thread, self._ledger = get_ident(), ledger
+                trace = traces.get(ident()) or open_trace()
+                if trace is not self._trace:
+                    self.thread, self._trace = get_ident(), trace
                 scheduled, is_plain = [], not (held or is_scaled)
                 groups = optimizer.param_groups
                 for group in groups:
@@ -241,12 +240,12 @@ class StepProbe:
                 if self.wants_details:
                     details = self._details(optimizer)
                 begin = clock()
-                stepped = (ledger.mark, start, begin, step)
+                stepped = (trace.mark, start, begin, step)
                 self._open = (
-                    ledger.notes, stepped, scheduled, applied, factors, losses, norms, details, evaluation,
+                    trace.spans, stepped, scheduled, applied, factors, losses, norms, details, evaluation,
                 )  # fmt: skip
-                ledger.notes = []
-                ledger.mark = begin
+                trace.spans = []
+                trace.mark = begin
                 return replaced
             except StopTraining:
                 raise
@@ -266,26 +265,26 @@ class StepProbe:
                     self.abandon()
                     return
                 if opened[3] is not None and not self._beside:
-                    door.restore()
+                    scaling.restore()
                 self._open = None  # only now: a close on another thread waits for it, to restore the LRs as well
-                ledger = self._ledger
+                trace = self._trace
                 clips: Sequence[RawClip] = ()
                 if meter.clips:
                     clips, meter.clips = meter.clips, []
                 if opened[8] is not None:
                     opened, clips = _first_evaluation(opened)
                 amp = None
-                if ledger.scaler is not None:
-                    amp = amp_values(ledger, optimizer)
-                    ledger.scaler = None  # the next loss may be an unscaled one
+                if trace.scaler is not None:
+                    amp = amp_values(trace, optimizer)
+                    trace.scaler = None  # the next loss may be an unscaled one
                 self.number = meter.number = number = self.number + 1
-                tape.last_sequence = sequence = next(numbers)
-                mark = ledger.mark
-                notes: Sequence[Note] = ()
-                if ledger.notes:
-                    notes, ledger.notes = ledger.notes, []
-                ledger.mark = self.last_end = end = clock()
-                append((sequence, key, number, end, notes, mark, done, clips, amp, False, opened))
+                buffer.last_sequence = sequence = next(numbers)
+                mark = trace.mark
+                spans: Sequence[Span] = ()
+                if trace.spans:
+                    spans, trace.spans = trace.spans, []
+                trace.mark = self.last_end = end = clock()
+                append((sequence, key, number, end, spans, mark, done, clips, amp, False, opened))
                 vacancy.append(None)
             except Exception as error:  # noqa: BLE001
                 self.on_error("probe", error)
@@ -297,7 +296,7 @@ class StepProbe:
         if self._open is None:  # it has ended, and a failure of ours has kept it from saying so
             return True
         if get_ident() != self.thread:
-            next(self._tape.numbers)  # one number without an entry: the recorder counts it as a dropped step
+            next(self._buffer.numbers)  # one number without an entry: the recorder counts it as a dropped step
             self._beside.add(get_ident())
             return False
         if self._is_nested:
@@ -311,14 +310,14 @@ class StepProbe:
             return False
         self._beside.discard(get_ident())
         if self._open is None and not self._beside:
-            self.door.restore()
+            self.scaling.restore()
         return True
 
     def _spoil(self) -> None:
         """Have a step of which nothing is known leave its time to the next one, and take its losses along."""
         try:
-            ledger = self._ledger
-            ledger.notes = [*ledger.notes, (ledger.mark, ledger.mark, ledger.mark, Kind.STEP)]
+            trace = self._trace
+            trace.spans = [*trace.spans, (trace.mark, trace.mark, trace.mark, Kind.STEP)]
             self.attribution.drop()
         except Exception as error:  # noqa: BLE001
             self.on_error("probe", error)
@@ -335,47 +334,45 @@ class StepProbe:
     ) -> tuple[list[Any], list[Any] | None, Sequence[float] | None]:
         """Apply the factors, if there are any; return the LRs as scheduled and as applied, and the factors."""
         if self._beside:
-            self.door.restore()  # what a step on another thread still uses is put back before it is multiplied again
+            self.scaling.restore()  # what a step on another thread still uses is put back before it is multiplied again
             scheduled = [g.get("lr") for g in optimizer.param_groups]
-        groups, scales = optimizer.param_groups, self.door.scales(optimizer)
+        groups, scales = optimizer.param_groups, self.scaling.scales(optimizer)
         scheduled = _lr_values(scheduled, scales)
-        if not self.door.held(optimizer) and not any(FACTOR in group for group in groups):
+        if not self.scaling.held(optimizer) and not any(FACTOR in group for group in groups):
             return scheduled, None, None
         if not self._has_guard:
             self._has_guard = _patches.guard(type(optimizer))
-        factors = self.door.apply(optimizer)
+        factors = self.scaling.apply(optimizer)
         applied = _lr_values([g.get("lr") for g in groups], scales)
         return scheduled, applied, factors
 
-    def _details(self, optimizer: Any) -> Details:
+    def _details(self, optimizer: Any) -> tuple[Any, ...]:
         self.wants_details = False
         groups = optimizer.param_groups
-        return Details(
+        details = Details(
             [None if (n := g.get("name")) is None else str(n) for g in groups],
             [_plain(g.get("weight_decay")) for g in groups],
             [_momentum(g) for g in groups],
         )
+        return tuple(details)
 
     def on_skipped(self, scaler: Any, optimizer: Any) -> None:
         """Record a step that the GradScaler did not make because of an overflow."""
         try:
             if self._open is not None:
                 self.abandon()  # the last step raised
-            ledger = current()
+            trace = current()
             self.norms.clips = []
             losses = self.attribution.take()
-            scheduled = _lr_values([g.get("lr") for g in optimizer.param_groups], self.door.scales(optimizer))
+            scheduled = _lr_values([g.get("lr") for g in optimizer.param_groups], self.scaling.scales(optimizer))
             amp = (None, None, taken(scaler._scale))
-            ledger.scaler = None
+            trace.scaler = None
             end = perf_counter()
-            ledger.note(Kind.STEP, end, end)
-            notes, ledger.notes = ledger.notes, []
+            trace.add(Kind.STEP, end, end)
+            spans, trace.spans = trace.spans, []
             opened = ((), None, scheduled, None, None, losses, (), None, None)
-            self._tape.append(
-                StepEntry(
-                    self._tape.next_sequence(), self.key, self.number, end, notes, end, end, (), amp, True, opened
-                )
-            )
+            sequence = self._buffer.next_sequence()
+            self._buffer.append((sequence, self.key, self.number, end, spans, end, end, (), amp, True, opened))
         except Exception as error:  # noqa: BLE001
             self.on_error("probe", error)
 
@@ -388,12 +385,12 @@ class StepProbe:
     def is_pending(self) -> bool:
         """Tell whether there are gradients that no step has applied, as far as the calling thread may look at them."""
         found, thread = self.attribution, get_ident()
-        return found.is_pending if is_alone(LEDGERS.get(thread)) or found.is_trained_by(thread) else found.has_passes
+        return found.is_pending if is_alone(TRACES.get(thread)) or found.is_trained_by(thread) else found.has_passes
 
     @property
     def last_activity(self) -> float:
         """When the training thread was last seen to step, to back-propagate or to get a batch (``perf_counter``)."""
-        return self._ledger.mark
+        return self._trace.mark
 
 
 def _make_hookable(optimizer: Optimizer) -> Callable[[Optimizer | None], None]:

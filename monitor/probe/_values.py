@@ -53,7 +53,7 @@ class _Cell:
         return self._value
 
     def __del__(self) -> None:
-        if self._value is None:  # nobody asked: a loss that was cleared or overridden, an entry that fell off the tape
+        if self._value is None:  # nobody asked: a loss that was cleared or overridden, an entry that was dropped
             self._lane.disown(self._index)
 
 

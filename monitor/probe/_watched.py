@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from monitor.probe._attribution import USUAL, LossAttribution
 from monitor.probe._compilation import untraced
-from monitor.probe._ledger import LEDGERS, current, is_alone, underway
 from monitor.probe._norms import NormMeter
 from monitor.probe._scaling import SCALING
+from monitor.probe._trace import TRACES, current, is_alone, underway
 
 
 class Probe(Protocol):
@@ -54,7 +54,7 @@ def expect_usual() -> None:
     put right."""
     USUAL[:] = None, None
     try:
-        if len(PROBES) == 1 and len(LEDGERS) == 1:
+        if len(PROBES) == 1 and len(TRACES) == 1:
             for probe in list(PROBES.values()):
                 USUAL[:] = probe.attribution.usual, None if SCALING else probe.norms.usual
     except Exception as error:  # noqa: BLE001

@@ -1,6 +1,8 @@
-"""One thread that turns tape entries into numbers, feeds the detectors and publishes immutable snapshots. No torch
-here."""
+"""The recorder: entries into steps, steps into figures, history, events and snapshots."""
 
+from monitor.recorder._decoder import Decoder
+from monitor.recorder._events import EventLog
 from monitor.recorder._recorder import Recorder
+from monitor.recorder._source import EntrySource
 
-__all__ = ["Recorder"]
+__all__ = ["Decoder", "EntrySource", "EventLog", "Recorder"]

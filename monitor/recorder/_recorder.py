@@ -1,4 +1,4 @@
-"""The recorder thread: fetches what the training thread left on the tape, digests it, publishes a snapshot."""
+"""The recorder: digests what the training thread left in the step buffer, and publishes a snapshot."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from monitor._records import Event, RunInfo, Sample, Snapshot, State, Step
 from monitor.recorder._aggregates import OptimizerAggregate, PaceAggregate, Throughput
 from monitor.recorder._events import EventLog
-from monitor.recorder._history import SeriesHistory, columns
-from monitor.recorder._rounds import Rounds
+from monitor.recorder._loop import Loop
+from monitor.recorder._series_history import SeriesHistory, columns
 from monitor.recorder._sight import LossSight
 
 MAX_NAMES = 64
@@ -23,10 +23,30 @@ WORK_SECONDS = 0.0002
 REST_SECONDS = 0.00005
 """How long it rests then: as long as it takes the other thread to wake up."""
 _LOG = logging.getLogger("monitor")
+_MEMORY = (
+    "log",
+    "_began",
+    "_offset",
+    "_aggregates",
+    "_history",
+    "_sights",
+    "_pace",
+    "_samples",
+    "_tokens",
+    "_validation",
+    "_metrics",
+    "_num_refused_names",
+    "_num_digested",
+    "_held",
+    "_holds_back",
+    "_state",
+    "_snapshot",
+)
+"""The attributes of a recorder that are learnt from the run."""
 
 
 class Source(Protocol):
-    """Where steps come from: the tape."""
+    """Where steps come from."""
 
     num_dropped: int
 
@@ -42,20 +62,24 @@ class Recorder:
     """Digest steps on a thread of its own.
 
     Args:
-        source: the tape.
+        source: where steps come from.
         run: identity of the run.
         optimizers: name -> class name, in the order of ``attach``; the first one paces the run.
         window: steps in the trailing windows.
         target_steps, stall_timeout: shown as they are.
         detect: called with each step or validation loss, in order; returns events. Must not raise.
+        on_step: called with each step, the smoothed loss after it, and its Unix time as it is shown. Must not raise.
+        on_sample: called with each value that was logged, and its Unix time. Must not raise.
         on_event: called with every event, in order. Must not raise.
         on_tick: called once a round with the time on the clock of ``Step.time``, before the snapshot is published.
             Must not raise.
         on_error: takes the exception of a record, an event or a snapshot that failed.
         interval: seconds between rounds.
+        last_event: the numbers (seq, id) of the last event of an earlier recorder of the same run.
         clock: Unix time, for what is shown. It may be set while the run continues.
-        counter: the tape's monotonic clock, for ages, durations and rates.
-        rest: called with seconds to let the training thread go on.
+        counter: the monotonic clock of the entries, for ages, durations and rates.
+        on_round: called at the end of each round, once its snapshot is published. Must not raise.
+        rest: called with seconds to let the training thread work; None where it is in another process.
     """
 
     def __init__(
@@ -68,19 +92,25 @@ class Recorder:
         target_steps: int | None = None,
         stall_timeout: float = 600.0,
         detect: Callable[[Step | Sample], Iterable[Event]] = lambda _: (),
+        on_step: Callable[[Step, float | None, float], None] = lambda *_: None,
+        on_sample: Callable[[Sample, float], None] = lambda *_: None,
         on_event: Callable[[Event], None] = lambda _: None,
         on_tick: Callable[[float], None] = lambda _: None,
+        on_round: Callable[[], None] = lambda: None,
         on_error: Callable[[Exception], None],
         interval: float = 0.25,
+        last_event: tuple[int, int] = (0, 0),
         clock: Callable[[], float] = time.time,
         counter: Callable[[], float] = time.perf_counter,
-        rest: Callable[[float], None] = time.sleep,
+        rest: Callable[[float], None] | None = time.sleep,
     ) -> None:
-        self.log = EventLog()
+        self.log = EventLog(last=last_event)
         self._source = source
         self._detect = detect
+        self._on_step, self._on_sample = on_step, on_sample
         self._on_event = on_event
         self._on_tick = on_tick
+        self._on_round = on_round
         self._on_error = on_error
         self._clock = clock
         self._counter = counter
@@ -117,22 +147,21 @@ class Recorder:
             step_duration=self._pace.histogram(),
             phase_seconds=self._pace.phases(),
         )
-        self._rounds = Rounds(self.run_once, interval, counter)
+        self._loop = Loop(self.run_once, interval, counter)
 
     # -------------------------------------------------------------------------------------------------- life
 
     def start(self) -> None:
         """Start the thread."""
-        self._rounds.start()
+        self._loop.start()
 
     def stop(self, timeout: float = 5.0) -> None:
         """Digest what is left and end the thread."""
-        self._rounds.stop(timeout)
+        self._loop.stop(timeout)
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until everything recorded so far has been digested and published; False if that took longer."""
-        target = getattr(self._source, "last_sequence", 0)
-        return self._rounds.wait(lambda: self._source.drained_sequence >= target, timeout)
+    def flush(self, timeout: float, sequence: int = 0) -> bool:
+        """Wait until every entry up to a number has been digested and published; False if that took longer."""
+        return self._loop.wait(lambda: self._source.drained_sequence >= sequence, timeout)
 
     def run_once(self, releases_held: bool = True) -> None:
         """Make one round: drain, digest, publish. Failures are contained record by record."""
@@ -149,14 +178,16 @@ class Recorder:
             self._on_error(error)
             if self._end_time is not None:  # whatever else is not known: that the run has ended is
                 self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
+        self._contained(self._on_round)
 
     def _drain(self) -> None:
         rested = self._counter()
         self._set_by = self._clock() - rested - self._offset
         for record in self._source.drain(self._offset):
             self._contained(self._digest, record)
-            if self._counter() - rested > WORK_SECONDS and not self._rounds.is_awaited:
-                self._rest(REST_SECONDS)
+            rest = self._rest
+            if rest is not None and self._counter() - rested > WORK_SECONDS and not self._loop.is_awaited:
+                rest(REST_SECONDS)
                 rested = self._counter()
 
     def _contained(self, function: Callable[..., None], *args: Any) -> None:
@@ -185,11 +216,13 @@ class Recorder:
         self._pace.add(step, step.optimizer == self._first)
         self._num_digested += 1
         self._history[step.optimizer].add(step, aggregate.ema, self._num_digested, step.time + self._set_by)
+        self._on_step(step, aggregate.ema, step.time + self._set_by)
         for event in self._detect(step):
             self._add_event(event)
         self._say(self._sights[step.optimizer].add(step))
 
     def _digest_sample(self, sample: Sample) -> None:
+        self._on_sample(sample, sample.time + self._set_by)
         if sample.kind == "loss":
             self._amend(sample)
         elif sample.kind == "samples":
@@ -238,6 +271,11 @@ class Recorder:
         """Hand in an event from any thread; it is numbered and logged in the next round."""
         self._inbox.append(event)
 
+    @property
+    def num_posted(self) -> int:
+        """Events that wait for the next round."""
+        return len(self._inbox)
+
     def set_state(self, state: State, end_time: float | None = None) -> None:
         """Set what the next snapshot shows as the run's state."""
         self._elapsed = None if end_time is None else self._counter() - self._began
@@ -285,6 +323,15 @@ class Recorder:
             overhead_ratio=pace.overhead_ratio,
             dropped_steps=self._source.num_dropped,
         )
+
+    def memory(self) -> dict[str, Any]:
+        """Return all that has been learnt, for another recorder of the same run. To be called between two rounds."""
+        return {name: getattr(self, name) for name in _MEMORY}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Take over what another recorder has learnt, before the first round."""
+        for name in _MEMORY:
+            setattr(self, name, memory[name])
 
     def smoothing(self) -> dict[str, dict[str, Any]]:
         """Return the smoothed loss of each optimizer and its best, as plain values."""

@@ -1,8 +1,6 @@
 """A run in its training process: ``attach``, the run as its user sees it, and the parts behind it."""
 
-from monitor.run._access import Access
 from monitor.run._attach import attach
-from monitor.run._linger import Linger
 from monitor.run._run import LearningRate, Run
 
-__all__ = ["Access", "LearningRate", "Linger", "Run", "attach"]
+__all__ = ["LearningRate", "Run", "attach"]

@@ -1,4 +1,4 @@
-"""``attach``: refuses what cannot be watched, before anything is touched."""
+"""Attach a run to its optimizers; refuse what cannot be watched before anything is touched."""
 
 from __future__ import annotations
 
@@ -52,7 +52,11 @@ def attach(
     gpu: bool | None = None,
     system_interval: float | None = None,
     stall_timeout: float | None = None,
+    store_bytes: int | None = None,
+    watcher: str | None = None,
     linger: float | None = None,
+    wait_for_scrape: float | None = None,
+    on_sigterm: str | None = None,
     digest_interval: float | None = None,
     **unknown: NoReturn,
 ) -> Run:
@@ -71,7 +75,7 @@ def attach(
             ``monitor.rl_detectors()`` where the loss is no sign of health. Copied for each optimizer.
         policies: what the run does by itself about its events, such as ``[monitor.ReduceLROn("divergence")]``;
             default: nothing.
-        on_event: called with every :class:`monitor.Event`, on the recorder's thread.
+        on_event: called with every :class:`monitor.Event`, in order, on a thread of the monitor's own.
         on_checkpoint: called without arguments at a step boundary when a checkpoint is asked for.
         name: Run name; default: the script's name.
         total_steps: Planned optimizer steps, for progress and time left.
@@ -98,8 +102,15 @@ def attach(
         gpu: Read the GPUs through NVML. Default: True.
         system_interval: Seconds between host and GPU readings. Default: 2.0.
         stall_timeout: Seconds without a step after which a run counts as stalled, at most. Default: 600.0.
-        linger: Seconds at most to wait at the end for one more scrape, if something has scraped; 0: none. Default:
-            30.0.
+        store_bytes: Size of the run store, in which curves, events and commands stay on disk; 0: none is kept.
+            Default: 67108864.
+        watcher: "process": records and serves in a process of its own; "thread": on threads of this one. Default:
+            'process'.
+        linger: Seconds that the watcher process stays after the end for one more scrape; delays no script. Default:
+            60.0.
+        wait_for_scrape: Seconds that the script itself waits at its end for one more scrape, if it was scraped.
+            Default: 0.0.
+        on_sigterm: "interrupt": SIGTERM ends the script in order, after the handler that was there.
         digest_interval: Seconds between two rounds of the recorder thread. Default: 0.25.
 
     Returns:

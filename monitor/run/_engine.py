@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -14,24 +16,24 @@ from typing import Any
 from torch.optim import Optimizer
 
 from monitor._errors import ClosedRunError, StopTraining
-from monitor._records import ENDED_STATES, Event, Sample, State, Step
+from monitor._records import ENDED_STATES, CommandRecord, Event, State
 from monitor._settings import Settings
 from monitor.control import Command, Commands, Policies, Policy
 from monitor.detect import Detector
-from monitor.recorder import Recorder
-from monitor.run._detection import Detection
-from monitor.run._identity import default_name, identify
-from monitor.run._log import Failures, warn_of
-from monitor.run._open_runs import leave
+from monitor.link import FailureReporter, Hello
+from monitor.run._callbacks import Callbacks
+from monitor.run._identity import default_name, environment, identify, script_path
+from monitor.run._open_runs import leave, note_end
 from monitor.run._optimizers import WeakOptimizers
-from monitor.run._publisher import Outlets
-from monitor.run._reports import Reports
-from monitor.run._run_events import Journal
+from monitor.run._run_events import RunEvents
+from monitor.run._sigterm import SigtermHandler
 from monitor.run._training_side import TrainingSide
-from monitor.store import make_run_id
-from monitor.system import GpuReader, HostReader, SystemSampler
+from monitor.run._watcher_form import RunWatcher, make_watcher
+from monitor.store import make_run_id, own_command
 
 _LOG = logging.getLogger("monitor")
+MAX_EXCEPTION = 16_000
+"""Characters of a traceback that are kept: its end."""
 
 
 class Engine:
@@ -53,64 +55,44 @@ class Engine:
         self.id = make_run_id(self.name)
         self.token = settings.token or secrets.token_urlsafe(24)
         self.optimizers = WeakOptimizers(optimizers)
-        self._user_on_event = on_event
         self._pid = os.getpid()
         self._has_started = False
         self._is_closed = False
         self._has_let_go = False
+        self._exception = ""
+        self._sigterm = SigtermHandler(lambda: note_end(self, SystemExit))
         self._lock = threading.Lock()
-        self._journal = Journal(lambda: self.step)
-        self._failures = Failures(self._journal.note_failure)
+        self._watcher: RunWatcher | None = None
+        self._events = RunEvents(lambda: self.step, self._post)
+        self._failures = FailureReporter(self._events.note_failure)
         self._training = TrainingSide(
             self.optimizers,
             settings,
             self._failures,
             on_checkpoint=on_checkpoint,
             on_paused=self._on_paused,
-            on_outcome=self._journal.note_outcome,
+            on_command=self._on_command,
+            on_outcome=self._on_outcome,
         )
-        self._detection = Detection(
-            list(self.optimizers), detectors, stall_timeout=settings.stall_timeout, on_error=self._failures.of("detect")
+        policies = tuple(policies)
+        self._callbacks = Callbacks(
+            Policies(policies, self._training.commands.submit, self._failures.of("policy")), on_event, self._failures
         )
-        self._policies = Policies(policies, self._training.commands.submit, self._failures.of("policy"))
-        info = identify(self.id, self.name, time.time(), self.optimizers.values())
-        self._recorder = Recorder(
-            self._training.tape,
-            info,
-            {key: type(o).__name__ for key, o in self.optimizers.items()},
-            window=settings.window,
-            target_steps=settings.total_steps,
-            stall_timeout=settings.stall_timeout,
-            detect=self._digest,
-            on_event=self._on_event,
-            on_tick=self._on_tick,
-            on_error=self._failures.of("recorder"),
-            interval=settings.digest_interval,
+        self._hello = Hello(
+            settings=settings,
+            info=identify(self.id, self.name, time.time(), self.optimizers.values()),
+            token=self.token,
+            optimizers={key: type(o).__name__ for key, o in self.optimizers.items()},
+            script=script_path(),
+            environment=environment(),
+            detectors=None if detectors is None else tuple(detectors),
+            asks_for_gpu=asks_for_gpu,
+            wants_steps=bool(policies),
         )
-        self._sampler = SystemSampler(
-            settings.system_interval,
-            HostReader(),
-            GpuReader(is_asked=asks_for_gpu) if settings.gpu else None,
-            self._failures.of("system"),
-        )
-        self._journal.write_to(self._recorder.post)
-        self.reports = Reports(
-            self._recorder,
-            self._sampler,
-            self._training.commands,
-            self._training.boundary,
-            self._failures,
-            optimizers=self.optimizers,
-            min_lr=settings.min_lr,
-        )
-        self._outlets = Outlets(
-            info,
-            settings,
-            self.token,
-            reports=self.reports,
-            commands=self.commands,
-            failures=self._failures,
-        )
+
+    def _post(self, event: Event) -> None:
+        if self._watcher is not None:  # before there is one, nobody reads events
+            self._watcher.post(event)
 
     # ------------------------------------------------------------------------------------------------- life
 
@@ -122,26 +104,31 @@ class Engine:
             ValueError: for a ``directory`` that can never be one or a certificate that cannot be used; nothing stays
                 behind then.
         """
+        try:  # only now: a run that is refused, as another one watches its optimizer, starts no process
+            self._watcher = make_watcher(
+                self._hello, self._training, self._callbacks, self._failures, self._begin_round
+            )
+        except BaseException:
+            leave(self)
+            raise
         try:
-            self._outlets.open_folder()
-            self._failures.contain("recorder", self._recorder.start)
-            self._failures.contain("system", self._sampler.start)
-            if self.settings.serve:
-                self._outlets.open_server()
-            self._outlets.tidy()
+            self.watcher.open()
+            self._callbacks.start()
             self._training.open()
+            if self.settings.on_sigterm is not None:
+                self._sigterm.install()
         except BaseException:
             self.close("failed")
             raise
-        self._journal.note_state("starting", f"run {self.id} started")
+        self._events.note_state("starting", f"run {self.id} started")
         self._has_started = True
         return self
 
     def close(self, state: State = "finished") -> None:
         """End the run: take out every hook and patch, publish the final state, join the threads, free the port.
 
-        Safe to repeat. Waits up to ``linger`` seconds for one more scrape if something has scraped this run, and says
-        so in the log; Ctrl-C ends the wait alone.
+        Safe to repeat. Does not wait for whoever looks at the run, unless ``wait_for_scrape`` says so: then for one
+        more scrape if something has scraped it; the log says so, and Ctrl-C ends the wait alone.
 
         Args:
             state: "finished", "failed" or "interrupted".
@@ -160,18 +147,15 @@ class Engine:
             return
         end = time.time()
         with ExitStack() as last:  # whatever happens on the way, Ctrl-C included: the rest is done too
-            contain, outlets = self._failures.contain, self._outlets
-            last.callback(contain, "folder", outlets.withdraw)  # last of all: what is gone is not scraped once more
-            last.callback(contain, "server", outlets.stop)
-            last.callback(contain, "server", outlets.wait)
+            contain, watcher = self._failures.contain, self.watcher
+            last.callback(watcher.leave)  # last of all: what is gone is not scraped once more
+            last.callback(contain, "server", watcher.wait)
             last.callback(contain, "control", self._let_go)
             if self._has_started:
-                last.callback(contain, "log", lambda: outlets.say_goodbye(state, self.step))
-            last.callback(contain, "folder", lambda: outlets.finish(state, end))
-            last.callback(contain, "system", lambda: self._sampler.stop(2.0))
-            last.callback(contain, "recorder", self._recorder.stop)
+                last.callback(contain, "log", lambda: self._say_goodbye(state))
             last.callback(contain, "recorder", lambda: self._publish_end(state, end))
             last.callback(contain, "control", self._training.rates.close)
+            last.callback(contain, "control", self._sigterm.remove)
             for probe in self._training.probes:
                 last.callback(contain, "probe", probe.close)
             self._training.release()
@@ -180,13 +164,19 @@ class Engine:
     def _let_go(self) -> None:
         """Keep nothing that keeps the training in memory: what the user has given, and what commands have changed."""
         self._has_let_go = True
-        self._user_on_event = None
-        self._policies.clear()
+        self._callbacks.let_go()
         self._training.let_go()
 
     def _publish_end(self, state: State, end: float) -> None:
-        self._recorder.set_state(state, end)
-        self._journal.note_state(state, f"run {self.id} {state} at step {self.step}")
+        message = f"run {self.id} {state} at step {self.step}"
+        self.watcher.end(state, end, lambda: self._events.note_state(state, message), self._exception)
+
+    def _say_goodbye(self, state: State) -> None:
+        """Log how the run ended, and how to look back at it."""
+        directory = self.settings.directory
+        where = "" if directory is None else f" --dir {shlex.quote(str(directory))}"
+        look = f"; look back at it: {own_command()} status {self.id}{where}" if self.watcher.has_folder else ""
+        _LOG.info("run %s %s at step %d%s", self.name, state, self.step, look)
 
     def _warn_of_factors(self) -> None:
         reduced = self._training.rates.reduced()
@@ -201,8 +191,13 @@ class Engine:
         """End the run in the state that an exception of this kind calls for; None: all went well."""
         state = end_state(kind)
         if kind is not None and state == "failed":
-            self._failures.contain("log", lambda: self._journal.blame(kind, error))
+            self._failures.contain("log", lambda: self._blame(kind, error))
         self.close(state)
+
+    def _blame(self, kind: type[BaseException], error: BaseException | None) -> None:
+        self._events.blame(kind, error)
+        if error is not None:
+            self._exception = "".join(traceback.format_exception(error))[-MAX_EXCEPTION:]
 
     def forget(self) -> None:
         """Let go of everything in a forked child, where the threads and the port are the parent's."""
@@ -211,6 +206,8 @@ class Engine:
         for probe in self._training.probes:
             self._failures.contain("probe", probe.close)
         self._failures.contain("control", self._training.rates.close)
+        if self._watcher is not None:
+            self._failures.contain("recorder", self._watcher.forget)
 
     # ----------------------------------------------------------------------------------------- training thread
 
@@ -220,43 +217,38 @@ class Engine:
 
     def _on_paused(self, is_paused: bool) -> None:
         state: State = "paused" if is_paused else "running"
-        self._recorder.set_state(state)
-        self._journal.note_state(
-            state, f"training {'pauses' if is_paused else 'continues'} before step {self.step + 1}"
-        )
+        self.watcher.set_state(state)
+        self._events.note_state(state, f"training {'pauses' if is_paused else 'continues'} before step {self.step + 1}")
 
-    # ------------------------------------------------------------------------------------------ recorder thread
+    def _on_command(self, record: CommandRecord) -> None:
+        self.watcher.note_command(record)
 
-    def _on_tick(self, now: float) -> None:
+    def _on_outcome(self, record: CommandRecord) -> None:
+        if self._watcher is not None:
+            self._watcher.note_command(record)
+        self._events.note_outcome(record)
+
+    # ------------------------------------------------------------------------------------------- another thread
+
+    def _begin_round(self) -> None:
+        """Do, several times a second, what need not be done at every step."""
         self._training.want_details()
         self._training.commands.expire()
         for message, optimizer in self._training.blind_spots():
-            self._journal.note_capture(message, optimizer)
-        is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
-        for event in self._detection.tick(now, is_excused=is_excused):
-            self._recorder.post(event)
-
-    def _digest(self, record: Step | Sample) -> list[Event]:
-        if isinstance(record, Step):
-            self._policies.on_step(record)
-        return self._detection.digest(record)
-
-    def _on_event(self, event: Event) -> None:
-        self._policies.on_event(event)
-        self._failures.contain("log", lambda: warn_of(event))
-        if self._user_on_event is None:
-            return
-        try:
-            self._user_on_event(event)
-        except BaseException as error:  # noqa: BLE001 - a sys.exit() in there would end the recorder's thread unheard
-            self._failures.note("on_event", error)
+            self._events.note_capture(message, optimizer)
 
     # ------------------------------------------------------------------------------------------------ reading
 
     @property
     def url(self) -> str | None:
         """Address of the live page; None without HTTP."""
-        return self._outlets.url
+        return self.watcher.url
+
+    @property
+    def watcher(self) -> RunWatcher:
+        """What records, detects and serves."""
+        assert self._watcher is not None
+        return self._watcher
 
     @property
     def step(self) -> int:
@@ -280,23 +272,21 @@ class Engine:
             return self._training.rates.table()
         return [
             (one.key, group.index, group.name, group.scheduled, group.factor, group.applied)
-            for one in self.reports.snapshot().optimizers
+            for one in self.watcher.snapshot().optimizers
             for group in one.groups
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on, as plain values."""
-        self._recorder.flush(5.0)
+        """Return what a resumed run needs to continue, as plain values."""
         return {
             "version": 1,
             "step": self.step,
-            "smoothing": self._recorder.smoothing(),
-            "detectors": self._detection.state_dict(),
             "lr_factors": self._training.rates.state_dict(),
+            **self.watcher.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state of an earlier session; an empty one, that of a disabled run, changes nothing.
+        """Continue from the state of an earlier session; an empty one, that of a disabled run, changes nothing.
 
         Raises:
             ValueError: for what state_dict did not make.
@@ -306,15 +296,17 @@ class Engine:
         if state.get("version") != 1 or not {"step", "smoothing", "detectors"} <= set(state):
             raise ValueError(f"this is not what run.state_dict() returns: it has the keys {sorted(map(str, state))}")
         try:
-            self._detection.load_state_dict(state["detectors"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the saved state of the detectors cannot be read: {error!r}") from error
-        try:
-            self._training.rates.load_state_dict(state.get("lr_factors", {}))
+            self._training.rates.check_state_dict(state.get("lr_factors", {}))
         except (TypeError, ValueError) as error:
             raise ValueError(f"the saved LR factors cannot be read: {error!r}") from error
-        self._training.step = int(state["step"])
-        self._recorder.load_smoothing(state["smoothing"])
+        before = self._training.base_step
+        self._training.continue_at(int(state["step"]))
+        try:
+            self.watcher.load(self._training.base_step, state["smoothing"], state["detectors"])
+        except BaseException:
+            self._training.base_step = before
+            raise
+        self._training.rates.load_state_dict(state.get("lr_factors", {}))
 
     # ------------------------------------------------------------------------------------------------ writing
 

@@ -1,9 +1,10 @@
-"""Who a run is: name, machine, device, versions, commit."""
+"""The identity of a run: name, machine, device, versions, commit."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import sys
 from collections.abc import Iterable
@@ -37,6 +38,16 @@ def identify(run_id: str, name: str, start_time: float, optimizers: Iterable[Opt
         git_commit=answer_within(_COMMIT_SECONDS, lambda: git_commit(Path(script_path() or os.getcwd())), ""),
         pid=os.getpid(),
     )
+
+
+def environment() -> dict[str, str]:
+    """Describe what only the training process knows of its environment. None of its environment variables: they hold
+    secrets."""
+    return {
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda or "",
+        "arguments": shlex.join(sys.argv[:64])[:2000],
+    }
 
 
 def script_path() -> str:

@@ -1,4 +1,4 @@
-"""What the user logs by hand: turned into tape entries without waiting for a device and without raising for a value."""
+"""Values logged by hand: turn them into entries without waiting for a device and without raising for a value."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from time import perf_counter
 from typing import Any
 
 import torch
 
-from monitor.probe import SampleEntry, StepProbe, Tape, Value, take
+from monitor.probe import StepBuffer, StepProbe, Value, take
 
 MAX_NAME = 256
 """Characters that a name may have; a longer one is cut, see ``as_name``."""
@@ -19,7 +18,7 @@ _NAME_OF = type.__dict__["__name__"].__get__  # a class may have a __name__ of i
 
 
 class LoggedValues:
-    """Put logged values on the tape. ``on_error`` takes a TypeError or OverflowError for a value that is not a
+    """Put logged values into the step buffer. ``on_error`` takes a TypeError or OverflowError for a value that is not a
     number.
 
     A value's own methods may raise what they like: it is contained and reported. Two things are not taken for a value's
@@ -27,8 +26,8 @@ class LoggedValues:
     the user's Ctrl-C; and SystemExit out of a signal handler, which the traceback tells from one that a method raises.
     """
 
-    def __init__(self, tape: Tape, on_error: Callable[[Exception], None]) -> None:
-        self._tape = tape
+    def __init__(self, buffer: StepBuffer, on_error: Callable[[Exception], None]) -> None:
+        self._buffer = buffer
         self._on_error = on_error
 
     def note(
@@ -73,8 +72,7 @@ class LoggedValues:
         self._append("loss", last, last.key, value)
 
     def _append(self, kind: str, probe: StepProbe, name: str, value: Value) -> None:
-        sequence, now = self._tape.next_sequence(), perf_counter()
-        self._tape.append(SampleEntry(sequence, kind, name, value, probe.number, now, probe.key))
+        self._buffer.append_sample(kind, name, value, probe.number, probe.key)
 
     def _contained(self, key: Any, value: Any, note: Callable[[str, Value], None]) -> None:
         name = f"what is logged under a key of type {_NAME_OF(type(key))}"
@@ -149,8 +147,8 @@ def as_name(key: Any) -> str:
 
 
 def as_value(value: Any) -> Value | None:
-    """Turn a number or a one-element tensor or array into a value for the tape; None where it cannot be had without a
-    sync.
+    """Turn a number or a one-element tensor or array into a value for the step buffer; None where it cannot be had
+    without a sync.
 
     Raises:
         TypeError, ValueError, OverflowError: for anything else. Whatever a method of the value raises.

@@ -68,6 +68,11 @@ def leave(run: OpenRun) -> None:
             _unwatch_threads()
 
 
+def note_end(run: OpenRun, kind: type[BaseException]) -> None:
+    """Remember why a run is about to end, for one that is closed at exit."""
+    _FAILED[id(run)] = kind
+
+
 def _watch_threads() -> None:
     """Remember an exception that ends a training thread: nothing else tells the exit that this run has failed."""
     before = threading.excepthook

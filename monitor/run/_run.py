@@ -58,8 +58,8 @@ class Run:
     def close(self, state: State = "finished") -> None:
         """End the run: take out every hook and patch, publish the final state, join the threads, free the port.
 
-        Safe to repeat. Waits up to ``linger`` seconds for one more scrape if something has scraped this run, and says
-        so in the log; Ctrl-C ends the wait alone.
+        Safe to repeat. Does not wait for whoever looks at the run, unless ``wait_for_scrape`` says so: then for one
+        more scrape if something has scraped it; the log says so, and Ctrl-C ends the wait alone.
 
         Args:
             state: "finished", "failed" or "interrupted".
@@ -97,7 +97,7 @@ class Run:
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state: immutable, at most one round of the recorder old."""
-        return self._engine.reports.snapshot()
+        return self._engine.watcher.snapshot()
 
     def history(self, since: int = 0, points: int = 1000) -> dict[str, Any]:
         """Return the course of the run as columns, at most ``points`` points per optimizer.
@@ -108,16 +108,16 @@ class Run:
             >>> run.history()["optimizers"]["AdamW"]["step"]
             [1]
         """
-        return self._engine.reports.history(since, points)
+        return self._engine.watcher.history(since, points)
 
     def events(self, since: int = 0) -> tuple[Event, ...]:
         """Return the events whose ``seq`` is above ``since``, oldest first; the newest 2000 are kept."""
-        return self._engine.reports.events(since)
+        return self._engine.watcher.events(since)
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything recorded so far is in :meth:`snapshot`; False if that took longer than ``timeout``
         seconds."""
-        return self._engine.reports.flush(timeout)
+        return self._engine.watcher.flush(timeout)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to continue: step, best loss, detectors, LR factors. Plain values, for a

@@ -11,19 +11,12 @@ from monitor.control import audit, describe
 _LOG = logging.getLogger("monitor")
 
 
-class Journal:
-    """Post events from any thread. Until :meth:`write_to` there is nobody to read them, and they are left out.
+class RunEvents:
+    """Post events from any thread: ``step`` returns the run's step, ``post`` takes each event."""
 
-    ``step`` tells the run's step.
-    """
-
-    def __init__(self, step: Callable[[], int]) -> None:
+    def __init__(self, step: Callable[[], int], post: Callable[[Event], None]) -> None:
         self._step = step
         self._cause = ""
-        self._post: Callable[[Event], None] | None = None
-
-    def write_to(self, post: Callable[[Event], None]) -> None:
-        """Hand the events to ``post`` from here on."""
         self._post = post
 
     def blame(self, kind: type[BaseException], error: BaseException | None) -> None:
@@ -35,29 +28,22 @@ class Journal:
         message += self._cause if state == "failed" else ""
         step = self._step()
         severity = "critical" if state == "failed" else "info"
-        self._write(Event("state", severity, step, step, message, end_step=step, details={"state": state}))  # type: ignore[arg-type]
+        self._post(Event("state", severity, step, step, message, end_step=step, details={"state": state}))  # type: ignore[arg-type]
 
     def note_outcome(self, record: CommandRecord) -> None:
         """Note what became of a command: its audit entry, and a line in the log."""
         severity = "info" if record.status == "applied" else "warning"
         step = record.step if record.step is not None else self._step()
-        self._write(Event("control", severity, step, step, describe(record), end_step=step, details=audit(record)))  # type: ignore[arg-type]
+        self._post(Event("control", severity, step, step, describe(record), end_step=step, details=audit(record)))  # type: ignore[arg-type]
         (_LOG.info if severity == "info" else _LOG.warning)("%s", describe(record))
 
     def note_failure(self, component: str, message: str) -> None:
         """Note a failure of our own that was contained."""
-        if self._post is not None:  # before the recorder there is, there is no step either
-            step = self._step()
-            self._write(
-                Event("internal", "warning", step, step, message, end_step=step, details={"component": component})
-            )
+        step = self._step()
+        self._post(Event("internal", "warning", step, step, message, end_step=step, details={"component": component}))
 
     def note_capture(self, message: str, optimizer: str | None = None) -> None:
         """Note that something of the training cannot be seen, with what to do about it: an event, and a line in the
         log."""
         step = self._step()
-        self._write(Event("capture", "warning", step, step, message, optimizer))
-
-    def _write(self, event: Event) -> None:
-        if self._post is not None:
-            self._post(event)
+        self._post(Event("capture", "warning", step, step, message, optimizer))

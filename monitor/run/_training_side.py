@@ -1,5 +1,5 @@
-"""The side of a run that stands on the training thread: the probes, the learning rates, and the step boundary at which
-commands are carried out."""
+"""The part of a run on the training thread: the probes, the learning rates, and the step boundary at which commands are
+carried out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 from monitor._errors import StopTraining
 from monitor._records import CommandRecord
 from monitor._settings import Settings
-from monitor.control import Boundary, Commands, LearningRates, LRScaling
-from monitor.probe import Blindness, Decoder, ForwardWatch, StepProbe, Tape
-from monitor.run._log import Failures
+from monitor.control import Boundary, Commands, LearningRates, LRScaling, in_force
+from monitor.link import FailureReporter, InForce
+from monitor.probe import Blindness, ForwardWatch, StepBuffer, StepProbe
 from monitor.run._logged import LoggedValues
+from monitor.system import read_allocator, read_torch_devices
 
 
 class TrainingSide:
@@ -27,6 +28,7 @@ class TrainingSide:
         failures: where what is contained is noted.
         on_checkpoint: called for a checkpoint; None: that is refused.
         on_paused: told True when training pauses and False when it continues.
+        on_command: takes every command that was accepted.
         on_outcome: takes every command that has an outcome.
     """
 
@@ -34,10 +36,11 @@ class TrainingSide:
         self,
         optimizers: Mapping[str, Optimizer],
         settings: Settings,
-        failures: Failures,
+        failures: FailureReporter,
         *,
         on_checkpoint: Callable[[], Any] | None,
         on_paused: Callable[[bool], None],
+        on_command: Callable[[CommandRecord], None],
         on_outcome: Callable[[CommandRecord], None],
     ) -> None:
         self._failures = failures
@@ -45,12 +48,14 @@ class TrainingSide:
         self._last_activity = 0.0
         self._forward = ForwardWatch()
         num_groups = sum(len(o.param_groups) for o in optimizers.values())
-        of_tape, of_probe = failures.of("tape"), failures.of("probe")
-        self._decoder = Decoder()
-        self.tape = Tape(self._decoder.decode, num_groups, on_error=lambda _, error: of_tape(error))
-        self._logged = LoggedValues(self.tape, failures.of("log"))
-        doors = {key: LRScaling(settings.min_lr) for key in optimizers}
-        self.rates = LearningRates(optimizers, doors, min_lr=settings.min_lr, allow_increase=settings.allow_increase)
+        of_probe = failures.of("probe")
+        self._optimizers, self._min_lr = optimizers, settings.min_lr
+        self.buffer = StepBuffer(num_groups, on_error=failures.of("step_buffer"))
+        self.base_step = 0
+        self.skipped: Mapping[str, int] = {}
+        self._logged = LoggedValues(self.buffer, failures.of("log"))
+        scalings = {key: LRScaling(settings.min_lr) for key in optimizers}
+        self.rates = LearningRates(optimizers, scalings, min_lr=settings.min_lr, allow_increase=settings.allow_increase)
         self.boundary = Boundary(
             self.rates,
             next_step=lambda: self.step + 1,
@@ -63,6 +68,7 @@ class TrainingSide:
         self.commands = Commands(
             self.boundary.check,
             on_waiting=self._call_training_thread,
+            on_accepted=on_command,
             on_finished=on_outcome,
             timeout=settings.command_timeout,
             is_training_thread=self._is_training_thread,
@@ -72,8 +78,8 @@ class TrainingSide:
             StepProbe(
                 key,
                 optimizer,
-                self.tape,
-                doors[key],
+                self.buffer,
+                scalings[key],
                 on_boundary=self._on_boundary,
                 on_error=lambda _, error: of_probe(error),
                 gradient_norm=settings.gradient_norm,
@@ -92,7 +98,7 @@ class TrainingSide:
             self._failures.contain("probe", probe.open)
 
     def release(self) -> None:
-        """Let a paused thread go on, and take no more commands: the run ends."""
+        """Let a paused thread continue, and take no more commands: the run ends."""
         self.boundary.is_closed = True
         self._failures.contain("control", self.boundary.wake)
         self._failures.contain("control", self.commands.close)
@@ -106,16 +112,28 @@ class TrainingSide:
     @property
     def step(self) -> int:
         """Steps that the first optimizer has made, earlier sessions included."""
-        return self._made + self._decoder.base_step
+        return self._made + self.base_step
 
-    @step.setter
-    def step(self, step: int) -> None:
-        self._decoder.base_step = step - self._made
+    def continue_at(self, step: int) -> None:
+        """Count the steps made so far as ``step``."""
+        self.base_step = step - self._made
 
     @property
     def _made(self) -> int:
         first = self.probes[0]
-        return first.number - self._decoder.num_skipped(first.key)
+        return first.number - self.skipped.get(first.key, 0)
+
+    def in_force(self) -> InForce:
+        """Return factor and floor of every param group as they are now."""
+        return in_force(self._optimizers, self._min_lr)
+
+    def devices(self) -> tuple[str, ...] | None:
+        """Return the UUIDs of torch's devices; None while CUDA is not initialised."""
+        return read_torch_devices()
+
+    def allocator(self, index: int) -> Mapping[str, float]:
+        """Return what torch's allocator says of a device."""
+        return read_allocator(index)
 
     def log(self, **values: Any) -> None:
         """Note what the user logs."""
@@ -129,11 +147,16 @@ class TrainingSide:
     def is_excused(self, *, is_stall_near: bool) -> bool:
         """Tell whether a pause, a checkpoint, or batches or forward passes without steps (a validation) explain the
         lack of steps. Forward passes are looked for only when a stall is near."""
+        before = self._last_activity
+        return self.look(is_stall_near=is_stall_near) > before or self.boundary.is_busy
+
+    def look(self, *, is_stall_near: bool) -> float:
+        """Return when a training thread was last seen to do something (``perf_counter``)."""
         threads = {p.thread for p in self.probes if p.thread}
         activity = max(self._forward.last_call(threads), *(p.last_activity for p in self.probes))
         has_moved, self._last_activity = activity > self._last_activity, max(activity, self._last_activity)
         self._forward.wait_for(threads if is_stall_near and not has_moved else set())
-        return has_moved or self.boundary.is_busy
+        return self._last_activity
 
     def blind_spots(self) -> list[tuple[str, str]]:
         """Return, once for each optimizer, why its steps are not seen, and its name."""
@@ -149,12 +172,12 @@ class TrainingSide:
 
     def _call_training_thread(self) -> None:
         for probe in self.probes:
-            probe.has_errand = True
+            probe.has_pending_command = True
         self.boundary.wake()
 
     def _on_boundary(self, _: StepProbe) -> None:
         for each in self.probes:
-            each.has_errand = False
+            each.has_pending_command = False
         try:
             self.boundary.pass_through()
         except StopTraining:

@@ -1,4 +1,4 @@
-"""HTTP problems: every error as RFC 9457 problem details."""
+"""Errors in one shape: RFC 9457 problem details."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from flask import Flask, Response, request
 from werkzeug.exceptions import ClientDisconnected, HTTPException
 
-from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError
+from monitor._errors import ClosedRunError, CommandRefusedError, QueueFullError, UnreachableError
 from monitor.server.wsgi import CONTENT_TYPE, MaxSizeExceeded, document
 
 MAX_BODY_BYTES = 64 * 1024
@@ -16,7 +16,7 @@ _LOG = logging.getLogger("monitor")
 _DRAIN_BYTES = 1024 * 1024
 
 
-class HttpProblem(Exception):  # noqa: N818 - a fault of the client's request, not of ours
+class HttpProblem(Exception):  # noqa: N818 - a problem of the client's request, no failure of ours
     """A request that is answered with a problem: what was offered, what would be right, and the field."""
 
     def __init__(
@@ -30,7 +30,7 @@ class HttpProblem(Exception):  # noqa: N818 - a fault of the client's request, n
 
 
 def respond(problem: HttpProblem) -> Response:
-    """Return the response that describes a problem."""
+    """Return the response that tells the client of a problem."""
     body = document(problem.status, problem.detail, problem.field)
     return Response(body, problem.status, headers=problem.headers, content_type=CONTENT_TYPE)
 
@@ -47,6 +47,7 @@ def install(app: Flask, on_error: Callable[[BaseException], None]) -> None:
     app.register_error_handler(CommandRefusedError, _refused_command)
     app.register_error_handler(QueueFullError, _full_queue)
     app.register_error_handler(ClosedRunError, lambda error: respond(HttpProblem(409, str(error))))
+    app.register_error_handler(UnreachableError, _unreachable)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(
         MaxSizeExceeded, lambda _: respond(HttpProblem(413, "The body is not framed as it should be."))
@@ -61,6 +62,10 @@ def _refused_command(error: CommandRefusedError) -> Response:
 
 def _full_queue(error: QueueFullError) -> Response:
     return respond(HttpProblem(429, str(error), headers={"Retry-After": "5"}))
+
+
+def _unreachable(error: UnreachableError) -> Response:
+    return respond(HttpProblem(503, str(error), headers={"Retry-After": "5"}))
 
 
 def _http_error(error: HTTPException) -> Response:

@@ -10,7 +10,7 @@ from monitor.store._database import STORE_FILE
 from monitor.store._disk import PATIENCE_SECONDS, DiskThread, answer_within
 from monitor.store._event import to_event
 from monitor.store._export import FORMATS, TABLES, export
-from monitor.store._folder import RunFolder, make_run_id, prune
+from monitor.store._folder import RunFolder, check_directory, make_run_id, prune, remove_run
 from monitor.store._history import read_history
 from monitor.store._known import KnownRun, NoHomeError, list_runs, read_text, runs_directory
 from monitor.store._reader import Attempt, Series, StoreReader
@@ -32,6 +32,7 @@ __all__ = [
     "StoreReader",
     "StoreWriter",
     "answer_within",
+    "check_directory",
     "export",
     "list_runs",
     "make_run_id",
@@ -39,6 +40,7 @@ __all__ = [
     "prune",
     "read_history",
     "read_text",
+    "remove_run",
     "runs_directory",
     "to_event",
 ]

@@ -350,8 +350,11 @@ class Blocks:
             if not self._can_summarise(curve, level):
                 return False
             self._summarise(curve, level)
-        sql = "SELECT MIN(first_row + num_rows) FROM block WHERE curve = ? AND level = ? AND first_row + num_rows > ?"
-        (end,) = self._connection.execute(sql, (curve.id, level + 1, known.first_row)).fetchone()
+        # Of the next level, as a rule; where that has been given up as well, of one above it.
+        sql = "SELECT MIN(first_row + num_rows) FROM block WHERE curve = ? AND level > ? AND first_row + num_rows > ?"
+        (end,) = self._connection.execute(sql, (curve.id, level, known.first_row)).fetchone()
+        if end is None:
+            return False
         blocks = self._select(curve, level, known.first_row, sealed_only=True, with_data=False)
         self._delete(curve, level, [block for block in blocks if block.end <= end])
         known.first_row = end

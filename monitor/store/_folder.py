@@ -9,11 +9,12 @@
       <run_id>/read_token       read-only token, likewise, where one is set
       <run_id>/last.json        its state a moment ago, kept while it runs
       <run_id>/final.json       last state of the run, written when it ends
+      <run_id>/watcher.log      what the watcher process has written to its standard error
       <run_id>/run.db           its curves, events and commands (docs/store.md); while it is open, run.db-wal and
                                 run.db-shm beside it
 
-Everything here may fail as disks do, with an OSError, or hang: :mod:`monitor.run._publisher` calls it on a thread of
-its own and contains what it raises.
+Everything here may fail as disks do, with an OSError, or hang: :mod:`monitor.watcher._publisher` calls it on a thread
+of its own and contains what it raises.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from monitor.store._database import SIDE_SUFFIXES, STORE_FILE
+from monitor.store._disk import answer_within
 from monitor.store._known import (
     FINAL,
     LAST,
+    LOG,
     READ_TOKEN,
     RUN,
     TOKEN,
@@ -57,6 +60,7 @@ _STORE_FILES = (STORE_FILE, *(f"{STORE_FILE}{suffix}" for suffix in SIDE_SUFFIXE
 FORGOTTEN_SECONDS = 86_400.0
 """How long after its end a run, as far as can be told, may still wait for its last scrape."""
 PRUNE_SECONDS = 1.0
+CHECK_SECONDS = 0.5
 
 
 def make_run_id(name: str) -> str:
@@ -94,10 +98,11 @@ class RunFolder:
         name: str,
         start_time: float,
         script: str = "",
+        pid: int | None = None,
         token: str | None = None,
         read_token: str | None = None,
     ) -> RunFolder:
-        """Make the folder of a run that starts now in this process: whole, or not at all.
+        """Make the folder of a run that starts now, in this process or that of ``pid``: whole, or not at all.
 
         ``directory`` is resolved as by :func:`runs_directory`.
 
@@ -107,7 +112,7 @@ class RunFolder:
         """
         root = runs_directory(directory).absolute()  # the script may change its working directory
         path = root / run_id
-        pid = os.getpid()
+        pid = os.getpid() if pid is None else pid
         run = KnownRun(
             run_id=run_id,
             name=name,
@@ -131,6 +136,12 @@ class RunFolder:
             undo.pop_all()
         return cls(run)
 
+    @classmethod
+    def reopen(cls, directory: str | os.PathLike[str] | None, run_id: str, pid: int) -> RunFolder | None:
+        """Return the folder that an earlier watcher of this run has made; None where there is none of this process."""
+        run = read_run(runs_directory(directory).absolute() / run_id)
+        return cls(run) if run is not None and run.pid == pid else None
+
     @property
     def path(self) -> Path:
         """The folder itself."""
@@ -152,9 +163,17 @@ class RunFolder:
             self._target.parent.mkdir(exist_ok=True)
             _write_atomically(self._target, json.dumps([_to_target(run.name, url)]), mode=0o644)
 
-    def keep(self, state: Mapping[str, Any]) -> None:
+    def autosave(self, state: Mapping[str, Any]) -> None:
         """Write the present state of a live run: all that is left should its process be killed."""
         _write_atomically(self.path / LAST, json.dumps(state) + "\n")
+
+    def take_errors(self) -> None:
+        """Have standard error of this process go into the log of the folder from here on."""
+        log = os.open(self.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        try:
+            os.dup2(log, 2)
+        finally:
+            os.close(log)
 
     def finish(self, state: str, *, end_time: float, final: Mapping[str, Any] | None = None) -> None:
         """Write the end: state, time, last snapshot. The run stays a target until :meth:`withdraw`. Safe to repeat."""
@@ -205,9 +224,57 @@ def prune(
         _remove_run(run.path)
 
 
+def remove_run(run: KnownRun) -> bool:
+    """Remove what a run that is over has left; return whether nothing is left. A file that no run has made stays, and
+    so does its folder.
+
+    Raises:
+        ValueError: the run may be alive.
+    """
+    if run.is_live:
+        raise ValueError(f"{run.run_id} is {run.state}; only a run that is over can be removed")
+    with suppress(OSError):
+        (run.path.parent / _TARGETS / f"{run.run_id}.json").unlink(missing_ok=True)
+    _remove_run(run.path)
+    return not run.path.exists()
+
+
 def _targets(root: Path) -> list[Path]:
     folder = root / _TARGETS
     return [] if folder.is_symlink() else list(folder.glob("*.json"))
+
+
+def check_directory(directory: str | os.PathLike[str] | None) -> None:
+    """Refuse a directory for run folders that can never be one. Anything else is found out when it is used; a disk that
+    does not answer within CHECK_SECONDS is taken at its word.
+
+    Raises:
+        ValueError: with the value and the remedy.
+    """
+    error = answer_within(CHECK_SECONDS, lambda: _mistake_in(directory), None)
+    if error is not None:
+        raise error
+
+
+def _mistake_in(directory: str | os.PathLike[str] | None) -> ValueError | None:
+    if directory is None:
+        return None
+    try:
+        root = runs_directory(directory).absolute()
+        is_directory = root.is_dir() if root.exists() else True
+        root.lstat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return _no_directory(directory, error) if _is_mistake(Path(directory), error) else None
+    return None if is_directory else _no_directory(directory, FileExistsError(errno.EEXIST, "File exists", str(root)))
+
+
+def _no_directory(directory: str | os.PathLike[str], error: Exception) -> ValueError:
+    return ValueError(
+        f"directory={str(directory)!r} cannot be a directory ({error}); choose another one or leave it out "
+        "(MONITOR_DIR sets it too)"
+    )
 
 
 def _make_root(root: Path, directory: str | os.PathLike[str] | None) -> None:
@@ -216,10 +283,7 @@ def _make_root(root: Path, directory: str | os.PathLike[str] | None) -> None:
     except (OSError, ValueError) as error:
         if directory is None or not _is_mistake(root, error):
             raise
-        raise ValueError(
-            f"directory={str(directory)!r} cannot be a directory ({error}); choose another one or leave it out "
-            "(MONITOR_DIR sets it too)"
-        ) from error
+        raise _no_directory(directory, error) from error
 
 
 def _is_mistake(root: Path, error: Exception) -> bool:
@@ -232,7 +296,7 @@ def _is_mistake(root: Path, error: Exception) -> bool:
 def _remove_run(path: Path) -> None:
     """Remove the files of a run, those too that a kill left half written, and the folder if it is empty then."""
     with suppress(OSError):
-        for name in (TOKEN, READ_TOKEN, *_STORE_FILES, LAST, FINAL, RUN):  # RUN last: a folder without is no run
+        for name in (TOKEN, READ_TOKEN, *_STORE_FILES, LAST, FINAL, LOG, RUN):  # RUN last: a folder without is no run
             for file in (*path.glob(f".{name}.*"), path / name):
                 file.unlink(missing_ok=True)
         path.rmdir()

@@ -22,6 +22,7 @@ from monitor._records import LIVE_STATES, STATES
 
 VANISHED = "vanished"
 RUN, TOKEN, READ_TOKEN, LAST, FINAL = "run.json", "token", "read_token", "last.json", "final.json"
+LOG = "watcher.log"
 _FILE_BYTES = 2**16
 """The longest file of a run that is read, its last state apart."""
 _TOKEN_BYTES = 2**13
@@ -37,7 +38,7 @@ class NoHomeError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class KnownRun:
-    """A run as its folder tells; ``state`` is one of STATES or ``vanished``: its process died silently."""
+    """A run as its folder tells; ``state`` is one of STATES; ``vanished``: its process died silently."""
 
     run_id: str
     name: str
@@ -64,8 +65,9 @@ class KnownRun:
     def read_final(self) -> dict[str, Any] | None:
         """Return the last state, as ``GET /api/v1/run`` gave it: that of the end, and of a run that has vanished the
         last one that was kept; None where there is none."""
-        if self.state != VANISHED:
-            return read_object(self.path / FINAL, _STATE_BYTES)
+        final = read_object(self.path / FINAL, _STATE_BYTES)
+        if final is not None or self.state != VANISHED:
+            return final
         kept = read_object(self.path / LAST, _STATE_BYTES)
         return None if kept is None else {**kept, "state": VANISHED}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,8 @@ _MAX_PAGE = 2**25
 _MAX_TRIES = 20
 """How often blocks may be gone when they are to be read, with none read in between."""
 _MAX_READ_POINTS = 2**20
+_NEVER = 2**63
+"""A row that no store has."""
 
 
 class Series(NamedTuple):
@@ -251,14 +253,18 @@ class StoreReader:
             }
             level = _level_for(shares, points)
             chosen = _cover(list(shares), level)
-            if sum(place.num_points for place in chosen) > _MAX_READ_POINTS:
+            if sum(place.num_points for place, _ in chosen) > _MAX_READ_POINTS:
                 raise StoreError(f"{self._path} is damaged: its blocks are out of proportion")
             mark = _marker(self._cuts(curve))
             found = []
             for column in columns:
                 self._start_clock()
-                read = (self._read(place, column, level, is_padded=is_padded) or () for place in chosen)
-                marked = (mark(point) for some in read for point in some)
+                row, marked = 0, list[Point]()
+                for place, stop in chosen:
+                    points_of = self._read(place, column, level, is_padded=is_padded) or ()
+                    for point, end in _share_of(points_of, place, row, stop):
+                        marked.append(mark(point))
+                        row = end
                 found.append(thin_out([point for point in marked if is_wanted(point)], points))
             return found
 
@@ -274,9 +280,9 @@ class StoreReader:
                 curve = self._curve_id(kind, name)
                 if curve is None:
                     return
-                chosen = [place for place in _cover(self._places(curve, row), 0) if place.end > row]
+                chosen = [(place, stop) for place, stop in _cover(self._places(curve, row), 0) if stop > row]
                 mark = _marker(self._cuts(curve))
-            for place in chosen:
+            for place, stop in chosen:
                 with self._question():
                     points = self._read(place, column, 0, may_be_gone=True)
                 if points is None:
@@ -284,14 +290,10 @@ class StoreReader:
                         raise StoreError(f"{self._path} changes faster than it can be read; try again")
                     break
                 num_tries = 0
-                skip = row - place.first_row  # a block that took the place of one that was read in part
-                for point in points:
-                    if skip >= point.num_rows:
-                        skip -= point.num_rows
-                        continue
-                    skip = 0
+                for point, end in _share_of(points, place, row, stop):
                     yield mark(point)
-                row = place.end
+                    row = end
+                row = max(row, stop)
             else:
                 return
 
@@ -405,9 +407,10 @@ def _level_for(shares: Mapping[_Place, float], points: int) -> int:
     return 0
 
 
-def _cover(places: list[_Place], preferred: int) -> list[_Place]:
-    """Return blocks that hold each row once, in order: of the preferred level where it has them, coarser ones before
-    (the oldest rows are kept coarsely only), finer ones after (the newest have not been summarised yet)."""
+def _cover(places: list[_Place], preferred: int) -> list[tuple[_Place, int]]:
+    """Return blocks that hold every row, in order, each with the row before which it counts: of the preferred level
+    where it has them, coarser ones before (the oldest rows are kept coarsely only), finer ones after (the newest have
+    not been summarised yet). A coarse block may reach over rows that are still there one by one."""
     by_level: dict[int, list[_Place]] = {}
     for place in places:
         by_level.setdefault(place.level, []).append(place)
@@ -417,8 +420,22 @@ def _cover(places: list[_Place], preferred: int) -> list[_Place]:
         chosen = chosen + [place for place in by_level.get(level, []) if place.first_row >= end]
     for level in range(preferred + 1, max(by_level, default=0) + 1):
         start = chosen[0].first_row if chosen else None
-        chosen = [place for place in by_level.get(level, []) if start is None or place.end <= start] + chosen
-    return chosen
+        chosen = [place for place in by_level.get(level, []) if start is None or place.first_row < start] + chosen
+    starts = [*(place.first_row for place in chosen[1:]), _NEVER]
+    return [(place, min(place.end, start)) for place, start in zip(chosen, starts, strict=False)]
+
+
+def _share_of(points: Iterable[Point], place: _Place, row: int, stop: int) -> Iterator[tuple[Point, int]]:
+    """Return those of a block's points that hold a row from ``row`` on and begin before ``stop``, each with the row
+    after it."""
+    begin = place.first_row
+    for point in points:
+        end = begin + point.num_rows
+        if begin >= stop:
+            return
+        if end > row:
+            yield point, end
+        begin = end
 
 
 def _marker(cuts: Mapping[int, int]) -> Callable[[Point], Point]:

@@ -2,7 +2,19 @@
 
 from monitor.system._gpu import GpuReader, GpuRound
 from monitor.system._host import HostReader, read_host
+from monitor.system._oom import OutOfMemoryCounter
 from monitor.system._sampler import SystemSampler
 from monitor.system._system_history import SystemHistory
+from monitor.system._torch import read_allocator, read_torch_devices
 
-__all__ = ["GpuReader", "GpuRound", "HostReader", "SystemHistory", "SystemSampler", "read_host"]
+__all__ = [
+    "GpuReader",
+    "GpuRound",
+    "HostReader",
+    "OutOfMemoryCounter",
+    "SystemHistory",
+    "SystemSampler",
+    "read_allocator",
+    "read_host",
+    "read_torch_devices",
+]

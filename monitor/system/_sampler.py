@@ -121,6 +121,14 @@ class SystemSampler:
         """
         return self._history.columns(since, points)
 
+    def memory(self) -> SystemHistory:
+        """Return the rounds so far, for another sampler of the same run."""
+        return self._history
+
+    def remember(self, memory: SystemHistory) -> None:
+        """Take over the rounds of another sampler, before the first one."""
+        self._history = memory
+
     def sample(self) -> SystemReading:
         """Make one round now, on the calling thread, and publish it."""
         collections: dict[str, Collection] = {}

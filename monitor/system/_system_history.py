@@ -48,6 +48,13 @@ class SystemHistory:
         self._count = 0
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def append(self, reading: SystemReading) -> None:
         """Add one round."""
         host = _NO_HOST

@@ -110,6 +110,14 @@ CASES = [
         series("training_run_state", "1x7 0 stale", training_run_state="running")
         | series("training_run_state", "0x7 1 stale", training_run_state="finished"),
     ),
+    Case(
+        "TrainingRunVanished",
+        "its watcher saw it vanish, and was scraped once more",
+        "4m",
+        series("training_run_state", "1x7 0 stale", training_run_state="running")
+        | series("training_run_state", "0x7 1 stale", training_run_state="vanished"),
+        fires={},
+    ),
     Case("TrainingRunVanished", "it vanished long ago", "40m", state("running", "1x7 stale")),
     Case(
         "TrainingStalled",

@@ -194,7 +194,14 @@ class BrokenAtOnce:
         raise RuntimeError("not even started")
 
 
-@pytest.mark.parametrize("policy", [Broken(), BrokenAtOnce()])
+class Leaving(Broken):
+    """One that takes itself for the program."""
+
+    def on_event(self, event: Event) -> None:
+        raise SystemExit(3)
+
+
+@pytest.mark.parametrize("policy", [Broken(), BrokenAtOnce(), Leaving()])
 def test_a_policy_that_raises_is_contained_and_the_others_go_on(policy: Any) -> None:
     """Counted as `policy`; the next policy has its event."""
     failures: list[Exception] = []
@@ -205,8 +212,9 @@ def test_a_policy_that_raises_is_contained_and_the_others_go_on(policy: Any) -> 
         return SimpleNamespace(id="command-1")
 
     policies = Policies([policy, ReduceLROn("spike")], submit, failures.append)
+    policies.start()
     policies.on_event(Event("spike", "warning", 3, 3, "x" * 900, "SGD", id=1))
-    assert {type(error) for error in failures} == {RuntimeError}
+    assert {type(error) for error in failures} == {SystemExit if isinstance(policy, Leaving) else RuntimeError}
     (command,) = submitted
     assert (command["action"], command["factor"], command["groups"]) == ("reduce", 0.5, ("SGD",))
     assert (command["source"], command["actor"], command["over_steps"]) == ("policy", "ReduceLROn", 0)
@@ -231,7 +239,9 @@ def test_a_refused_command_is_no_failure_of_the_policy(
     def submit(*_: Any, **__: Any) -> None:
         raise error
 
-    Policies([ReduceLROn("spike")], submit, failures.append).on_event(Event("spike", "warning", 3, 3, "", "SGD", id=1))
+    policies = Policies([ReduceLROn("spike")], submit, failures.append)
+    policies.start()
+    policies.on_event(Event("spike", "warning", 3, 3, "", "SGD", id=1))
     assert failures == []
     (line,) = caplog.records
     assert (line.levelname, line.exc_info) == (level, None)

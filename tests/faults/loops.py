@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import monitor
-from monitor.probe._ledger import LEDGERS
+from monitor.probe._trace import TRACES
 
 NUM_STEPS = 6
 NUM_MADE = 33
@@ -84,7 +84,7 @@ def everything(attach: Attach) -> list[Tensor]:
     data = TensorDataset(torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     with attach(optimizer, scheduler) as run:
-        LEDGERS.pop(threading.get_ident(), None)  # as on a thread that was never seen
+        TRACES.pop(threading.get_ident(), None)  # as on a thread that was never seen
         for i, (x, y) in enumerate(DataLoader(data, batch_size=4)):
             factor = float("inf") if i == 1 else 0.5
             scaler.scale(mse_loss(model(x), y) * factor).backward()

@@ -39,7 +39,7 @@ CONTAINERS = {
     "monitor.probe._loss.back_propagated",
     "monitor.probe._scaler.watcher_of",
     "monitor.probe._scaler.note_scaler",
-    "monitor.probe._loading.note_waiting",
+    "monitor.probe._loading.add_waiting",
     "monitor.probe._clipping._measure_before",
     "monitor.probe._clipping._note_norm_clip",
     "monitor.probe._clipping._note_value_clip",
@@ -69,7 +69,7 @@ REASONS = {
     "takes them out": {
         "monitor.probe._patches.remove",
         "monitor.probe._patches._uninstall",
-        *(f"monitor.probe.{module}._after_fork_in_child" for module in ("_patches", "_ledger", "_forward")),
+        *(f"monitor.probe.{module}._after_fork_in_child" for module in ("_patches", "_trace", "_forward")),
         "monitor.probe._steps.StepProbe.close",
         "monitor.probe._steps.StepProbe._is_between_steps",
         "monitor.probe._steps._remove_hook",
@@ -109,15 +109,14 @@ REASONS = {
         *("monitor.probe._forward." + n for n in ("_arm", "_go_off")),
     },
     "called by the user or by a server's thread": {
-        "monitor.probe._step_buffer.Tape.drained_sequence",
         "monitor.probe._steps.StepProbe.last_activity",
         "monitor.recorder._recorder.Recorder.flush",
-        "monitor.recorder._rounds.Rounds.wait",
+        "monitor.recorder._loop.Loop.wait",
     },
     "is a thread's life": {
         "monitor.recorder._recorder.Recorder.start",
         "monitor.recorder._recorder.Recorder.stop",
-        *("monitor.recorder._rounds.Rounds." + n for n in ("start", "stop", "_run")),
+        *("monitor.recorder._loop.Loop." + n for n in ("start", "stop", "_run")),
     },
     "a loop that does nothing unusual; shown below": {
         "monitor.probe._loss.end_first_pass",

@@ -333,7 +333,7 @@ def test_closing_from_inside(where: str, tmp_path: Path) -> None:
     if where == "closure":
         optimizer.step(lambda: close())
     train_plainly(model, optimizer, make_batches(2))
-    run._engine._recorder._rounds._thread.join(60)
+    run._engine.watcher.watcher.recorder._loop._thread.join(60)
     assert run.state == "finished"
     assert others.count("pre") == others.count("post") == (3 if where == "closure" else 2)
     _patches._uninstall()  # nothing to do: asserts below and in the fixture would see it
@@ -414,9 +414,9 @@ def test_ctrl_c_during_the_linger_ends_the_wait_and_nothing_else(
 ) -> None:
     """However a run ended, it waits for its last scrape; Ctrl-C frees the port at once, and the script continues."""
     optimizer = torch.optim.SGD(make_model().parameters(), lr=0.1)
-    run = watch(optimizer, tmp_path, serve=True, port=0, linger=3600)
+    run = watch(optimizer, tmp_path, serve=True, port=0, wait_for_scrape=3600)
     assert run.url is not None
-    linger = run._engine._outlets.linger
+    linger = run._engine.watcher.watcher.publisher.linger
     linger.note("scrape")
 
     def interrupted(*_: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from monitor.store._known import KnownRun, list_runs
-from tests.conftest import children
+from tests.conftest import children, watchers
 from tests.faults.loops import assert_same, make_batches, make_model, train_plainly, unwatched, watch, weights_of
 from tests.requirements import need_module
 
@@ -45,6 +45,22 @@ def last_words():
 """
 
 
+@pytest.fixture(autouse=True, params=["process", "thread"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have the scripts and runs of this module watched by a process of its own, and on threads."""
+    monkeypatch.setenv("MONITOR_WATCHER", request.param)
+    monkeypatch.setenv("MONITOR_LINGER", "0")
+    return str(request.param)
+
+
+def runs_at_rest(directory: Path) -> list[KnownRun]:
+    """Return the runs of a directory once the watchers that write there have ended."""
+    deadline = time.monotonic() + HANG_SECONDS
+    while watchers(directory) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return list_runs(directory)
+
+
 class Script:
     """A script that was run to its end."""
 
@@ -63,7 +79,7 @@ class Script:
         self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
         said = [line for line in self.out.splitlines() if line.startswith("END ")]
         self.seconds_to_leave = ended - float(said[-1].split()[1]) if said else None
-        self.runs = list_runs(tmp_path / "runs")
+        self.runs = runs_at_rest(tmp_path / "runs")
 
     @property
     def run(self) -> KnownRun:
@@ -161,7 +177,42 @@ def test_a_handler_that_exits_on_sigterm_ends_the_run_as_interrupted(tmp_path: P
     assert (script.code, script.run.state) == (143, "interrupted"), script.err
 
 
-def test_a_script_that_forks_without_exec_leaves_one_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param("run = attach(on_sigterm='interrupt'); train(); stop(); train(100000)", id="no with"),
+        pytest.param("with attach(on_sigterm='interrupt'): train(); stop(); train(100000)", id="with"),
+    ],
+)
+def test_an_orderly_end_on_sigterm_chains_the_handler_that_was_there(body: str, tmp_path: Path) -> None:
+    """The user's handler is called first; the run ends as interrupted, and the process as one that got a SIGTERM."""
+    before = """
+    signal.signal(signal.SIGTERM, lambda *_: print("HEARD", flush=True))
+    def stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+    """
+    script = Script(tmp_path, textwrap.dedent(before) + body)
+    assert (script.code, script.run.state) == (143, "interrupted"), script.err
+    assert script.out.count("HEARD") == 1
+
+
+def test_the_handler_of_sigterm_is_put_back(tmp_path: Path) -> None:
+    """After the run the signal means what it did; one that somebody has put in meanwhile stays."""
+    body = """
+    before = signal.getsignal(signal.SIGTERM)
+    with attach(on_sigterm="interrupt"):
+        train()
+    assert signal.getsignal(signal.SIGTERM) is before
+    theirs = lambda *_: None
+    with attach(on_sigterm="interrupt"):
+        signal.signal(signal.SIGTERM, theirs)
+    assert signal.getsignal(signal.SIGTERM) is theirs
+    """
+    assert Script(tmp_path, body).code == 0
+
+
+@pytest.mark.parametrize("leave", ["sys.exit(0)", "os._exit(0)"])
+def test_a_script_that_forks_without_exec_leaves_one_run(tmp_path: Path, leave: str) -> None:
     """A forked child that trains and exits in the usual way touches neither the run nor its folder."""
     body = """
     run = attach()
@@ -169,13 +220,13 @@ def test_a_script_that_forks_without_exec_leaves_one_run(tmp_path: Path) -> None
     child = os.fork()
     train()
     if child == 0:
-        sys.exit(0)
+        LEAVE
     assert os.waitpid(child, 0)[1] == 0
     run.flush()
     assert run.snapshot().optimizers[0].steps == 6, run.snapshot().optimizers[0].steps
     last_words()
     """
-    script = Script(tmp_path, body)
+    script = Script(tmp_path, body.replace("LEAVE", leave))
     assert (script.code, script.run.state) == (0, "finished"), script.err
 
 
@@ -185,8 +236,11 @@ def test_full_disk_leaves_the_training_as_it_is(tmp_path: Path) -> None:
     import resource
     run = attach()
     train()
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    run.flush()
+    import psutil
+    named = psutil.process_iter(["cmdline"])
+    apart = [one.pid for one in named if run.id in (one.info["cmdline"] or ())]
+    resource.prlimit(*apart or [os.getpid()], resource.RLIMIT_FSIZE, (0, 0))
     train()
     run.close()
     assert run.snapshot().errors == {"folder": 1}, run.snapshot().errors

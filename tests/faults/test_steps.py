@@ -269,19 +269,19 @@ def test_logging_a_value_whose_repr_raises_is_contained(tmp_path: Path) -> None:
 
 def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
     """Losses and clips that no step ever takes do not pile up, and the loss of the step that does come is unknown."""
-    from monitor.probe import _attribution, _gradients, _ledger
+    from monitor.probe import _attribution, _gradients, _trace
 
     parameter = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([parameter], lr=0.0)
-    number = max(_ledger.MAX_NOTES, _gradients.MAX_CLIPS) + 10
+    number = max(_trace.MAX_SPANS, _gradients.MAX_CLIPS) + 10
     with watch(optimizer, tmp_path) as run:
-        ledger = _ledger.current()
+        trace = _trace.current()
         probe = run._engine._training.probes[0]
         for i in range(number):
             (parameter * 1.0).backward()
             if i % 10 == 0:
                 nn.utils.clip_grad_norm_([parameter], 1.0)
-        assert len(ledger.notes) <= _ledger.MAX_NOTES
+        assert len(trace.spans) <= _trace.MAX_SPANS
         assert len(probe.norms.clips) <= _gradients.MAX_CLIPS
         assert len(probe.attribution.sole.passes) <= _attribution.MAX_PASSES
         optimizer.step()
@@ -289,26 +289,24 @@ def test_many_backwards_without_a_step_are_bounded(tmp_path: Path) -> None:
         assert run.snapshot().optimizers[0].loss is None
 
 
-def test_unreadable_entry_does_not_stop_the_tape(tmp_path: Path) -> None:
+def test_unreadable_entry_does_not_stop_those_after_it(tmp_path: Path) -> None:
     """A step that cannot be read (an LR that is not a number) is dropped and counted; those after it are shown."""
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(optimizer, tmp_path) as run:
         train_plainly(model, optimizer, make_batches(1))
-        run._engine._training.tape.append(_entry(run))
+        run._engine._training.buffer.append(_entry(run))
         train_plainly(model, optimizer, make_batches(2))
         assert run.flush()
         snapshot = run.snapshot()
     assert snapshot.optimizers[0].steps == 3
     assert snapshot.dropped_steps == 1
-    assert snapshot.errors == {"tape": 1}
+    assert snapshot.errors == {"step_buffer": 1}
 
 
 def _entry(run: Any) -> Any:
-    from monitor.probe._step_buffer import StepEntry
-
     opened = ((), None, ["a"], None, None, (), (), None, None)
-    return StepEntry(run._engine._training.tape.next_sequence(), "SGD", 2, 0.0, (), 0.0, 0.0, (), None, False, opened)
+    return (run._engine._training.buffer.next_sequence(), "SGD", 2, 0.0, (), 0.0, 0.0, (), None, False, opened)
 
 
 def test_two_steps_differ_in_nothing_but_the_failed_one(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monitor._records import Step
-from monitor.probe import Decoder, Tape, _clipping, _loss, take
-from monitor.probe._decoder import GIVE_UP_SECONDS
-from monitor.probe._step_buffer import StepEntry
+from monitor.probe import StepBuffer, _clipping, _loss, take
+from monitor.probe._step_buffer import GIVE_UP_SECONDS
 from monitor.probe._values import PinnedLane, _Clone, divided
+from monitor.recorder import Decoder, EntrySource
 from tests.faults.loops import watch
 
 
@@ -184,62 +184,90 @@ class _Clock:
         return self.now
 
 
-def entry(tape: Tape, number: int, losses: Any, norms: Any = (), time: float = 0.0) -> StepEntry:
+class Carried:
+    """A step buffer, and what the recorder takes out of it."""
+
+    def __init__(self, clock: _Clock | None = None, **settings: Any) -> None:
+        self.errors: list[Exception] = []
+        self.buffer = StepBuffer(on_error=self.errors.append, clock=clock or _Clock(), **settings)
+        self.source = EntrySource(Decoder(), self.errors.append, self.buffer.take)
+
+    def append(self, number: int, losses: Any, time: float = 0.0) -> None:
+        self.buffer.append(entry(self.buffer, number, losses, time=time))
+
+    def drain(self) -> list[tuple[int, float | None]]:
+        steps = list(self.source.drain(0.0))
+        assert all(isinstance(step, Step) for step in steps)
+        return [(step.number, step.loss) for step in steps if isinstance(step, Step)]
+
+
+def entry(buffer: StepBuffer, number: int, losses: Any, norms: Any = (), time: float = 0.0) -> tuple[Any, ...]:
     passes = [(number, loss) for number, loss in enumerate(losses, 1)]
     opened = ((), None, [0.1], None, None, passes, norms, None, None)
-    return StepEntry(tape.next_sequence(), "SGD", number, time, (), time, time, (), None, False, opened)
+    return (buffer.next_sequence(), "SGD", number, time, (), time, time, (), None, False, opened)
 
 
-def drained(tape: Tape) -> list[tuple[int, float | None]]:
-    steps = list(tape.drain(0.0))
-    assert all(isinstance(step, Step) for step in steps)
-    return [(step.number, step.loss) for step in steps if isinstance(step, Step)]
-
-
-def test_tape_waits_for_values_and_keeps_the_order() -> None:
+def test_the_buffer_waits_for_values_and_keeps_the_order() -> None:
     """A step whose value is on its way holds back those after it; all come in order once it has landed."""
-    (lane, stream), tape = make_lane(8), Tape(Decoder(_Clock()).decode)
-    tape.append(entry(tape, 1, [sent(lane, 1.0), sent(lane, 0.5)]))
-    tape.append(entry(tape, 2, [2.0]))
-    assert drained(tape) == []
+    (lane, stream), carried = make_lane(8), Carried()
+    carried.append(1, [sent(lane, 1.0), sent(lane, 0.5)])
+    carried.append(2, [2.0])
+    assert carried.drain() == []
     stream.run(1)
-    assert drained(tape) == []
+    assert carried.drain() == []
     stream.run()
-    tape.append(entry(tape, 3, [sent(lane, 3.0)]))
-    assert drained(tape) == [(1, 1.5), (2, 2.0)]
+    carried.append(3, [sent(lane, 3.0)])
+    assert carried.drain() == [(1, 1.5), (2, 2.0)]
     stream.run()
-    assert drained(tape) == [(3, 3.0)]
-    assert tape.num_dropped == 0
+    assert carried.drain() == [(3, 3.0)]
+    assert (carried.source.num_dropped, carried.errors) == (0, [])
 
 
-def test_tape_gives_a_value_up_that_does_not_come() -> None:
+def test_the_buffer_gives_a_value_up_that_does_not_come() -> None:
     """A value that has not landed after a minute is unknown; the step is shown without it, and those after it come."""
     (lane, _), clock = make_lane(), _Clock()
-    tape = Tape(Decoder(clock).decode)
-    tape.append(entry(tape, 1, [sent(lane, 1.0)]))
+    carried = Carried(clock)
+    carried.append(1, [sent(lane, 1.0)])
     clock.now = GIVE_UP_SECONDS / 2
-    tape.append(entry(tape, 2, [2.0], time=clock.now))
-    assert drained(tape) == []
+    carried.append(2, [2.0], time=clock.now)
+    assert carried.drain() == []
     clock.now = GIVE_UP_SECONDS + 1
-    assert drained(tape) == [(1, None), (2, 2.0)]
+    assert carried.drain() == [(1, None), (2, 2.0)]
 
 
 def test_value_dropped_by_a_full_lane_makes_the_loss_unknown_not_wrong() -> None:
     """A loss of two parts of which one was dropped is None, never the sum of the rest."""
-    tape = Tape(Decoder(_Clock()).decode)
-    tape.append(entry(tape, 1, [1.0, None]))
-    assert drained(tape) == [(1, None)]
+    carried = Carried()
+    carried.append(1, [1.0, None])
+    assert carried.drain() == [(1, None)]
 
 
-def test_full_tape_drops_its_oldest_and_counts_them() -> None:
+def test_a_full_buffer_drops_its_oldest_and_they_are_counted() -> None:
     """When the recorder falls behind, the newest steps are kept and the number of lost ones is exact."""
-    tape = Tape(Decoder(_Clock()).decode, num_groups=1_000_000)
+    carried = Carried(num_groups=1_000_000)
     for i in range(1, 701):
-        tape.append(entry(tape, i, [float(i)]))
-    steps = drained(tape)
+        carried.append(i, [float(i)])
+    steps = carried.drain()
     assert steps[-1] == (700, 700.0)
-    assert len(steps) + tape.num_dropped == 700
+    assert len(steps) + carried.source.num_dropped == 700
     assert [number for number, _ in steps] == list(range(701 - len(steps), 701))
+
+
+def test_an_entry_of_plain_numbers_is_kept_as_bytes() -> None:
+    """What waits in the buffer is nothing that the cyclic garbage collector tracks."""
+    carried = Carried()
+    carried.append(1, [1.0])
+    (kept,) = carried.buffer.take()
+    assert type(kept) is bytes
+
+
+def test_an_entry_that_cannot_be_packed_is_dropped_and_told() -> None:
+    """It stands in the way of none that follow, and is counted once as a failure and once as a lost step."""
+    carried = Carried()
+    carried.append(1, [object()])
+    carried.append(2, [2.0])
+    assert carried.drain() == [(2, 2.0)]
+    assert (carried.source.num_dropped, [type(error) for error in carried.errors]) == (1, [TypeError])
 
 
 class Syncs(TorchDispatchMode):

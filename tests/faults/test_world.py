@@ -109,7 +109,7 @@ def test_disk_that_fills_up_in_mid_run(
     optimizer = optimizer_of(model)
     with caplog.at_level(logging.WARNING, "monitor"), watch(optimizer, tmp_path) as run:
         fail_under(tmp_path / "runs", errno.ENOSPC, monkeypatch)
-        run._engine._outlets._disk.post(run._engine._outlets._save)
+        run._engine.watcher.watcher.publisher._disk.post(run._engine.watcher.watcher.publisher._save)
         train_plainly(model, optimizer, make_batches())
     assert_same(weights_of(model), expected_weights())
     assert run.snapshot().errors == {"folder": 2}
@@ -175,7 +175,7 @@ def test_disk_that_hangs_from_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A hung disk holds up attach and the end by less than 2 s each, the training not at all; told once."""
-    for module in ("store._disk", "run._publisher"):
+    for module in ("store._disk", "watcher._publisher"):
         monkeypatch.setattr(f"monitor.{module}.PATIENCE_SECONDS", 1.5)
     disk = HungDisk(tmp_path / "runs", monkeypatch)
     model = make_model()

@@ -10,35 +10,37 @@ from torch.optim import Optimizer
 
 from monitor._records import Sample, Step
 from monitor.control import LRScaling
-from monitor.probe import Decoder, StepProbe, Tape
+from monitor.probe import StepBuffer, StepProbe
+from monitor.recorder import Decoder, EntrySource
 
 
 class Watched:
-    """Probes that share a tape, as in a run."""
+    """Probes that share a step buffer, as in a run."""
 
     def __init__(self, *optimizers: Optimizer, **settings: Any) -> None:
         self.optimizers = optimizers  # a probe keeps none alive
-        self.tape = Tape(Decoder().decode)
         self.errors: list[Exception] = []
-        self.doors = [LRScaling() for _ in optimizers]
+        self.buffer = StepBuffer(on_error=self.errors.append)
+        self.source = EntrySource(Decoder(), self.errors.append, self.buffer.take)
+        self.scalings = [LRScaling() for _ in optimizers]
         self.probes = [
             StepProbe(
                 f"{i}" if len(optimizers) > 1 else type(o).__name__,
                 o,
-                self.tape,
-                door,
+                self.buffer,
+                scaling,
                 on_boundary=lambda _: None,
                 on_error=lambda _, e: self.errors.append(e),
                 **settings,
             )
-            for i, (o, door) in enumerate(zip(optimizers, self.doors, strict=True))
+            for i, (o, scaling) in enumerate(zip(optimizers, self.scalings, strict=True))
         ]
         for probe in self.probes:
             probe.open()
 
     def drain(self) -> list[Step]:
         assert self.errors == []
-        out = list(self.tape.drain(0.0))
+        out = list(self.source.drain(0.0))
         assert not any(isinstance(r, Sample) for r in out)
         return out  # type: ignore[return-value]
 

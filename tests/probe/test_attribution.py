@@ -458,7 +458,7 @@ def test_a_step_beside_another_threads_is_counted_and_leaves_the_lr(watch: Any) 
     opt.step()
     assert used == [0.5] * 3
     assert [step.groups[0].applied for step in watched.drain()] == [0.5, 0.5]
-    assert watched.tape.num_dropped == 1
+    assert watched.source.num_dropped == 1
 
 
 def test_an_initial_step_is_no_step(watch: Any) -> None:

@@ -39,7 +39,7 @@ class Quiet:
         detector = StallDetector(StallSettings(**settings))
         self.run = watch(self.optimizer, tmp_path, detectors=(detector,), digest_interval=5)
         self.step()
-        self._recorder = self.run._engine._recorder
+        self._recorder = self.run._engine.watcher.watcher.recorder
         self._recorder.stop()
         self.catch_up()
 
@@ -55,7 +55,7 @@ class Quiet:
     def tick(self, seconds: float) -> list[str]:
         """Let time pass; return the events that it brings."""
         self._now += seconds
-        self.run._engine._on_tick(self._now)
+        self.run._engine.watcher.watcher._on_tick(self._now)
         return [self._recorder._inbox.popleft().kind for _ in range(len(self._recorder._inbox))]
 
 

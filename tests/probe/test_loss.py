@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from monitor.probe._ledger import LEDGERS, MAX_UNSCALED, current
+from monitor.probe._trace import MAX_UNSCALED, TRACES, current
 
 
 def model(seed: int = 0) -> nn.Linear:
@@ -261,7 +261,7 @@ def test_threads_do_not_mix_their_losses(watch) -> None:
     assert {s.optimizer: s.loss for s in watched.drain()} == expected
 
 
-def test_a_threads_ledger_goes_with_it() -> None:
+def test_a_threads_trace_goes_with_it() -> None:
     """A later thread, which may be given the same ident, starts with an account of its own."""
     idents = []
 
@@ -272,6 +272,6 @@ def test_a_threads_ledger_goes_with_it() -> None:
     thread = threading.Thread(target=note)
     thread.start()
     thread.join()
-    assert idents[0] not in LEDGERS
-    ledger = current()
-    assert LEDGERS[threading.get_ident()] is ledger
+    assert idents[0] not in TRACES
+    trace = current()
+    assert TRACES[threading.get_ident()] is trace

@@ -178,7 +178,7 @@ def test_phases_add_up_to_the_step_time(watch) -> None:
 
 
 def test_copies_and_pickles_of_a_watched_optimizer_are_unwatched(watch) -> None:
-    """deepcopy and pickle give ordinary optimizers that leave no trace on the tape."""
+    """deepcopy and pickle give ordinary optimizers that leave nothing in the step buffer."""
     net, opt = net_and(torch.optim.Adam, lr=0.1)
     watched = watch(opt)
     train(net, opt)

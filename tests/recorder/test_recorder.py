@@ -12,20 +12,19 @@ import pytest
 
 from monitor._records import Clip, Event, ParamGroup, RunInfo, Sample, Step
 from monitor.recorder import Recorder
-from monitor.recorder._history import SIZE, SeriesHistory, columns
-from monitor.recorder._rounds import Rounds
+from monitor.recorder._loop import Loop
+from monitor.recorder._series_history import SIZE, SeriesHistory, columns
 
 RUN = RunInfo("run-000000", "run", 0.0)
 
 
 class Source:
-    """A tape that was filled beforehand."""
+    """Records that were made beforehand."""
 
     def __init__(self) -> None:
         self.records: list[Step | Sample] = []
         self.num_dropped = 0
         self.drained_sequence = 0
-        self.last_sequence = 0
 
     def drain(self, wall_offset: float) -> list[Step | Sample]:
         out, self.records = self.records, []
@@ -291,7 +290,7 @@ YEAR = 365 * 86400.0
 
 
 class Clocks:
-    """A wall clock that can be set and a monotonic one, in a tape whose entries carry the latter."""
+    """A wall clock that can be set and a monotonic one, and a source whose entries carry the latter."""
 
     num_dropped = drained_sequence = last_sequence = 0
 
@@ -443,7 +442,7 @@ def test_the_recorder_lets_the_training_thread_go_on_while_it_digests() -> None:
 
 
 def test_flush_waits_for_what_was_recorded() -> None:
-    """flush returns True once all that was on the tape is in the snapshot, and False on a recorder that is gone."""
+    """flush returns True once all that was recorded is in the snapshot, and False on a recorder that is gone."""
     source = Source()
     rec = Recorder(source, RUN, {"sgd": "SGD"}, on_error=lambda *_: None)
     rec.start()
@@ -451,8 +450,7 @@ def test_flush_waits_for_what_was_recorded() -> None:
     assert rec.flush(10)
     assert rec.snapshot.optimizers[0].steps == 1
     rec.stop()
-    source.last_sequence = 5
-    assert not rec.flush(0.01)
+    assert not rec.flush(0.01, 5)
 
 
 def test_flush_waits_for_a_round_that_begins_after_it() -> None:
@@ -472,7 +470,7 @@ def test_flush_waits_for_a_round_that_begins_after_it() -> None:
         return 0.0
 
     seen: list[int] = []
-    rounds = Rounds(make_round, 0.0, counter)
+    rounds = Loop(make_round, 0.0, counter)
     rounds.start()
     assert rounds.wait(lambda: not seen.append(len(ended)), 60)
     may_end[2].set()
@@ -481,7 +479,7 @@ def test_flush_waits_for_a_round_that_begins_after_it() -> None:
     assert ended[:2] == [False, True]
 
 
-def test_what_is_left_on_the_tape_at_the_end_is_digested() -> None:
+def test_what_is_left_at_the_end_is_digested() -> None:
     """stop digests the rest before the thread ends; the last snapshot shows the final state."""
     source = Source()
     rec = Recorder(source, RUN, {"sgd": "SGD"}, on_error=lambda *_: None, interval=60)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from monitor.run._log import MAX_KINDS, Failures
+from monitor.link._failures import MAX_KINDS, FailureReporter
 
 
 def test_a_kind_of_failure_is_logged_once_and_counted_each_time(caplog: pytest.LogCaptureFixture) -> None:
     """A kind is a component and a class of exceptions; whoever wants to hears of each once."""
     told: list[tuple[str, str]] = []
-    failures = Failures(lambda component, message: told.append((component, message)))
+    failures = FailureReporter(lambda component, message: told.append((component, message)))
     for error in (OSError("first"), OSError("second"), ValueError("third")):
         failures.note("folder", error)
     failures.note("server", OSError("fourth"), line="no page")
@@ -29,7 +29,7 @@ def test_a_kind_of_failure_is_logged_once_and_counted_each_time(caplog: pytest.L
 
 def test_a_reporter_belongs_to_one_component() -> None:
     """A part is given the reporter of its component, and hands it the exception alone."""
-    failures = Failures()
+    failures = FailureReporter()
     of_policy, of_export = failures.of("policy"), failures.of("export")
     of_policy(ValueError("one"))
     of_policy(KeyError("two"))
@@ -40,7 +40,7 @@ def test_a_reporter_belongs_to_one_component() -> None:
 
 def test_the_kinds_of_failures_that_are_kept_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     """Exception classes made without end fill neither the memory nor the log; each failure counts."""
-    failures = Failures()
+    failures = FailureReporter()
     for number in range(MAX_KINDS + 50):
         failures.note("log", type(f"Error{number}", (Exception,), {})("made anew"))
     assert len(caplog.records) == MAX_KINDS
@@ -54,7 +54,7 @@ def test_a_failure_of_the_report_is_contained() -> None:
         def __str__(self) -> str:
             raise RuntimeError("no words")
 
-    failures = Failures(lambda *_: 1 / 0)  # type: ignore[arg-type, return-value]
+    failures = FailureReporter(lambda *_: 1 / 0)  # type: ignore[arg-type, return-value]
     failures.note("export", OSError("first"))
     failures.note("export", MuteError())
     assert failures.counts["export"] == 2

@@ -16,8 +16,8 @@ from torch import nn
 
 import monitor
 from monitor.probe._watched import PROBES
-from monitor.run._linger import Linger
 from monitor.store._command import own_command
+from monitor.watcher._linger import Linger
 
 
 def make(lr: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -219,7 +219,7 @@ class TestLinger:
         Linger(clock=lambda: 0.0).wait(30.0)
 
     def test_zero_turns_it_off(self) -> None:
-        """linger=0 waits for nobody."""
+        """0 seconds wait for nobody."""
         linger = Linger(clock=lambda: 0.0)
         linger.note("scrape")
         linger.wait(0.0)
@@ -272,7 +272,7 @@ class TestLinger:
                 "INFO",
                 (
                     "waiting up to 30 s for one more scrape, so that the end of the run is seen (the last one was 12 s "
-                    "ago); Ctrl-C ends the wait, attach(linger=0) or MONITOR_LINGER=0 turns it off"
+                    "ago); Ctrl-C ends the wait, attach(wait_for_scrape=0) turns it off"
                 ),
             )
         ]
@@ -281,7 +281,7 @@ class TestLinger:
     def test_what_is_no_wait_is_not_told(
         self, seen: tuple[str, ...], seconds: float, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Nobody watched, linger=0, or less than a second: the log stays quiet."""
+        """Nobody watched, 0 seconds, or less than a second: the log stays quiet."""
         now = iter([0.0, 0.0, 0.0, *range(1, 100)] if seen else [0.0])
         linger = Linger(clock=lambda: next(now))
         for what in seen:
@@ -380,7 +380,7 @@ def test_what_cannot_be_captured_is_an_event_and_one_line(caplog: pytest.LogCapt
         for _ in range(30):
             parameter.grad = torch.ones(2)
             optimizer.step()
-        run._engine._journal.note_capture("backward passes keep coming without a step", "SGD")
+        run._engine._events.note_capture("backward passes keep coming without a step", "SGD")
         run.flush()
         events = [event for event in run.events() if event.kind == "capture"]
         assert [(event.severity, event.optimizer, event.end_step) for event in events] == [("warning", "SGD", None)] * 2

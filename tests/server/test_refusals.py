@@ -360,7 +360,7 @@ def test_reading_the_learning_rate_sets_none(attach: Attach) -> None:
 
 def test_a_run_that_has_ended_takes_no_command(attach: Attach) -> None:
     """While it lingers for one more scrape the server still answers: 409 for each action, and nothing waits."""
-    live = attach(linger=60, on_checkpoint=lambda: None)
+    live = attach(wait_for_scrape=60, on_checkpoint=lambda: None)
     live.optimizer.step()
     assert call(live, "GET", "/metrics").status == 200
     ending = threading.Thread(target=live.run.close)

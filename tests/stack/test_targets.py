@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import monitor
+from monitor.store import list_runs
 from tests.certificate import self_signed
 from tests.stack.real_alertmanager import prometheus_config
 from tests.stack.real_prometheus import Prometheus, wait_until
@@ -22,7 +23,8 @@ TOKEN = "the-token-of-the-runs-that-are-targets"
 OTHER = """
 import sys, torch, monitor
 optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-monitor.attach(optimizer, name="killed", directory=sys.argv[1], port=0, gpu=False)
+run = monitor.attach(optimizer, name="killed", directory=sys.argv[1], port=0, gpu=False, watcher=sys.argv[2])
+run.url
 print("served", flush=True)
 sys.stdin.read()
 """
@@ -68,7 +70,7 @@ def test_a_new_run_is_scraped_by_itself_and_its_end_is_seen(
 ) -> None:
     """A run shows up by itself, under its own id, with TLS or without; its last state is scraped; then it is gone."""
     tls = dict(zip(("certfile", "keyfile"), certificate, strict=True)) if is_tls else {}
-    with attach(runs, name="seen", protect_metrics=True, **tls) as run:
+    with attach(runs, name="seen", protect_metrics=True, watcher="process", **tls) as run:
         assert str(run.url).startswith("https://" if is_tls else "http://")
         wait_until(lambda: is_up(prometheus, run.id) == 1, "the run is scraped")
         (info,) = prometheus.query(f'training_run_info{{run_id="{run.id}"}}')
@@ -79,9 +81,30 @@ def test_a_new_run_is_scraped_by_itself_and_its_end_is_seen(
     wait_until(lambda: not prometheus.query(f'up{{run_id="{run.id}"}}'), "the target is gone")
 
 
-def test_a_killed_run_is_shown_as_down_until_the_next_one_starts(prometheus: Prometheus, runs: Path) -> None:
-    """A run that is killed stays a target, which fails, so that alerts fire; the next run takes the target away."""
-    command = [sys.executable, "-c", OTHER, str(runs)]
+def test_a_killed_run_is_seen_to_vanish(prometheus: Prometheus, runs: Path) -> None:
+    """The watcher of a run that is killed tells so in one more scrape, which the alert is made of, and withdraws."""
+    command = [sys.executable, "-c", OTHER, str(runs), "process"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == b"served\n"
+        (run,) = (one for one in list_runs(runs) if one.pid == killed.pid)
+        wait_until(lambda: is_up(prometheus, run.run_id) == 1, "the run is scraped")
+        killed.send_signal(signal.SIGKILL)
+    vanished = f'max_over_time(training_run_state{{run_id="{run.run_id}", training_run_state="vanished"}}[5m])'
+    wait_until(lambda: prometheus.value(vanished) == 1, "the last scrape is stored")
+    wait_until(lambda: not (runs / "targets" / f"{run.run_id}.json").exists(), "the target is withdrawn")
+
+    def pending() -> set[str]:
+        rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+        return {r["name"] for r in rules for a in r.get("alerts", ()) if a["labels"].get("run_id") == run.run_id}
+
+    wait_until(lambda: "TrainingRunVanished" in pending(), "the alert is on its way")
+    assert "TrainingTargetDown" not in pending()
+
+
+def test_a_run_killed_with_its_watcher_is_down_until_the_next_one(prometheus: Prometheus, runs: Path) -> None:
+    """A run of which nothing is left stays a target, which fails, so that alerts fire; the next run takes it away."""
+    command = [sys.executable, "-c", OTHER, str(runs), "thread"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as killed:
         assert killed.stdout is not None
         assert killed.stdout.readline() == b"served\n"

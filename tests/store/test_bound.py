@@ -27,6 +27,24 @@ def size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*") if not file.name.endswith("-shm"))
 
 
+def test_no_row_is_left_out_where_a_coarse_block_reaches_over_fine_ones(path: Path) -> None:
+    """With commits of a few steps the levels overlap: each row is read once, the fine ones where they are there."""
+    writer = StoreWriter(path, max_bytes=BOUND)
+    for step in range(1, 70_001):
+        writer.add_step(a_step(step))
+        if step % 20 == 0:
+            writer.add_event(an_event(step))
+            writer.commit()
+    writer.close()
+    with StoreReader(path) as store:
+        points = list(store.rows(*ADAM, "loss"))
+        curve = store.curve(*ADAM, "loss", points=100_000)
+    for found in (points, curve):
+        assert (found[0].first_step, found[-1].last_step) == (1, 70_000)
+        assert all(a.last_step + 1 == b.first_step for a, b in pairwise(found))
+    assert sum(point.num_rows for point in points) == 70_000
+
+
 def test_the_size_is_bounded_and_the_run_is_whole(path: Path) -> None:
     """Ten times what fits: the newest steps are there one by one, and before them buckets that hold every step."""
     num_steps, largest = 150_000, 0

@@ -117,7 +117,7 @@ def test_a_dead_process_makes_its_run_vanish(tmp_path: Path) -> None:
 def test_a_run_that_vanished_leaves_the_state_that_was_kept(tmp_path: Path) -> None:
     """Of a process that was killed the last kept state is known; an orderly end replaces it."""
     folder = create(tmp_path)
-    folder.keep({"state": "running", "step": 7})
+    folder.autosave({"state": "running", "step": 7})
     assert list_runs(tmp_path)[0].read_final() is None
     rewrite(folder, pid=pid_of_ended_process(), state="running")
     assert list_runs(tmp_path)[0].read_final() == {"state": "vanished", "step": 7}

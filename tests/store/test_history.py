@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from monitor._records import PHASES, Step
-from monitor.recorder._history import SeriesHistory, columns
+from monitor.recorder._series_history import SeriesHistory, columns
 from monitor.store import StoreReader, StoreWriter, read_history
 from tests.store.made import START, STEP_SECONDS, a_sample, a_step, loss_at
 

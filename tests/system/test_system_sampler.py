@@ -317,7 +317,7 @@ def test_the_history_gives_increments():
 
 @pytest.mark.parametrize("jump", [3e7, -3e7])
 def test_a_clock_that_is_set_loses_no_round(jump):
-    """Rounds are told apart and asked for by the monotonic clock; the wall clock is only what is shown."""
+    """Loop are told apart and asked for by the monotonic clock; the wall clock is only what is shown."""
     history = SystemHistory(capacity=20, levels=2, stride=8)
     fill(history, 50)
     for i in range(50, 60):

@@ -216,6 +216,7 @@ class Page {
     const notices = [];
     if (run.state === "finished") notices.push({ kind: "good", title: "Run finished", text: "This is its last state." });
     if (run.state === "failed") notices.push({ kind: "critical", title: "Run failed", text: "An exception ended it. This is its last state." });
+    if (run.state === "vanished") notices.push({ kind: "critical", title: "Run vanished", text: "Its process is gone without a word: killed, perhaps for lack of memory. This is its last state." });
     if (run.state === "interrupted") notices.push({ kind: "warning", title: "Run interrupted", text: "It was stopped before its end. This is its last state." });
     for (const { key, loss } of run.optimizers) {
       if (typeof loss === "number" && !Number.isFinite(loss)) {

@@ -3,11 +3,12 @@
 import { announce, byId, h, icon, setAttribute, setText } from "./dom.js";
 import * as format from "./format.js";
 
-const ENDED = new Set(["finished", "failed", "interrupted"]);
+const ENDED = new Set(["finished", "failed", "interrupted", "vanished"]);
 const STATE_TEXT = {
   starting: "Starting", running: "Running", paused: "Paused", finished: "Finished", failed: "Failed", interrupted: "Interrupted",
+  vanished: "Vanished",
 };
-const GLYPH = { starting: "…", running: "▶", paused: "⏸", finished: "✓", failed: "✗", interrupted: "■" };
+const GLYPH = { starting: "…", running: "▶", paused: "⏸", finished: "✓", failed: "✗", interrupted: "■", vanished: "?" };
 
 export const isEnded = (run) => ENDED.has(run?.state);
 

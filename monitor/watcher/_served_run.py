@@ -6,24 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monitor._records import CommandRecord, Event, Snapshot
-from monitor.control import Commands
 from monitor.export import Exporter
-from monitor.run._linger import Linger
-from monitor.run._reports import Reports
+from monitor.watcher._linger import Linger
+from monitor.watcher._reports import Reports
+from monitor.watcher._training import Training
 
 
-class Access:
+class ServedRun:
     """Hand a run to the server: every method may be called from several threads."""
 
     def __init__(
-        self,
-        reports: Reports,
-        commands: Commands,
-        on_error: Callable[[BaseException], None],
-        linger: Linger,
+        self, reports: Reports, training: Training, on_error: Callable[[BaseException], None], linger: Linger
     ) -> None:
         self._reports = reports
-        self._commands = commands
+        self._training = training
         self._linger = linger
         self._exporter = Exporter(reports.snapshot, on_error=on_error)
 
@@ -43,15 +39,15 @@ class Access:
 
     def submit(self, action: str, **command: Any) -> CommandRecord:
         """Queue a command."""
-        return self._commands.submit(action, **command).record
+        return self._training.submit(action, **command)
 
     def command(self, id: str) -> CommandRecord | None:  # noqa: A002 - the record's own word
         """Return a command by id."""
-        return self._commands.get(id)
+        return self._training.command(id)
 
     def commands(self) -> Sequence[CommandRecord]:
         """Return the waiting commands."""
-        return self._commands.waiting()
+        return self._training.waiting()
 
     def render_metrics(self, accept: str | None, names: Sequence[str]) -> tuple[bytes, str]:
         """Render one scrape."""

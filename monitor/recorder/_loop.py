@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 
-class Rounds:
+class Loop:
     """Run a function again and again on a thread of its own.
 
     Args:

@@ -3,58 +3,73 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from monitor._records import RunInfo, State
-from monitor._settings import Settings
-from monitor.control import Commands
-from monitor.run._access import Access
-from monitor.run._identity import script_path
-from monitor.run._linger import Linger
-from monitor.run._log import Failures
-from monitor.run._reports import Reports
+from monitor._records import State
+from monitor.link import FailureReporter, Hello
 from monitor.server import HttpServer, Security, create_app, run_document
-from monitor.store import PATIENCE_SECONDS, DiskThread, NoHomeError, RunFolder, own_command, prune
+from monitor.store import PATIENCE_SECONDS, DiskThread, NoHomeError, RunFolder, prune
+from monitor.watcher._linger import Linger
+from monitor.watcher._reports import Reports
+from monitor.watcher._run_store import RunStore
+from monitor.watcher._served_run import ServedRun
+from monitor.watcher._training import Training
 
 _LOG = logging.getLogger("monitor")
 
 
-class Outlets:
-    """Open and close the folder and the server of a run, in the order that :class:`monitor.run._engine.Engine` gives.
+class Publisher:
+    """Open and close the folder and the server of a run, in the order of the calls.
 
     The folder is touched on a thread of its own alone; its jobs follow each other in the order of the calls here.
     """
 
     def __init__(
         self,
-        info: RunInfo,
-        settings: Settings,
-        token: str,
+        hello: Hello,
         *,
         reports: Reports,
-        commands: Commands,
-        failures: Failures,
+        training: Training,
+        failures: FailureReporter,
     ) -> None:
-        self._info = info
-        self._settings = settings
-        self._token = token
+        self._info = hello.info
+        self._settings = hello.settings
+        self._token = hello.token
+        self._script = hello.script
         self._reports = reports
-        self._commands = commands
+        self._training = training
         self._failures = failures
         self._folder: RunFolder | None = None
         self._mistake: ValueError | None = None
         self._disk = DiskThread(self._save, self._note_disk)
         self._wait_deadline = 0.0
         self._server: HttpServer | None = None
+        self._is_continued = hello.is_continued
+        self.store = RunStore(
+            self._post_to_path,
+            failures.of("store"),
+            max_bytes=hello.settings.store_bytes,
+            is_continued=hello.is_continued,
+        )
         self.linger = Linger()
 
     @property
     def url(self) -> str | None:
         """Address of the live page; None without HTTP."""
         return None if self._server is None else self._server.url
+
+    @property
+    def has_folder(self) -> bool:
+        """Tell whether the run has a folder."""
+        return self._folder is not None
+
+    def open_log(self) -> None:
+        """Have what this process writes to its standard error go into the folder."""
+        self._post(lambda folder: folder.take_errors())
 
     def open_folder(self) -> None:
         """Have the run's folder made, and wait for it as long as a healthy disk may take.
@@ -72,12 +87,16 @@ class Outlets:
     def _make_folder(self) -> None:
         s, info = self._settings, self._info
         try:
+            if self._is_continued and (folder := RunFolder.reopen(s.directory, info.run_id, info.pid)) is not None:
+                self._folder = folder
+                return
             self._folder = RunFolder.create(
                 s.directory,
                 info.run_id,
                 name=info.name,
                 start_time=info.start_time,
-                script=script_path(),
+                script=self._script,
+                pid=info.pid,
                 token=self._token,
                 read_token=s.read_token,
             )
@@ -113,9 +132,12 @@ class Outlets:
         """Have something done to the folder, if there is one when its turn comes."""
         self._disk.post(lambda: None if self._folder is None else act(self._folder))
 
+    def _post_to_path(self, act: Callable[[Path], None]) -> None:
+        self._post(lambda folder: act(folder.path))
+
     def _save(self) -> None:
         if self._folder is not None:
-            self._folder.keep(run_document(self._reports.snapshot()))
+            self._folder.autosave(run_document(self._reports.snapshot()))
 
     def tidy(self) -> None:
         """Have removed what old runs left behind."""
@@ -127,7 +149,7 @@ class Outlets:
         Raises:
             ValueError: for a certificate that cannot be used.
         """
-        server = self._bind()
+        server = self._bind() if self._settings.serve else None
         if server is None:
             return
         self._server = server
@@ -142,38 +164,57 @@ class Outlets:
         security = Security(
             token=token, read_token=s.read_token, protect_metrics=s.protect_metrics, bind_host=s.host, hosts=s.hosts
         )
-        access = Access(self._reports, self._commands, self._failures.of("export"), self.linger)
+        access = ServedRun(self._reports, self._training, self._failures.of("export"), self.linger)
         app = create_app(access, security, on_error=self._failures.of("server"))
         try:
-            return HttpServer(
-                app,
-                s.host,
-                s.port,
-                certfile=s.certfile,
-                keyfile=s.keyfile,
-                client_cafile=s.client_cafile,
-                on_error=self._failures.of("server"),
-            )
+            return self._served(app, s.port)
+        except OSError as error:
+            if not self._is_continued:
+                self._failures.note("server", error, line=f"{error}; the run continues without a page and metrics")
+                return None
+        try:  # the port of the earlier watcher is taken: any one is better than none
+            return self._served(app, None)
         except OSError as error:
             self._failures.note("server", error, line=f"{error}; the run continues without a page and metrics")
             return None
 
+    def _served(self, app: Any, port: int | None) -> HttpServer:
+        s = self._settings
+        return HttpServer(
+            app,
+            s.host,
+            port,
+            certfile=s.certfile,
+            keyfile=s.keyfile,
+            client_cafile=s.client_cafile,
+            on_error=self._failures.of("server"),
+        )
+
     def finish(self, state: State, end: float) -> None:
         """Have the last state written into the folder."""
         final = run_document(self._reports.snapshot())
+        self.store.close()
         self._post(lambda folder: folder.finish(state, end_time=end, final=final))
 
-    def say_goodbye(self, state: State, step: int) -> None:
-        """Log how the run ended, and how to look back at it."""
-        info, directory = self._info, self._settings.directory
-        where = "" if directory is None else f" --dir {shlex.quote(str(directory))}"
-        look = "" if self._folder is None else f"; look back at it: {own_command()} status {info.run_id}{where}"
-        _LOG.info("run %s %s at step %d%s", info.name, state, step, look)
+    def hand_over(self) -> None:
+        """Have the store closed, and the present state kept, for another watcher of the same run."""
+        self.store.close()
+        self._disk.post(self._save)
+        self._disk.stop()
 
-    def wait(self) -> None:
-        """Wait until whoever was watching has seen the end, as long as the settings say."""
+    def settle(self, seconds: float) -> None:
+        """Wait until what was posted to the disk is done, ``seconds`` at most."""
+        self._disk.flush(seconds)
+
+    def wait(self, seconds: float) -> None:
+        """Wait until whoever was watching has seen the end, ``seconds`` at most."""
         if self._server is not None:
-            self.linger.wait(self._settings.linger)
+            self.linger.wait(seconds)
+
+    def stay(self, seconds: float, page_seconds: float, is_told_to_end: Callable[[], bool]) -> None:
+        """Keep the server up for who is still looking: see :meth:`Linger.stay`."""
+        if self._server is not None:
+            self.linger.stay(seconds, page_seconds, is_told_to_end)
 
     def stop(self) -> None:
         """Take the server down."""

@@ -15,7 +15,7 @@ BATCH_SIZE = "batch_size"
 
 
 class Detection:
-    """Run detectors on the recorder's thread; a detector that fails is reported and the others go on.
+    """Run detectors on the recorder's thread; a detector that fails is reported and the others continue.
 
     Args:
         keys: names of the optimizers.
@@ -74,13 +74,22 @@ class Detection:
             self._on_error(error)
             return []
 
+    def memory(self) -> tuple[Any, ...]:
+        """Return all that the detectors have learnt, for another watcher of the same run."""
+        return self._sets, self._batch_size
+
+    def remember(self, memory: tuple[Any, ...]) -> None:
+        """Take over what another watcher's detectors have learnt."""
+        with self._lock:
+            self._sets, self._batch_size = memory
+
     def state_dict(self) -> dict[str, Any]:
         """Return what the detectors know, as plain values."""
         with self._lock:
             return {key: one.state_dict() for key, one in self._sets.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state; an optimizer that it does not know warms up.
+        """Continue from a saved state; an optimizer that it does not know warms up.
 
         Raises:
             ValueError, KeyError: for what state_dict did not make.

@@ -118,6 +118,13 @@ class SeriesHistory:
         self._stride = 1
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     def add(self, step: Step, ema: float | None, cursor: int, wall_time: float) -> None:
         """Append one step; ``cursor`` numbers the steps of all optimizers of the run together, ``wall_time`` is what is
         shown as its time."""

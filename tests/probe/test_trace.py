@@ -6,41 +6,42 @@ import pytest
 import torch
 from torch import nn
 
-from monitor.probe._ledger import Ledger
-from monitor.probe._notes import Kind, phases_of
+from monitor.link import Kind
+from monitor.probe._trace import Trace
+from monitor.recorder._phases import phases_of
 
 X = torch.tensor([[1.0, -2.0, 0.5]])
 
 
-def note(what: object, mark: float = 0.0, start: float = 0.0, begin: float = 0.0) -> tuple[float, float, float, object]:
+def span(what: object, mark: float = 0.0, start: float = 0.0, begin: float = 0.0) -> tuple[float, float, float, object]:
     return mark, start, begin, what
 
 
-def test_phases_are_the_spans_between_the_notes() -> None:
+def test_phases_are_the_times_of_the_spans() -> None:
     """Every moment between two steps belongs to one phase: seconds in the order data, forward, backward, optimizer,
     monitor, other."""
-    notes = [
-        note(Kind.WAIT, 100.0, 101.0, 101.0),  # 1 other, 2 data
-        note(Kind.BACKWARD, 103.0, 107.0, 107.5),  # 4 forward, 0.5 monitor, 8 backward
-        note(Kind.OURS, 115.5, 116.5, 116.75),  # 1 other, 0.25 monitor, 0.25 other
-        note(Kind.STEP, 117.0, 119.0, 119.5),  # 2 other, 0.5 monitor; the step itself lasts until it is done
+    spans = [
+        span(Kind.WAIT, 100.0, 101.0, 101.0),  # 1 other, 2 data
+        span(Kind.BACKWARD, 103.0, 107.0, 107.5),  # 4 forward, 0.5 monitor, 8 backward
+        span(Kind.OURS, 115.5, 116.5, 116.75),  # 1 other, 0.25 monitor, 0.25 other
+        span(Kind.STEP, 117.0, 119.0, 119.5),  # 2 other, 0.5 monitor; the step itself lasts until it is done
     ]
     clip = ("norm", 1.0, (), (), None, 117.5, 118.0)  # 0.5 of the last span was the monitor's
-    phases = phases_of(notes, 119.5, 135.5, 135.75, [clip])
+    phases = phases_of(spans, 119.5, 135.5, 135.75, [clip])
     assert phases == (2.0, 4.0, 8.0, 16.0, 0.5 + 0.25 + 0.5 + 0.5 + 0.25, 1.0 + 1.25 + 2.0 - 0.5)
     assert sum(phases) == 135.75 - 100.0
     assert phases_of([], 1.0, 3.0, 3.5, ()) == (0.0, 0.0, 0.0, 2.0, 0.5, 0.0)
 
 
-def test_waits_without_anything_between_them_make_one_note() -> None:
-    """An evaluation that goes through any number of batches leaves one note, with all of its waiting."""
-    ledger = Ledger()
-    ledger.mark = begun = 64.0
+def test_waits_without_anything_between_them_make_one_span() -> None:
+    """An evaluation that goes through any number of batches leaves one span, with all of its waiting."""
+    trace = Trace()
+    trace.mark = begun = 64.0
     for _ in range(1000):
-        ledger.note_waiting(ledger.mark + 0.25, ledger.mark + 1.0)
-    assert len(ledger.notes) == 1
-    assert ledger.mark == begun + 1000
-    data, *_, other = phases_of(ledger.notes, ledger.mark, ledger.mark, ledger.mark, ())
+        trace.add_waiting(trace.mark + 0.25, trace.mark + 1.0)
+    assert len(trace.spans) == 1
+    assert trace.mark == begun + 1000
+    data, *_, other = phases_of(trace.spans, trace.mark, trace.mark, trace.mark, ())
     assert (data, other) == (750.0, 250.0)
 
 

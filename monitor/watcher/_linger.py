@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,13 +13,14 @@ RECENT_SECONDS = 10.0
 RECENT_SCRAPE_SECONDS = 180.0
 PAGE_LINGER_SECONDS = 3.0
 SILENT_SECONDS = 1.0
+LOOK_SECONDS = 0.2
 
 
 class Linger:
     """Decide how long the endpoint stays up after the end: until whoever was watching has seen the final state.
 
-    A scrape is waited for as long as ``attach(linger=...)`` says, a page that was open (its state and its curves) 3 s
-    at most. ``clock`` is monotonic, in seconds.
+    A scrape is waited for as long as the caller says; a page that was open (its state and its curves) 3 s at most where
+    the script itself waits. ``clock`` is monotonic, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,7 +37,7 @@ class Linger:
     def wait(self, seconds: float) -> None:
         """Wait for one more scrape if there was one in three minutes, at most ``seconds``; for a page at most 3 s.
 
-        A wait that may take longer than a second is told in the log. Ctrl-C ends it, and nothing but it: the script
+        The log announces a wait that may take longer than a second. Ctrl-C ends it, and nothing but it: the script
         continues.
         """
         end = self._clock()
@@ -52,6 +54,23 @@ class Linger:
             self._wait_until({what: end + limit for what, limit in limits.items()}, end)
         except KeyboardInterrupt:
             _LOG.info("the wait at the end was cut short by Ctrl-C")
+
+    def stay(self, seconds: float, page_seconds: float, is_told_to_end: Callable[[], bool]) -> None:
+        """Wait for one more scrape, if there was one in three minutes, ``seconds`` at most; and for as long as a page
+        is open, ``page_seconds`` at most. With 0 ``seconds`` wait for nobody."""
+        end = self._clock()
+        while not is_told_to_end() and self._is_wanted(end, seconds, page_seconds):
+            with self._changed:
+                self._changed.wait(LOOK_SECONDS)
+
+    def _is_wanted(self, end: float, seconds: float, page_seconds: float) -> bool:
+        now, scraped = self._clock(), self._last.get("scrape")
+        waits_for_scrape = (
+            scraped is not None and scraped <= end and end - scraped < RECENT_SCRAPE_SECONDS and now - end < seconds
+        )
+        looked = max(self._last.get("state", -math.inf), self._last.get("curves", -math.inf))
+        is_looked_at = now - looked < RECENT_SECONDS and now - end < page_seconds
+        return waits_for_scrape or (seconds > 0 and is_looked_at)
 
     def _wait_until(self, until: dict[str, float], end: float) -> None:
         with self._changed:
@@ -70,5 +89,5 @@ def _announced(limits: dict[str, float], since_scrape: float) -> str:
         why = "an open page, or `monitor top`, to show the end"
     return (
         f"waiting up to {max(limits.values()):g} s for {why}; Ctrl-C ends the wait, "
-        "attach(linger=0) or MONITOR_LINGER=0 turns it off"
+        "attach(wait_for_scrape=0) turns it off"
     )

@@ -1,0 +1,5 @@
+"""The watcher: puts recorder, detectors, readings, run folder and server of one run together. Imports no torch."""
+
+from monitor.watcher._watcher import Watcher
+
+__all__ = ["Watcher"]

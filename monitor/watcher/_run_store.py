@@ -1,0 +1,165 @@
+"""The run store as the watcher fills it: records are collected on one thread and written on the disk's."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from monitor._errors import StoreError
+from monitor._records import CommandRecord, Event, Sample, Step
+from monitor.store import STORE_FILE, StoreReader, StoreWriter
+
+MAX_WAITING = 200_000
+"""Records that wait for a disk that does not answer; what comes after is dropped and counted."""
+SAME_SECONDS = 0.001
+"""How far apart two watchers show the time of one value."""
+_READ_EVENTS = 1000
+
+
+class RunStore:
+    """Fill the store of one run.
+
+    Args:
+        post: has a function called with the path of the run folder, on the one thread that touches the disk; does
+            nothing where there is no folder.
+        on_error: takes the StoreError of a commit that failed.
+        max_bytes: what the store may take; 0: there is none.
+        is_continued: an earlier watcher of this run has written to it: what it has, is not written again.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[Callable[[Path], None]], None],
+        on_error: Callable[[Exception], None],
+        *,
+        max_bytes: int,
+        is_continued: bool = False,
+    ) -> None:
+        self._post = post
+        self._on_error = on_error
+        self._max_bytes = max_bytes
+        self._is_continued = is_continued
+        self._waiting: deque[tuple[str, Any]] = deque()
+        self._num_posted = self._num_written = 0
+        self._writer: StoreWriter | None = None
+        self._last: dict[tuple[str, str], tuple[int, float]] = {}
+        self._last_seq = 0
+        self._num_dropped = self._num_dropped_noted = 0
+
+    # --------------------------------------------------------------------------------------------- any thread
+
+    def add_step(self, step: Step, loss_ema: float | None, time: float) -> None:
+        """Take a step; ``time`` is its Unix time as it is shown."""
+        self._add("step", (step, loss_ema, time))
+
+    def add_sample(self, sample: Sample, time: float) -> None:
+        """Take a value that was logged."""
+        self._add("sample", (sample, time))
+
+    def add_event(self, event: Event) -> None:
+        """Take an event, once it has its number."""
+        self._add("event", event)
+
+    def add_command(self, record: CommandRecord) -> None:
+        """Take a command, or its outcome."""
+        self._add("command", record)
+
+    def set_facts(self, facts: Mapping[str, Any]) -> None:
+        """Take facts of the whole run."""
+        self._add("facts", dict(facts))
+
+    def _add(self, kind: str, content: Any) -> None:
+        if not self._max_bytes:
+            return
+        if self._num_posted - self._num_written + len(self._waiting) >= MAX_WAITING:
+            self._num_dropped += 1
+            return
+        self._waiting.append((kind, content))
+
+    def flush(self) -> None:
+        """Have what was taken written. Called by one thread at a time, once a round, also where nothing was taken, so
+        that a commit that is due is made."""
+        if not self._max_bytes:
+            return
+        batch = [self._waiting.popleft() for _ in range(len(self._waiting))]  # others hand in meanwhile
+        if batch or self._num_posted > self._num_written or (self._writer is not None and self._writer.is_due):
+            self._num_posted += len(batch)
+            self._post(lambda folder: self._write(folder, batch))
+
+    def close(self) -> None:
+        """Have what is left written and the file closed. To be called once nothing else flushes."""
+        if self._max_bytes:
+            self.flush()
+            self._post(self._close)
+
+    # ---------------------------------------------------------------------------------------- the disk's thread
+
+    def _write(self, folder: Path, batch: list[tuple[str, Any]]) -> None:
+        self._num_written += len(batch)
+        writer = self._opened(folder)
+        for kind, content in batch:
+            self._put(writer, kind, content)
+        writer.num_dropped += self._num_dropped - self._num_dropped_noted
+        self._num_dropped_noted = self._num_dropped
+        if writer.is_due:
+            self._commit(writer.commit)
+
+    def _opened(self, folder: Path) -> StoreWriter:
+        if self._writer is None:
+            path = folder / STORE_FILE
+            if self._is_continued and path.exists():
+                self._commit(lambda: self._look_back(path))
+            self._writer = StoreWriter(path, max_bytes=self._max_bytes)
+        return self._writer
+
+    def _look_back(self, path: Path) -> None:
+        """See how far an earlier watcher came: what it had digested since its last memory is digested again."""
+        with StoreReader(path) as store:
+            for one in store.series():
+                if one.column in ("loss", "value") and (points := store.curve(*one, points=1)):
+                    self._last[one.kind, one.name] = points[-1].last_step, points[-1].time
+            after = 0
+            while events := store.events(after, _READ_EVENTS):
+                after = events[-1]["number"]
+                self._last_seq = max(self._last_seq, *(event.get("seq", 0) for event in events))
+
+    def _put(self, writer: StoreWriter, kind: str, content: Any) -> None:
+        if kind == "step":
+            step, loss_ema, time = content
+            if self._is_new(("optimizer", step.optimizer), step.global_step):
+                writer.add_step(step, loss_ema=loss_ema, time=time)
+        elif kind == "sample":
+            sample, time = content
+            if self._is_new((sample.kind, sample.name), sample.step, time):
+                writer.add_sample(sample, time=time)
+        elif kind == "event":
+            if content.seq > self._last_seq:
+                writer.add_event(content)
+        elif kind == "command":
+            writer.add_command(content)
+        else:
+            for key, value in content.items():
+                writer.set_fact(key, value)
+
+    def _is_new(self, key: tuple[str, str], step: int, time: float | None = None) -> bool:
+        """Tell whether a row comes after those that an earlier watcher has written. ``time`` tells two values of one
+        step apart. From the first such row on, all are: a run may go back to an earlier step."""
+        if key not in self._last:
+            return True
+        last_step, last_time = self._last[key]
+        if step < last_step or (step == last_step and (time is None or time < last_time + SAME_SECONDS)):
+            return False
+        del self._last[key]
+        return True
+
+    def _commit(self, commit: Callable[[], None]) -> None:
+        try:
+            commit()
+        except (StoreError, OSError, sqlite3.Error) as error:
+            self._on_error(error)
+
+    def _close(self, folder: Path) -> None:
+        self._commit(self._opened(folder).close)

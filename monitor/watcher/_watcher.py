@@ -1,0 +1,188 @@
+"""The watcher of a run: recorder, detectors, readings, folder and server, wherever they run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from monitor._records import CommandRecord, Event, Sample, State, Step
+from monitor.link import FailureReporter, Hello
+from monitor.recorder import Decoder, EntrySource, Recorder
+from monitor.system import GpuReader, HostReader, SystemSampler
+from monitor.watcher._detection import Detection
+from monitor.watcher._publisher import Publisher
+from monitor.watcher._reports import Reports
+from monitor.watcher._training import Training
+
+_SECRETS = {"token", "read_token"}
+"""Settings that are written nowhere but into files of their own."""
+
+
+class Watcher:
+    """Watch a run: in a process of its own, or on threads of the training process.
+
+    Args:
+        hello: the run.
+        training: the training process.
+        failures: where what is contained is noted.
+        fetch: returns the entries that have arrived; None: they are handed to ``source``.
+        process: psutil's process of the training; None: this one.
+        is_apart: it has a process of its own.
+        on_round: called after each round, on the recorder's thread.
+    """
+
+    def __init__(
+        self,
+        hello: Hello,
+        training: Training,
+        failures: FailureReporter,
+        *,
+        fetch: Callable[[], list[bytes]] | None = None,
+        process: Any = None,
+        is_apart: bool = False,
+        on_round: Callable[[], None] = lambda: None,
+    ) -> None:
+        settings, self._training, self._hello = hello.settings, training, hello
+        self._failures = failures
+        self._wants_steps = hello.wants_steps
+        self._after_round = on_round
+        self.source = EntrySource(
+            Decoder(hello.base_step, hello.skipped), failures.of("step_buffer"), fetch, hello.first_sequence
+        )
+        self._detection = Detection(
+            list(hello.optimizers),
+            hello.detectors,
+            stall_timeout=settings.stall_timeout,
+            on_error=failures.of("detect"),
+        )
+        self.recorder = Recorder(
+            self.source,
+            hello.info,
+            hello.optimizers,
+            window=settings.window,
+            target_steps=settings.total_steps,
+            stall_timeout=settings.stall_timeout,
+            detect=self._digest,
+            on_step=lambda *record: self.publisher.store.add_step(*record),
+            on_sample=lambda *record: self.publisher.store.add_sample(*record),
+            on_event=self._on_event,
+            on_tick=self._on_tick,
+            on_round=self._on_round,
+            on_error=failures.of("recorder"),
+            interval=settings.digest_interval,
+            rest=None if is_apart else time.sleep,
+        )
+        self.sampler = SystemSampler(
+            settings.system_interval,
+            HostReader(process=process),
+            GpuReader(
+                torch_devices=training.devices,
+                allocator_stats=training.allocator,
+                pid=hello.info.pid,
+                is_asked=hello.asks_for_gpu,
+            )
+            if settings.gpu
+            else None,
+            failures.of("system"),
+        )
+        self.reports = Reports(self.recorder, self.sampler, training, failures)
+        self.publisher = Publisher(hello, reports=self.reports, training=training, failures=failures)
+
+    # ------------------------------------------------------------------------------------------------- life
+
+    def open(self) -> None:
+        """Start everything. What can fail without harm is reported, and the run continues without it.
+
+        Raises:
+            ValueError: for a ``directory`` that can never be one or a certificate that cannot be used.
+        """
+        self.publisher.open_folder()
+        self._failures.contain("recorder", self.recorder.start)
+        self._failures.contain("system", self.sampler.start)
+        self.publisher.store.set_facts(_facts_of(self._hello))
+        self.publisher.open_server()
+        self.publisher.tidy()
+
+    def load(self, base_step: int, smoothing: Any, detectors: Any) -> None:
+        """Continue from the state of an earlier session.
+
+        Raises:
+            ValueError: for what ``run.state_dict()`` did not make.
+        """
+        try:
+            self._detection.load_state_dict(detectors)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the saved state of the detectors cannot be read: {error!r}") from error
+        self.source.decoder.base_step = base_step
+        self.recorder.load_smoothing(smoothing)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs of the recorder and the detectors, as plain values."""
+        return {"smoothing": self.recorder.smoothing(), "detectors": self._detection.state_dict()}
+
+    def memory(self) -> bytes:
+        """Return all that has been learnt of the run, for another watcher. To be called between two rounds."""
+        return pickle.dumps([part.memory() for part in self._parts()], pickle.HIGHEST_PROTOCOL)
+
+    def remember(self, memory: bytes) -> None:
+        """Take over what another watcher of this run has learnt."""
+        for part, learnt in zip(self._parts(), pickle.loads(memory), strict=True):
+            part.remember(learnt)
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.source, self.recorder, self._detection, self.sampler
+
+    def note_command(self, record: CommandRecord) -> None:
+        """Keep a command that was accepted, or its outcome."""
+        self.publisher.store.add_command(record)
+
+    def end(self, state: State, end: float, exception: str = "") -> None:
+        """Record the end of the run; ``exception`` is the text of what it failed with."""
+        self.recorder.set_state(state, end)
+        facts = {"state": state, "end_time": end, **({"exception": exception} if exception else {})}
+        self.publisher.store.set_facts(facts)
+
+    # ------------------------------------------------------------------------------------------ recorder thread
+
+    def _on_tick(self, now: float) -> None:
+        is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
+        for event in self._detection.tick(now, is_excused=is_excused):
+            self.recorder.post(event)
+
+    def _digest(self, record: Step | Sample) -> list[Event]:
+        if self._wants_steps and isinstance(record, Step):
+            self._training.on_step(record)
+        return self._detection.digest(record)
+
+    def _on_event(self, event: Event) -> None:
+        self.publisher.store.add_event(event)
+        self._training.on_event(event)
+
+    def _on_round(self) -> None:
+        self.publisher.store.flush()
+        self._training.end_round(self.source.decoder.skipped)
+        self._after_round()
+
+
+def _facts_of(hello: Hello) -> dict[str, Any]:
+    """Return what the store keeps of a run as a whole. No token is among it."""
+    settings = {name: value for name, value in asdict(hello.settings).items() if name not in _SECRETS}
+    return {
+        "run": asdict(hello.info),
+        "script": hello.script,
+        "optimizers": dict(hello.optimizers),
+        "settings": settings,
+        "environment": {
+            **hello.environment,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "executable": sys.executable,
+            "num_cpus": os.cpu_count(),
+        },
+    }
