@@ -434,7 +434,9 @@ def test_a_training_process_that_is_stopped_makes_requests_fail_not_hang(tmp_pat
     )
     url, token = script.hear()
     script.process.send_signal(signal.SIGSTOP)
+    stopped = psutil.Process(script.process.pid)
     try:
+        wait_for(lambda: stopped.status() == psutil.STATUS_STOPPED, "the process to stop")
         request = urllib.request.Request(
             f"{url}/api/v1/lr/reduce",
             data=b'{"factor": 0.5}',
@@ -454,6 +456,7 @@ def test_a_training_process_that_is_stopped_makes_requests_fail_not_hang(tmp_pat
 
 PRELUDE = """
 import os, signal, sys, threading, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 import torch
 import monitor
 torch.set_num_threads(1)
