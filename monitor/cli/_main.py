@@ -57,7 +57,7 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="monitor")
 def main() -> None:
-    """Look at training runs and lower their learning rate while they go on.
+    """Look at training runs and change their learning rate while they run.
 
     RUN is an id, a name or a unique prefix of either; without it, the only live run.
     """
@@ -222,7 +222,7 @@ def _add_action(action: str, help_text: str) -> None:
 
 
 _add_action("pause", "Hold a run at its next step until `resume`.")
-_add_action("resume", "Let a paused run go on.")
+_add_action("resume", "Let a paused run continue.")
 _add_action(
     "stop",
     "Ask a run to stop: `run.should_stop` becomes true at its next step. If its loop then ends, the run has finished.",

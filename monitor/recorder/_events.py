@@ -13,11 +13,11 @@ CAPACITY = 2000
 class EventLog:
     """Number events and keep the newest. One writer (the recorder); readers copy."""
 
-    def __init__(self, capacity: int = CAPACITY, last: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, capacity: int = CAPACITY) -> None:
         self._events: deque[Event] = deque(maxlen=capacity)
-        self._last_id = last[1]
+        self._last_id = 0
         self._open: dict[tuple[str, str | None, int, str | None], int] = {}
-        self.last_seq = last[0]
+        self.last_seq = 0
         self.totals = dict.fromkeys(EVENT_KINDS, 0)
         self.active = dict.fromkeys(EVENT_KINDS, False)
         self.last_time: dict[str, float] = {}

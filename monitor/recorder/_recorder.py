@@ -75,7 +75,6 @@ class Recorder:
             Must not raise.
         on_error: takes the exception of a record, an event or a snapshot that failed.
         interval: seconds between rounds.
-        last_event: the numbers (seq, id) of the last event of an earlier recorder of the same run.
         clock: Unix time, for what is shown. It may be set while the run continues.
         counter: the monotonic clock of the entries, for ages, durations and rates.
         on_round: called at the end of each round, once its snapshot is published. Must not raise.
@@ -99,12 +98,11 @@ class Recorder:
         on_round: Callable[[], None] = lambda: None,
         on_error: Callable[[Exception], None],
         interval: float = 0.25,
-        last_event: tuple[int, int] = (0, 0),
         clock: Callable[[], float] = time.time,
         counter: Callable[[], float] = time.perf_counter,
         rest: Callable[[float], None] | None = time.sleep,
     ) -> None:
-        self.log = EventLog(last=last_event)
+        self.log = EventLog()
         self._source = source
         self._detect = detect
         self._on_step, self._on_sample = on_step, on_sample

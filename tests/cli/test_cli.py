@@ -201,7 +201,7 @@ class TestActions:
         assert fake.state == state
 
     def test_resume_follows_pause(self, fake: FakeRun) -> None:
-        """`resume` lets a paused run go on."""
+        """`resume` lets a paused run continue."""
         assert call("pause").exit_code == 0
         assert call("resume").exit_code == 0
         assert fake.state == "running"
