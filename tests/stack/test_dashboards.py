@@ -91,6 +91,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             patch.setattr("monitor.run._identity.git_commit", lambda start: "0a1b2c3")
             patch.setattr("monitor.run._identity._COMMIT_SECONDS", 60.0)
             run_id, instance, end = _train(folder / "runs", prometheus)
+        its_end = "last_over_time(training_run_end_timestamp_seconds[1m])"
+        wait_until(lambda: bool(prometheus.query(its_end)), "a scrape has seen the end of the run")
         closed = time.time() + 2  # the end is looked at from later on
         yield Stack(prometheus, run_id, instance, start, end, closed)
 
