@@ -22,7 +22,7 @@ NUM_BESIDE = 6
 """The most modules that stand beside the packages."""
 LEAVES = {"_records", "_settings", "_errors", "_checks"}
 EDGES = {"probe", "control", "system", "export", "server"}
-CORE = {"recorder", "detect", "link"}
+CORE = {"common", "recorder", "detect", "link"}
 
 # Package or module -> those that it may import, be it for the type checker alone. The modules of a package that stands
 # here as a whole may import each other, but not in a circle; of one whose modules stand here one by one, only those
@@ -33,11 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_errors": set(),
     "_version": set(),
     "_settings": {"_checks", "_errors", "_records"},
+    "common": set(),
     "store": {"_errors", "_records"},
     "detect": LEAVES,
     "link": LEAVES,
-    "recorder": LEAVES | {"detect", "link"},
+    "recorder": LEAVES | {"common", "detect", "link"},
     **dict.fromkeys(EDGES, LEAVES | {"detect", "link"}),
+    "system": LEAVES | {"common"},
     "server": LEAVES | {"server.wsgi"},
     "server.wsgi": set(),
     # dashboards as code: in the catalogue's names, and so beside the edges, not among them

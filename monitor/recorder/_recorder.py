@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from monitor._records import Event, RunInfo, Sample, Snapshot, State, Step
+from monitor.common import BoundedHistory, Loop
 from monitor.recorder._aggregates import OptimizerAggregate, PaceAggregate, Throughput
 from monitor.recorder._events import EventLog
-from monitor.recorder._loop import Loop
-from monitor.recorder._series_history import SeriesHistory, columns
+from monitor.recorder._series import SeriesBucket, columns
 from monitor.recorder._sight import LossSight
 
 MAX_NAMES = 64
@@ -117,7 +117,7 @@ class Recorder:
         self._set_by = 0.0  # how far the wall clock has been set since then
         self._rest = rest
         self._aggregates = {key: OptimizerAggregate(key, name, window) for key, name in optimizers.items()}
-        self._history = {key: SeriesHistory() for key in optimizers}
+        self._history = {key: BoundedHistory[SeriesBucket]() for key in optimizers}
         self._sights = {key: LossSight(key) for key in optimizers}
         self._first = next(iter(optimizers))
         self._pace = PaceAggregate(window)
@@ -145,7 +145,14 @@ class Recorder:
             step_duration=self._pace.histogram(),
             phase_seconds=self._pace.phases(),
         )
-        self._loop = Loop(self.run_once, interval, counter)
+        self._loop = Loop(
+            "monitor-recorder",
+            lambda: self.run_once(self._loop.is_awaited),
+            interval,
+            on_error=on_error,
+            on_end=self.run_once,
+            counter=counter,
+        )
 
     # -------------------------------------------------------------------------------------------------- life
 
@@ -213,8 +220,9 @@ class Recorder:
         aggregate.add(step)
         self._pace.add(step, step.optimizer == self._first)
         self._num_digested += 1
-        self._history[step.optimizer].add(step, aggregate.ema, self._num_digested, step.time + self._set_by)
-        self._on_step(step, aggregate.ema, step.time + self._set_by)
+        shown_time = step.time + self._set_by
+        self._history[step.optimizer].append(SeriesBucket(step, aggregate.ema, self._num_digested, shown_time))
+        self._on_step(step, aggregate.ema, shown_time)
         for event in self._detect(step):
             self._add_event(event)
         self._say(self._sights[step.optimizer].add(step))
@@ -344,14 +352,15 @@ class Recorder:
     def time_of(self, cursor: int) -> float:
         """Return the time of the last step up to a cursor of :meth:`history`, in seconds of ``counter``; 0 before the
         first step."""
-        return max(0.0, max(h.time_of(cursor) for h in self._history.values()) - self._offset)
+        found = [h.until(cursor) for h in self._history.values()]
+        return max(0.0, max((bucket.time for bucket in found if bucket is not None), default=0.0) - self._offset)
 
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the course of each optimizer after a cursor as columns, at most ``points`` each, and the next cursor.
 
         A cursor counts the steps that all optimizers have made together in this session, whatever their own numbers.
         """
-        chosen = {key: h.points(since, points) for key, h in self._history.items()}
+        chosen = {key: h.after(since, points) for key, h in self._history.items()}
         last = max((b[-1].cursor for b in chosen.values() if b), default=since)
         return {
             "since": since,

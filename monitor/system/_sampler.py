@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from monitor._records import Collection, HostReading, SystemReading
+from monitor.common import Loop
 from monitor.system._gpu import GpuRound
 from monitor.system._system_history import SystemHistory
 
@@ -75,23 +75,16 @@ class SystemSampler:
         self._patience = max(10.0, 5 * interval)
         self._reading = SystemReading(time=0.0)
         self._under_way: tuple[str, float] | None = None
-        self._is_stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._loop = Loop("monitor-system", self._make_round, interval, on_error=self._contain, on_end=self._close)
 
     def start(self) -> None:
-        """Start the thread; its first round follows at once."""
-        if self._thread is not None:
-            raise RuntimeError("Cannot start a system sampler twice.")
-        self._thread = threading.Thread(target=self._run, name="monitor-system", daemon=True)
-        self._thread.start()
+        """Start the thread; its first round follows at once. Raises RuntimeError the second time."""
+        self._loop.wake()
+        self._loop.start()
 
     def stop(self, timeout: float = 2.0) -> bool:
         """End the thread; wait ``timeout`` seconds at most. Return whether it has ended (a hung driver keeps it)."""
-        self._is_stopping.set()
-        if self._thread is None:
-            return True
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._loop.stop(timeout)
 
     def latest(self) -> SystemReading:
         """Give the last round; before the first one, a reading at time 0 that holds nothing.
@@ -157,13 +150,10 @@ class SystemSampler:
         collections[name] = Collection(self._timer() - started, result is not None, message)
         return result
 
-    def _run(self) -> None:
-        while not self._is_stopping.is_set():
-            try:
-                self.sample()
-            except Exception as error:  # noqa: BLE001 - contained: the next round may do better
-                self._contain(error)
-            self._is_stopping.wait(self._interval)
+    def _make_round(self) -> None:
+        self.sample()
+
+    def _close(self) -> None:
         if self._gpu is not None:
             self._gpu.close()
 

@@ -1,13 +1,12 @@
-"""A bounded history of system readings: the last rounds in full, the hours before them thinned."""
+"""The history of the system readings, and how it is laid out for the page."""
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from monitor._records import GpuReading, HostReading, SystemReading
+from monitor.common import SIZE, BoundedHistory, Bucket
 
 _Values = tuple[float | None, ...]
 _HOST_COLUMNS: dict[str, Callable[[HostReading], float | None]] = {
@@ -25,48 +24,36 @@ _NO_HOST: _Values = (None,) * len(_HOST_COLUMNS)
 _NO_GPU: _Values = (None,) * len(_GPU_COLUMNS)
 
 
-class _Reading(NamedTuple):
-    """What the page shows of one round; ``gpus`` is by torch device index."""
+class _Reading(Bucket):
+    """What the page shows of a round, or of the last of several; ``gpus`` is by torch device index."""
 
-    number: int
-    counter: float
-    time: float
-    host: _Values
-    gpus: dict[int, _Values]
+    __slots__ = ("gpus", "host", "time")
+
+    def __init__(self, reading: SystemReading) -> None:
+        super().__init__(reading.counter)
+        self.time = reading.time
+        self.host = _NO_HOST if reading.host is None else tuple(read(reading.host) for read in _HOST_COLUMNS.values())
+        self.gpus = {gpu.index: tuple(read(gpu) for read in _GPU_COLUMNS.values()) for gpu in reading.gpus}
+
+    def merge(self, other: _Reading) -> None:
+        """Become the later round: every row that is shown is a reading that was made."""
+        super().merge(other)
+        self.time, self.host, self.gpus = other.time, other.host, other.gpus
 
 
 class SystemHistory:
-    """Keep ``capacity`` rounds as they were, and as many again of every 8th and of every 64th round.
+    """The readings of a run in bounded memory: see :class:`monitor.common.BoundedHistory`.
 
-    With the defaults and a round every 2 s: 30 minutes in full, 4 hours at 16 s, 32 hours at 128 s. Older rounds are
-    thinned, not averaged: every row is a reading that was made.
+    With the default ``size`` and a round every 2 s: the last 34 minutes in full, and at least 1024 readings of the
+    whole run, evenly spaced.
     """
 
-    def __init__(self, capacity: int = 900, levels: int = 3, stride: int = 8) -> None:
-        self._stride = stride
-        self._levels: tuple[deque[_Reading], ...] = tuple(deque(maxlen=capacity) for _ in range(levels))
-        self._count = 0
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+    def __init__(self, size: int = SIZE) -> None:
+        self._history = BoundedHistory[_Reading](size)
 
     def append(self, reading: SystemReading) -> None:
         """Add one round."""
-        host = _NO_HOST
-        if reading.host is not None:
-            host = tuple(read(reading.host) for read in _HOST_COLUMNS.values())
-        gpus = {gpu.index: tuple(read(gpu) for read in _GPU_COLUMNS.values()) for gpu in reading.gpus}
-        with self._lock:
-            row = _Reading(self._count, reading.counter, reading.time, host, gpus)
-            for level, rows in enumerate(self._levels):
-                if self._count % self._stride**level == 0:
-                    rows.append(row)
-            self._count += 1
+        self._history.append(_Reading(reading))
 
     def columns(self, since: float = 0.0, points: int = 1000) -> dict[str, Any]:
         """Give the rounds after ``since``, in seconds of the monotonic clock, as columns, ready for JSON, at most
@@ -79,9 +66,7 @@ class SystemHistory:
         """
         if points < 1:
             raise ValueError(f"points must be at least 1, got {points}")
-        rows = [row for row in self._rows() if row.counter > since]
-        step = -(-len(rows) // points) or 1
-        rows = rows[(len(rows) - 1) % step :: step]
+        rows = self._history.after(since, points)
         indices = sorted({index for row in rows for index in row.gpus})
         return {
             "time": [row.time for row in rows],
@@ -91,16 +76,6 @@ class SystemHistory:
                 for index in indices
             },
         }
-
-    def _rows(self) -> list[_Reading]:
-        """Join the levels: of a coarse one only what is older than the finer ones reach."""
-        with self._lock:
-            levels = [list(rows) for rows in self._levels]
-        joined: list[_Reading] = []
-        for rows in levels:
-            oldest = joined[0].number if joined else self._count
-            joined = [row for row in rows if row.number < oldest] + joined
-        return joined
 
 
 def _pivot(names: Sequence[str], rows: Sequence[Sequence[float | None]]) -> dict[str, list[float | None]]:

@@ -111,12 +111,10 @@ REASONS = {
     "called by the user or by a server's thread": {
         "monitor.probe._steps.StepProbe.last_activity",
         "monitor.recorder._recorder.Recorder.flush",
-        "monitor.recorder._loop.Loop.wait",
     },
     "is a thread's life": {
         "monitor.recorder._recorder.Recorder.start",
         "monitor.recorder._recorder.Recorder.stop",
-        *("monitor.recorder._loop.Loop." + n for n in ("start", "stop", "_run")),
     },
     "a loop that does nothing unusual; shown below": {
         "monitor.probe._loss.end_first_pass",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
 from monitor._records import Clip, Event, ParamGroup, RunInfo, Sample, Step
+from monitor.common import SIZE, BoundedHistory
 from monitor.recorder import Recorder
-from monitor.recorder._loop import Loop
-from monitor.recorder._series_history import SIZE, SeriesHistory, columns
+from monitor.recorder._series import SeriesBucket, columns
 
 RUN = RunInfo("run-000000", "run", 0.0)
 
@@ -220,44 +219,44 @@ def test_a_record_that_cannot_be_digested_costs_only_itself() -> None:
 
 def test_history_keeps_extremes_at_any_length() -> None:
     """100,000 steps fit in the bound; the one spike is in the maximum of its bucket, the one NaN shows."""
-    history = SeriesHistory()
+    history = BoundedHistory[SeriesBucket]()
     for i in range(1, 100_001):
         loss = 77.0 if i == 31_415 else math.nan if i == 60_000 else 1.0
-        history.add(step(i, loss), 1.0, i, 0.0)
-    whole = columns(history.points(0, 100_000))
+        history.append(SeriesBucket(step(i, loss), 1.0, i, 0.0))
+    whole = columns(history.after(0, 100_000))
     assert len(whole["step"]) <= 2 * SIZE
     assert sum(whole["count"]) == 100_000
     assert max(v for v in whole["loss_max"] if v is not None) == 77.0
     assert sum(math.isnan(v) for v in whole["loss"]) == 1
     assert whole["step"] == sorted(whole["step"])
-    few = columns(history.points(0, 100))
+    few = columns(history.after(0, 100))
     assert len(few["step"]) <= 100
     assert sum(few["count"]) == 100_000
 
 
 def test_history_increments_are_complete_and_fine() -> None:
     """Asking from the last cursor on gives every step after it, one by one, while the ring holds them."""
-    history = SeriesHistory()
+    history = BoundedHistory[SeriesBucket]()
     for i in range(1, 5_001):
-        history.add(step(i, float(i)), None, i, 0.0)
-    assert columns(history.points(4_990, 100))["loss"] == [float(i) for i in range(4_991, 5_001)]
-    assert history.points(5_000, 100) == []
-    assert history.time_of(4_990) == 100.0 + 4_990
-    assert history.time_of(0) == 0.0
+        history.append(SeriesBucket(step(i, float(i)), None, i, 0.0))
+    assert columns(history.after(4_990, 100))["loss"] == [float(i) for i in range(4_991, 5_001)]
+    assert history.after(5_000, 100) == []
+    assert history.until(4_990).time == 100.0 + 4_990
+    assert history.until(0) is None
 
 
 def test_a_cursor_older_than_the_ring_is_answered_whole() -> None:
     """What the ring has dropped comes in coarser points: none is missing, and the first begins at the cursor."""
-    history = SeriesHistory()
+    history = BoundedHistory[SeriesBucket]()
     for i in range(1, 5_001):
-        history.add(step(i, float(i)), None, i, 0.0)
-    found = columns(history.points(1_000, 10_000))
+        history.append(SeriesBucket(step(i, float(i)), None, i, 0.0))
+    found = columns(history.after(1_000, 10_000))
     starts = [last - count for last, count in zip(found["step"], found["count"], strict=True)]
     stride = max(found["count"])
     assert stride < 8
     assert 1_000 - stride < starts[0] <= 1_000
     assert [*starts[1:], 5_000] == found["step"]
-    assert 1_100.0 - stride < history.time_of(1_000) <= 1_100.0
+    assert 1_100.0 - stride < history.until(1_000).time <= 1_100.0
 
 
 def test_each_optimizer_of_unequal_pace_is_read_to_its_end() -> None:
@@ -278,12 +277,12 @@ def test_each_optimizer_of_unequal_pace_is_read_to_its_end() -> None:
 
 def test_reading_history_changes_nothing() -> None:
     """Coarse reads merge copies, not what is kept."""
-    history = SeriesHistory(size=8)
+    history = BoundedHistory[SeriesBucket](size=8)
     for i in range(1, 200):
-        history.add(step(i, float(i)), None, i, 0.0)
-    before = columns(history.points(0, 10_000))
-    history.points(0, 3)
-    assert columns(history.points(0, 10_000)) == before
+        history.append(SeriesBucket(step(i, float(i)), None, i, 0.0))
+    before = columns(history.after(0, 10_000))
+    history.after(0, 3)
+    assert columns(history.after(0, 10_000)) == before
 
 
 YEAR = 365 * 86400.0
@@ -451,32 +450,6 @@ def test_flush_waits_for_what_was_recorded() -> None:
     assert rec.snapshot.optimizers[0].steps == 1
     rec.stop()
     assert not rec.flush(0.01, 5)
-
-
-def test_flush_waits_for_a_round_that_begins_after_it() -> None:
-    """The round under way may be past what was recorded: the next one is waited for, and digests what is held."""
-    ended: list[bool] = []
-    may_end = [threading.Event() for _ in range(3)]
-    asked = itertools.count(-1)  # the clock is read once for the deadline, then once before each wait
-
-    def make_round(releases_held: bool) -> None:
-        may_end[min(len(ended), 2)].wait(60)
-        ended.append(releases_held)
-
-    def counter() -> float:
-        number = next(asked)
-        if 0 <= number < 2:
-            may_end[number].set()
-        return 0.0
-
-    seen: list[int] = []
-    rounds = Loop(make_round, 0.0, counter)
-    rounds.start()
-    assert rounds.wait(lambda: not seen.append(len(ended)), 60)
-    may_end[2].set()
-    rounds.stop(60)
-    assert seen == [2]
-    assert ended[:2] == [False, True]
 
 
 def test_what_is_left_at_the_end_is_digested() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from monitor._records import PHASES, Step
-from monitor.recorder._series_history import SeriesHistory, columns
+from monitor.common import BoundedHistory
+from monitor.recorder._series import SeriesBucket, columns
 from monitor.store import StoreReader, StoreWriter, read_history
 from tests.store.made import START, STEP_SECONDS, a_sample, a_step, loss_at
 
@@ -74,11 +75,11 @@ def test_single_steps_are_told_as_by_the_live_run(path: Path) -> None:
     steps[13] = replace(steps[13], duration=None, phases={}, clips=())
     steps[14] = replace(steps[14], gradient_norm=math.nan, phases={"data": 0.001})
     steps[15:20] = [replace(step, groups=step.groups[:1]) for step in steps[15:20]]
-    live = SeriesHistory()
+    live = BoundedHistory[SeriesBucket]()
     for cursor, step in enumerate(steps, start=1):
-        live.add(step, ema_of(step), cursor, time_of(step))
+        live.append(SeriesBucket(step, ema_of(step), cursor, time_of(step)))
     keep(path, steps)
-    same(history_of(path), columns(live.points(0, 1000)))
+    same(history_of(path), columns(live.after(0, 1000)))
 
 
 def test_a_long_run_is_told_in_as_many_points_as_asked_for(path: Path) -> None:
