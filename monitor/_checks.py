@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,16 @@ def is_number(value: Any) -> bool:
     (True, True, False, False)
     """
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    """Tell whether a value is a real number of any make, such as numpy's or a fraction; True and False are not.
+
+    >>> from fractions import Fraction
+    >>> is_real(Fraction(1, 2)), is_real(0.5), is_real(True), is_real(1j)
+    (True, True, False, False)
+    """
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_whole(value: Any) -> bool:

@@ -53,6 +53,14 @@ MAX_REASON = 500
 """Characters that the reason of a command may have."""
 MAX_STEPS = 10**9
 """Steps over which a factor may be reached."""
+MAX_GROUPS = 64
+"""Param groups of an optimizer whose LR is kept over the course of a run."""
+MAX_NAMES = 64
+"""Names of logged values that are shown."""
+MAX_COMMANDS_KEPT = 1024
+"""Commands that can be asked for by id."""
+FACTOR_KEY = "monitor_lr_factor"
+"""Key of a param group under which a saved state holds a factor other than 1."""
 SOURCES = ("api", "alertmanager", "policy", "code")
 OUTCOMES = ("applied", "rejected", "expired")
 Component = Literal[

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from monitor.common._contain import contained
+
 
 class Loop:
     """Run a function again and again on a daemon thread of its own.
@@ -73,7 +75,7 @@ class Loop:
         """End the thread, and wait ``timeout`` seconds at most; tell whether it has ended."""
         self.end()
         if self._thread.ident is None:  # it could not be started
-            self._contained(self._on_end)
+            contained(self._on_error, self._on_end)
         return self.join(timeout)
 
     def join(self, timeout: float) -> bool:
@@ -110,16 +112,10 @@ class Loop:
             self._wake.clear()
             if self._is_stopping:
                 break
-            self._contained(self._run_once)
+            contained(self._on_error, self._run_once)
             with self._round:
                 self._num_rounds += 1
                 self._round.notify_all()
             if self._is_stopping:
                 break
-        self._contained(self._on_end)
-
-    def _contained(self, function: Callable[[], None]) -> None:
-        try:
-            function()
-        except Exception as error:  # noqa: BLE001 - whatever a round raises, the thread continues
-            self._on_error(error)
+        contained(self._on_error, self._on_end)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import secrets
 import threading
 import time
@@ -12,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from monitor._checks import is_real
 from monitor._errors import ClosedRunError, CommandRefusedError, MonitorError, QueueFullError
-from monitor._records import ACTIONS, MAX_REASON, CommandRecord, GroupChange
+from monitor._records import ACTIONS, MAX_COMMANDS_KEPT, MAX_REASON, CommandRecord, GroupChange
 
 MAX_WAITING = 64
-MAX_KEPT = 1024
 
 
 class Command:
@@ -172,7 +171,7 @@ class Commands:
                 )
             self._waiting.append(command)
             self._kept[record.id] = command
-            while len(self._kept) > MAX_KEPT:
+            while len(self._kept) > MAX_COMMANDS_KEPT:
                 self._kept.pop(next(iter(self._kept)))
         self._on_accepted(record)
         self._on_waiting()
@@ -218,7 +217,7 @@ class Commands:
 
     def _note(self, record: CommandRecord) -> None:
         self._outcomes.append(record)
-        if len(self._outcomes) > MAX_KEPT:
+        if len(self._outcomes) > MAX_COMMANDS_KEPT:
             self._count()
         self._on_finished(record)
 
@@ -298,7 +297,7 @@ def _text(reason: Any) -> Any:
 
 def _plain(factor: Any) -> Any:
     """Return a number of any make (numpy's, a fraction) as a float; what is not a number as it is, to be refused."""
-    if isinstance(factor, bool) or not isinstance(factor, numbers.Real):
+    if not is_real(factor):
         return factor
     try:
         return float(factor)

@@ -19,7 +19,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-FACTOR = "monitor_lr_factor"
+from monitor._records import FACTOR_KEY
+from monitor.common import contained
+
 RAMP = "monitor_lr_ramp"
 """``[first factor, last factor, steps in all, steps made]``: plain numbers, so that ``torch.load(weights_only=True)``
 reads them."""
@@ -51,7 +53,7 @@ class Held:
 
     def write_into(self, group: Group) -> None:
         """Write the keys into a group of a state."""
-        group[FACTOR] = self.factor
+        group[FACTOR_KEY] = self.factor
         if self.ramp is not None:
             group[RAMP] = list(self.ramp)
 
@@ -87,9 +89,9 @@ class Factors:
     def get(self, group: Group) -> tuple[float, Ramp | None]:
         """Return the factor in force and the ramp under way; 1 for what cannot be a factor, as the next step drops it.
         Any thread may ask."""
-        if FACTOR in group:  # a load has put it there
+        if FACTOR_KEY in group:  # a load has put it there
             try:
-                return checked(group.get(FACTOR)), group.get(RAMP)
+                return checked(group.get(FACTOR_KEY)), group.get(RAMP)
             except (TypeError, ValueError):
                 return 1.0, None
         one = self.held.get(id(group))
@@ -111,7 +113,7 @@ class Factors:
             self.held.pop(id(group), None)
         else:
             self.held[id(group)] = Held(group, factor, ramp)
-        group.pop(FACTOR, None)
+        group.pop(FACTOR_KEY, None)
         group.pop(RAMP, None)
 
     def adopt(self, groups: Sequence[Group]) -> None:
@@ -126,11 +128,11 @@ class Factors:
         for key in self._numbers.keys() - present:
             del self._numbers[key]
         for group in groups:
-            if FACTOR in group or RAMP in group:
+            if FACTOR_KEY in group or RAMP in group:
                 self._adopt(group)
 
     def _adopt(self, group: Group) -> None:
-        factor, ramp = group.get(FACTOR), group.get(RAMP)
+        factor, ramp = group.get(FACTOR_KEY), group.get(RAMP)
         try:
             self.put(group, checked(factor), None if ramp is None else _checked_ramp(*ramp))
         except (TypeError, ValueError) as error:
@@ -164,14 +166,11 @@ class Factors:
             try:
                 if self.held:
                     self._write_into(name, optimizer, state)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - here, not in `contained`: who has called is read off the stack
                 on_error(error)
 
         def loaded(optimizer: Optimizer) -> None:
-            try:
-                self._take_over(optimizer.param_groups)
-            except Exception as error:  # noqa: BLE001
-                on_error(error)
+            contained(on_error, lambda: self._take_over(optimizer.param_groups))
 
         loaded(optimizer)
         self._handles = [

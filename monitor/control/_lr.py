@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from monitor._checks import is_number, is_whole
+from monitor._checks import is_number, is_real, is_whole
 from monitor._errors import CommandRefusedError
 from monitor._records import MAX_STEPS, GroupChange
 from monitor.control._factors import MAX_FACTOR, MIN_FACTOR, Factors, Group, OnError, Ramp, Rows, checked_row
@@ -216,7 +215,7 @@ class LearningRates:
                 )
             if not lr.is_cpu:
                 return None  # its floor is held at the scaling, where that costs no sync
-        elif isinstance(lr, bool) or not isinstance(lr, numbers.Real):
+        elif not is_real(lr):
             raise CommandRefusedError(f"{where} has no learning rate to change, got lr={lr!r}; name other groups")
         if own_scale(row.group) is None:
             raise CommandRefusedError(f"{where} derives its learning rate itself (relative_step); name other groups")

@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from monitor._records import Collection, Snapshot
+from monitor.common import contained
 from monitor.export._catalogue import CATALOGUE
 from monitor.export._samples import Samples, new_family
 from monitor.export._sections import (
@@ -103,13 +104,10 @@ class RunCollector(Collector):
     def _try(self, section: Section, snapshot: Snapshot, samples: Samples) -> bool:
         """Render a section apart, so that one that fails half-way leaves no half histogram behind."""
         part = Samples(snapshot.run.run_id)
-        try:
-            section(snapshot, part)
-        except Exception as error:  # noqa: BLE001 - contained: the rest of the scrape stays whole
-            self._on_error(error)
-            return False
-        samples.extend(part)
-        return True
+        is_whole = contained(self._on_error, section, snapshot, part, default=False) is None
+        if is_whole:
+            samples.extend(part)
+        return is_whole
 
     def _put_collections(self, samples: Samples, collections: dict[str, Collection]) -> None:
         for name, collection in collections.items():

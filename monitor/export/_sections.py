@@ -9,6 +9,7 @@ from monitor._records import (
     ACTIONS,
     COMPONENTS,
     EVENT_KINDS,
+    MAX_NAMES,
     OUTCOMES,
     PHASES,
     SOURCES,
@@ -20,7 +21,6 @@ from monitor._records import (
 )
 from monitor.export._samples import Samples
 
-MAX_NAMES = 64
 SERIES_PER_GROUP = 4
 
 Section = Callable[[Snapshot, Samples], None]

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from monitor._records import Component
+from monitor.common import contained
 
 _LOG = logging.getLogger("monitor")
 MAX_KINDS = 256
@@ -50,7 +51,4 @@ class FailureReporter:
 
     def contain(self, component: Component, function: Callable[[], Any]) -> None:
         """Call ``function`` and note what it raises, Ctrl-C and the like apart."""
-        try:
-            function()
-        except Exception as error:  # noqa: BLE001
-            self.note(component, error)
+        contained(self.of(component), function)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
+from monitor._records import FACTOR_KEY
 from monitor.link import Details, Kind, Norms, Pass, RawClip, Span
 from monitor.probe import _patches
 from monitor.probe._attribution import ASSUMED, USUAL, LossAttribution, is_zeroed
@@ -27,8 +28,6 @@ from monitor.probe._trace import TRACES, Trace, current, is_alone, open_trace, u
 from monitor.probe._values import product
 from monitor.probe._watched import expect_usual
 
-FACTOR = "monitor_lr_factor"
-"""Key of a param group under which a loaded state has left a factor other than 1."""
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
 _MAX_FRAMES = 16
@@ -200,7 +199,7 @@ class StepProbe:
                 for group in groups:
                     lr = group.get("lr")
                     scheduled.append(lr)
-                    if lr.__class__ is not float or FACTOR in group:
+                    if lr.__class__ is not float or FACTOR_KEY in group:
                         is_plain = False
                 replaced = evaluation = details = None
                 losses: Sequence[Pass] = ()
@@ -338,7 +337,7 @@ class StepProbe:
             scheduled = [g.get("lr") for g in optimizer.param_groups]
         groups, scales = optimizer.param_groups, self.scaling.scales(optimizer)
         scheduled = _lr_values(scheduled, scales)
-        if not self.scaling.held(optimizer) and not any(FACTOR in group for group in groups):
+        if not self.scaling.held(optimizer) and not any(FACTOR_KEY in group for group in groups):
             return scheduled, None, None
         if not self._has_guard:
             self._has_guard = _patches.guard(type(optimizer))

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from monitor._records import Event, RunInfo, Sample, Snapshot, State, Step
-from monitor.common import BoundedHistory, Loop
+from monitor._records import MAX_NAMES, Event, RunInfo, Sample, Snapshot, State, Step
+from monitor.common import BoundedHistory, Loop, contained
 from monitor.recorder._aggregates import OptimizerAggregate, PaceAggregate, Throughput
 from monitor.recorder._events import EventLog
 from monitor.recorder._series import SeriesBucket, columns
 from monitor.recorder._sight import LossSight
 
-MAX_NAMES = 64
 WORK_SECONDS = 0.0002
 """How long the recorder works before it lets go of the interpreter lock. Python takes the lock from a thread only after
 5 ms, and the training thread, which gives it up at every operation of torch, would wait so long to have it back."""
@@ -170,36 +169,30 @@ class Recorder:
 
     def run_once(self, releases_held: bool = True) -> None:
         """Make one round: drain, digest, publish. Failures are contained record by record."""
-        self._contained(self._drain)
+        contained(self._on_error, self._drain)
         if releases_held:
             for key in list(self._held):
-                self._contained(self._digest_step, self._held.pop(key))
+                contained(self._on_error, self._digest_step, self._held.pop(key))
         while self._inbox:
-            self._contained(self._add_event, self._inbox.popleft())
-        self._contained(lambda: self._on_tick(self._counter() + self._offset))
+            contained(self._on_error, self._add_event, self._inbox.popleft())
+        contained(self._on_error, lambda: self._on_tick(self._counter() + self._offset))
         try:
             self._snapshot = self._build()
         except Exception as error:  # noqa: BLE001
             self._on_error(error)
             if self._end_time is not None:  # whatever else is not known: that the run has ended is
                 self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
-        self._contained(self._on_round)
+        contained(self._on_error, self._on_round)
 
     def _drain(self) -> None:
         rested = self._counter()
         self._set_by = self._clock() - rested - self._offset
         for record in self._source.drain(self._offset):
-            self._contained(self._digest, record)
+            contained(self._on_error, self._digest, record)
             rest = self._rest
             if rest is not None and self._counter() - rested > WORK_SECONDS and not self._loop.is_awaited:
                 rest(REST_SECONDS)
                 rested = self._counter()
-
-    def _contained(self, function: Callable[..., None], *args: Any) -> None:
-        try:
-            function(*args)
-        except Exception as error:  # noqa: BLE001
-            self._on_error(error)
 
     # ------------------------------------------------------------------------------------------------ digest
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from monitor._records import PHASES, Step
+from monitor._records import MAX_GROUPS, PHASES, Step
 from monitor.common import Bucket
-
-MAX_GROUPS = 64
 
 
 class SeriesBucket(Bucket):

@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from monitor._checks import is_number
 from monitor._records import ParamGroup, Sample, Step
 
 _NAMES = {
@@ -150,7 +151,7 @@ def _choose(names: tuple[str, ...]) -> dict[str, str]:
 
 
 def _parse(path: Path, line: int, what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if not (is_number(value) or isinstance(value, str)):
         _refuse(path, line, f"{what} must be a number, got {value!r}")
     try:
         number = float(value)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from monitor._records import CommandRecord
-
-MAX_KEPT = 1024
+from monitor._records import MAX_COMMANDS_KEPT, CommandRecord
 
 
 class CommandBook:
@@ -39,7 +37,7 @@ class CommandBook:
         if known is not None and (record.status == "pending" or known.status != "pending"):
             return
         kept = {**self._kept, record.id: record}
-        while len(kept) > MAX_KEPT:
+        while len(kept) > MAX_COMMANDS_KEPT:
             del kept[next(iter(kept))]
         self._kept = kept
         if record.status == "pending":

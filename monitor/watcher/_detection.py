@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from monitor._records import Event, Sample, Step
+from monitor.common import contained
 from monitor.detect import Detector, DetectorSet, default_detectors
 
 BATCH_SIZE = "batch_size"
@@ -50,11 +51,7 @@ class Detection:
 
     def is_stall_near(self, now: float) -> bool:
         """Tell whether a stall comes soon if nothing excuses it."""
-        try:
-            return self._sets[self._first].is_stall_near(now)
-        except Exception as error:  # noqa: BLE001
-            self._on_error(error)
-            return False
+        return bool(contained(self._on_error, self._sets[self._first].is_stall_near, now))
 
     def tick(self, now: float, *, is_excused: bool) -> list[Event]:
         """Take the time; return a stall that starts. Only the first optimizer paces the run."""
@@ -68,11 +65,8 @@ class Detection:
         self._batch_size = size
 
     def _contained(self, ask: Callable[[], list[Event]]) -> list[Event]:
-        try:
-            return ask()
-        except Exception as error:  # noqa: BLE001
-            self._on_error(error)
-            return []
+        events: list[Event] = contained(self._on_error, ask, default=[])
+        return events
 
     def memory(self) -> tuple[Any, ...]:
         """Return all that the detectors have learnt, for another watcher of the same run."""

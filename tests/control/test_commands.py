@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from monitor import ClosedRunError, CommandRefusedError, Run
-from monitor._records import CommandRecord
+from monitor._records import MAX_COMMANDS_KEPT, CommandRecord
 from monitor.control import Commands, audit, describe
-from monitor.control._commands import MAX_KEPT
 from tests.control.conftest import noting
 
 YEAR = 365 * 86400.0
@@ -113,12 +112,12 @@ def test_the_oldest_outcomes_are_forgotten() -> None:
     """What is kept is bounded; the newest can be asked for by id."""
     desk = Desk()
     commands = []
-    for _ in range(MAX_KEPT + 10):
+    for _ in range(MAX_COMMANDS_KEPT + 10):
         commands.append(desk.queue.submit("set", source="api", factor=0.5))
         desk.queue.finish(desk.queue.take(), "applied", step=1)  # type: ignore[arg-type]
     assert desk.queue.get(commands[0].id) is None
     assert desk.queue.get(commands[-1].id) == commands[-1].record
-    assert desk.queue.totals == {("set", "api", "applied"): MAX_KEPT + 10}
+    assert desk.queue.totals == {("set", "api", "applied"): MAX_COMMANDS_KEPT + 10}
     assert desk.queue.last_applied == {"set": 1000.0}
 
 
@@ -130,12 +129,12 @@ def test_outcomes_that_nobody_reads_are_bounded() -> None:
         return sum(type(one) is CommandRecord for one in gc.get_objects())
 
     desk = Desk()
-    num_commands, num_before = 3 * MAX_KEPT, num_records()  # other tests may have left some
+    num_commands, num_before = 3 * MAX_COMMANDS_KEPT, num_records()  # other tests may have left some
     for _ in range(num_commands):
         with pytest.raises(CommandRefusedError):
             desk.queue.submit("explode", source="api")
         desk.finished.clear()
-    assert num_records() - num_before <= MAX_KEPT + 1
+    assert num_records() - num_before <= MAX_COMMANDS_KEPT + 1
     assert desk.queue.totals == {("explode", "api", "rejected"): num_commands}
 
 

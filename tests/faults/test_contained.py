@@ -51,7 +51,6 @@ CONTAINERS = {
     "monitor.probe._closures.FirstEvaluation._measure",
     "monitor.probe._steps.StepProbe.on_skipped",
     "monitor.recorder._recorder.Recorder.run_once",
-    "monitor.recorder._recorder.Recorder._contained",
 }
 REASONS = {
     "puts patches and hooks in": {

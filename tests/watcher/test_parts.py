@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from monitor._errors import ClosedRunError, CommandRefusedError, UnreachableError
-from monitor._records import CommandRecord, Event
+from monitor._records import MAX_COMMANDS_KEPT, CommandRecord, Event
 from monitor.link import TrainingState
 from monitor.system import OutOfMemoryCounter
-from monitor.watcher._commands import MAX_KEPT, CommandBook
+from monitor.watcher._commands import CommandBook
 from monitor.watcher._linger import Linger
 from monitor.watcher._remote import MAX_DIGESTED, RemoteTraining
 
@@ -40,10 +40,10 @@ class TestCommandBook:
     def test_the_newest_are_kept(self) -> None:
         """Memory has a bound; the counts go on."""
         book = CommandBook()
-        for number in range(MAX_KEPT + 5):
+        for number in range(MAX_COMMANDS_KEPT + 5):
             book.put(replace(APPLIED, id=str(number)))
         assert (book.get("4"), book.get("5") is not None) == (None, True)
-        assert book.totals == {("reduce", "api", "applied"): MAX_KEPT + 5}
+        assert book.totals == {("reduce", "api", "applied"): MAX_COMMANDS_KEPT + 5}
 
     def test_another_watcher_takes_it_over(self) -> None:
         """What the last one had counted is not counted again."""
