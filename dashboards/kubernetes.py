@@ -10,37 +10,38 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
+from string import Template
 from textwrap import indent
 
 from monitor.alerts import render_files as render_rules
 from monitor.grafana import render_files as render_dashboards
 
-_POD_MONITOR = """\
+_POD_MONITOR = Template("""\
 apiVersion: monitoring.coreos.com/v1
 kind: PodMonitor
 metadata:
   name: training-monitor
-  namespace: {namespace}
-  labels: {{app.kubernetes.io/part-of: training-monitor}}
+  namespace: $namespace
+  labels: {app.kubernetes.io/part-of: training-monitor}
 spec:
-  namespaceSelector: {{any: true}}
+  namespaceSelector: {any: true}
   selector:
-    matchLabels: {{training-monitor: "true"}}
+    matchLabels: {training-monitor: "true"}
   podMetricsEndpoints:
     - port: monitor
       path: /metrics
       interval: 15s
       honorLabels: true  # a run names itself by run_id
       relabelings:
-        - {{action: replace, targetLabel: job, replacement: training}}  # what TrainingTargetDown goes by
+        - {action: replace, targetLabel: job, replacement: training}  # what TrainingTargetDown goes by
       authorization:
-        credentials: {{name: training-monitor, key: read-token}}
-"""
+        credentials: {name: training-monitor, key: read-token}
+""")
 
 
 def objects(namespace: str, runbook: str, *, has_operator_rules: bool) -> Iterator[str]:
     """Yield each object as a YAML document."""
-    yield _POD_MONITOR.format(namespace=namespace)
+    yield _POD_MONITOR.substitute(namespace=namespace)
     rules = render_rules(runbook)
     if has_operator_rules:
         for name, text in rules.items():

@@ -48,7 +48,6 @@ class Boundary:
         self.is_closed = False
         self.is_paused = False
         self.is_busy = False
-        self.commands: Commands | None = None
         self._rates = rates
         self._next_step = next_step
         self._on_checkpoint = on_checkpoint
@@ -80,18 +79,15 @@ class Boundary:
         """Have a paused training thread look at once."""
         self._came.set()
 
-    def pass_through(self) -> None:
+    def pass_through(self, commands: Commands) -> None:
         """Carry out all that waits; stay while paused. Raises StopTraining if that was asked for; nothing else."""
         self.is_busy = True
         try:
-            self._pass_through()
+            self._pass_through(commands)
         finally:
             self.is_busy = False
 
-    def _pass_through(self) -> None:
-        commands = self.commands
-        if commands is None:
-            return
+    def _pass_through(self, commands: Commands) -> None:
         is_announced = False
         while True:
             while (command := commands.take()) is not None:

@@ -73,7 +73,6 @@ class TrainingSide:
             timeout=settings.command_timeout,
             is_training_thread=self._is_training_thread,
         )
-        self.boundary.commands = self.commands
         self.probes = [
             StepProbe(
                 key,
@@ -179,7 +178,7 @@ class TrainingSide:
         for each in self.probes:
             each.has_pending_command = False
         try:
-            self.boundary.pass_through()
+            self.boundary.pass_through(self.commands)
         except StopTraining:
             raise
         except Exception as error:  # noqa: BLE001

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from monitor.alerts import GROUPS, alerts
 from monitor.server._alertmanager import ACTIONS
+from tests.alerts.rules import BY_NAME
 from tests.requirements import need
 from tests.stack.real_alertmanager import Alertmanager
 from tests.stack.real_prometheus import wait_until
@@ -24,7 +24,6 @@ ALERTMANAGER = DASHBOARDS / "alertmanager" / "alertmanager.yml"
 EXAMPLES = sorted((DASHBOARDS / "alertmanager" / "examples").glob("*.yml"))
 ALERTS_PAGE = DASHBOARDS.parent / "docs" / "alerts.md"
 ENDED = {"TrainingRunFailed", "TrainingRunVanished"}
-BY_NAME = {alert.name: alert for alert in alerts(GROUPS)}
 
 
 def amtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

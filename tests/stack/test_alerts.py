@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import monitor
-from monitor.alerts import GROUPS, AlertRule, Recording
+from tests.alerts.rules import ALERTS, RECORDINGS, AlertRule, Recording
 from tests.requirements import need
 from tests.stack.real_alertmanager import Alertmanager, alertmanager_config, prometheus_config
 from tests.stack.real_prometheus import Prometheus
@@ -25,7 +25,7 @@ from tests.stack.real_prometheus import Prometheus
 TOKEN = "the-token-of-the-run-in-the-loop"
 PATIENCE_SECONDS = 300.0
 REPEATS = 4
-RULES = [rule for group in GROUPS for rule in group.rules]
+RULES = [*ALERTS, *RECORDINGS]
 SELECTORS = sorted(
     {
         match[0]

@@ -16,14 +16,13 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from monitor.alerts import GROUPS, AlertRule, alerts
+from tests.alerts.rules import ALERTS, AlertRule
 from tests.grafana.reading import FILES, Expression, expressions, load
 from tests.stack.real_alertmanager import prometheus_config
 from tests.stack.real_prometheus import Prometheus, wait_until
 from tests.stack.snapshot_target import RUN_ID, snapshot_target
 
 EVERYTHING = [each for path in FILES for each in expressions(load(path))]
-ALERTS = list(alerts(GROUPS))
 # Panels about what happens within the time range: nobody commands, and no event has to be; test_dashboards.py has a run
 # to which something happens.
 NOTHING_HAPPENS = {"overview: Events in the time range A", "run: Events A", "run: Commands in the time range A"}
