@@ -59,7 +59,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._callbacks": {"_records", "control", "link", "run._log"},
     "run._training_side": LEAVES | {"control", "link", "probe", "run._logged", "system"},
     "run._thread_watcher": {"_records", "link", "watcher", "run._callbacks", "run._training_side"},
-    "run._process_watcher": LEAVES | {"link", "server.wsgi", "store", "run._callbacks", "run._training_side"},
+    "run._restarts": set(),
+    "run._questions": set(),
+    "run._retained": {"link"},
+    "run._link_reader": {"link"},
+    "run._callback_thread": {"_records", "link", "run._callbacks"},
+    "run._state_report": {"link", "run._training_side"},
+    "run._outbox": {"link", "run._questions", "run._retained", "run._state_report", "run._training_side"},
+    "run._process_watcher": LEAVES
+    | {"common", "link", "server.wsgi", "store"}
+    | {f"run.{name}" for name in ("_callback_thread", "_callbacks", "_link_reader", "_outbox", "_questions")}
+    | {f"run.{name}" for name in ("_restarts", "_state_report", "_training_side")},
     "run._watcher_form": {"_records", "link"}
     | {f"run.{name}" for name in ("_callbacks", "_process_watcher", "_thread_watcher", "_training_side")},
     "run._engine": LEAVES

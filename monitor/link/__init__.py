@@ -16,7 +16,16 @@ from monitor.link._entries import (
     StepEntry,
 )
 from monitor.link._failures import FailureReporter
-from monitor.link._frames import ENTRIES, MESSAGE, Pipe, pack_entries, pack_message, unpack_entries, unpack_message
+from monitor.link._frames import (
+    ENTRIES,
+    MESSAGE,
+    Pipe,
+    hold_back_sigpipe,
+    pack_entries,
+    pack_message,
+    unpack_entries,
+    unpack_message,
+)
 from monitor.link._in_force import InForce, applied_lr, shown_in_force
 from monitor.link._messages import RECORDED, VERSION, Hello, TrainingState
 from monitor.link._process import WatcherProcess, start_watcher, why_not_apart
@@ -46,6 +55,7 @@ __all__ = [
     "TrainingState",
     "WatcherProcess",
     "applied_lr",
+    "hold_back_sigpipe",
     "pack_entries",
     "pack_message",
     "shown_in_force",

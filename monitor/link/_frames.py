@@ -9,6 +9,7 @@ from __future__ import annotations
 import marshal
 import os
 import pickle
+import signal
 import struct
 import threading
 from contextlib import suppress
@@ -138,3 +139,10 @@ def unpack_message(payload: bytes) -> tuple[str, Any]:
     """Return kind and content of a message."""
     kind, content = pickle.loads(payload)
     return kind, content
+
+
+def hold_back_sigpipe() -> None:
+    """Hold SIGPIPE back from this thread: where the program has given it its default action, as command-line programs
+    do, to write to a pipe that nobody reads would end the program."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})

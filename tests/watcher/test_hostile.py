@@ -245,12 +245,12 @@ def test_a_pipe_that_is_closed_while_it_is_read_keeps_its_number_until_then() ->
 def test_a_watcher_that_is_gone_ends_no_program_that_wants_to_die_of_sigpipe(tmp_path: Path) -> None:
     """A thread that writes the link survives the write to a closed pipe where SIGPIPE has its default action."""
     body = """
-    from monitor.run._process_watcher import _let_no_pipe_end_the_process
+    from monitor.link import hold_back_sigpipe
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     reader, writer = os.pipe()
     os.close(reader)
     def write():
-        _let_no_pipe_end_the_process()
+        hold_back_sigpipe()
         try: os.write(writer, b"x")
         except BrokenPipeError: say("broken")
     thread = threading.Thread(target=write); thread.start(); thread.join()

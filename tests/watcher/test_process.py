@@ -233,7 +233,7 @@ def test_a_watcher_that_is_killed_is_replaced_and_nothing_is_lost(
         trained.train(20)
         assert run.flush(PATIENCE_SECONDS)
         first = watcher_of(run)
-        wait_for(lambda: run._engine.watcher._acknowledged == 20, "the memory of the watcher")  # type: ignore[attr-defined]
+        wait_for(lambda: run._engine.watcher._outbox.remembered.sequence == 20, "the memory of the watcher")  # type: ignore[attr-defined]
         trained.train(5)
         first.kill()
         trained.train(5)
@@ -268,7 +268,7 @@ def test_a_replaced_watcher_finds_no_step_and_no_event_twice(trained: Trained, t
         trained.train(3)
         assert run.flush(PATIENCE_SECONDS)
         first = watcher_of(run)
-        wait_for(lambda: run._engine.watcher._acknowledged == 3, "the memory of the watcher")  # type: ignore[attr-defined]
+        wait_for(lambda: run._engine.watcher._outbox.remembered.sequence == 3, "the memory of the watcher")  # type: ignore[attr-defined]
         run.reduce_lr(0.5, reason="before")
         with torch.no_grad():
             next(trained.model.parameters()).fill_(float("nan"))
