@@ -129,6 +129,7 @@ class Recorder:
         self._held: dict[str, Step] = {}
         self._holds_back = False
         self._inbox: deque[Event] = deque(maxlen=1000)
+        self._posted_before: deque[Event] = deque()  # before the start, and so before any step
         self._state: State = "starting"
         self._end_time: float | None = None
         self._elapsed: float | None = None
@@ -157,6 +158,7 @@ class Recorder:
 
     def start(self) -> None:
         """Start the thread."""
+        self._posted_before, self._inbox = self._inbox, deque(maxlen=1000)
         self._loop.start()
 
     def stop(self, timeout: float = 5.0) -> None:
@@ -169,12 +171,12 @@ class Recorder:
 
     def run_once(self, releases_held: bool = True) -> None:
         """Make one round: drain, digest, publish. Failures are contained record by record."""
+        self._add_posted(self._posted_before)
         contained(self._on_error, self._drain)
         if releases_held:
             for key in list(self._held):
                 contained(self._on_error, self._digest_step, self._held.pop(key))
-        while self._inbox:
-            contained(self._on_error, self._add_event, self._inbox.popleft())
+        self._add_posted(self._inbox)
         contained(self._on_error, lambda: self._on_tick(self._counter() + self._offset))
         try:
             self._snapshot = self._build()
@@ -183,6 +185,10 @@ class Recorder:
             if self._end_time is not None:  # whatever else is not known: that the run has ended is
                 self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
         contained(self._on_error, self._on_round)
+
+    def _add_posted(self, posted: deque[Event]) -> None:
+        while posted:
+            contained(self._on_error, self._add_event, posted.popleft())
 
     def _drain(self) -> None:
         rested = self._counter()
@@ -267,7 +273,8 @@ class Recorder:
     # ----------------------------------------------------------------------------------------------- publish
 
     def post(self, event: Event) -> None:
-        """Hand in an event from any thread; it is numbered and logged in the next round."""
+        """Hand in an event from any thread; it is numbered and logged in the next round, after the steps that have
+        arrived until then; one that is handed in before the start, before all steps."""
         self._inbox.append(event)
 
     @property

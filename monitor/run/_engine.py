@@ -120,7 +120,6 @@ class Engine:
         except BaseException:
             self.close("failed")
             raise
-        self._events.note_state("starting", f"run {self.id} started")
         self._has_started = True
         return self
 

@@ -103,6 +103,8 @@ class Watcher:
             ValueError: for a ``directory`` that can never be one or a certificate that cannot be used.
         """
         self.publisher.open_folder()
+        if not self._hello.memory:  # no other watcher has numbered an event of this run that is known
+            self.recorder.post(_start_of(self._hello.info.run_id))
         self._failures.contain("recorder", self.recorder.start)
         self._failures.contain("system", self.sampler.start)
         self.publisher.store.set_facts(_facts_of(self._hello))
@@ -168,6 +170,10 @@ class Watcher:
         self.publisher.store.flush()
         self._training.end_round(self.source.decoder.skipped)
         self._after_round()
+
+
+def _start_of(run_id: str) -> Event:
+    return Event("state", "info", 0, 0, f"run {run_id} started", end_step=0, details={"state": "starting"})
 
 
 def _facts_of(hello: Hello) -> dict[str, Any]:

@@ -71,6 +71,20 @@ def test_history_and_events_are_read_by_increments() -> None:
         assert run.events(since=started[-1].seq) == ()
 
 
+def test_a_run_begins_with_its_start() -> None:
+    """The first event says that the run has started, though its very first step is in trouble."""
+    net, opt = make()
+    with quick(opt, digest_interval=5) as run:
+        with torch.no_grad():
+            net.weight.fill_(math.nan)
+        train(net, opt, 3)
+        assert run.flush()
+        first, *others = run.events()
+        assert (first.seq, first.kind, first.step, first.details) == (1, "state", 0, {"state": "starting"})
+        assert first.message == f"run {run.id} started"
+        assert "nonfinite" in [event.kind for event in others]
+
+
 def test_log_takes_numbers_and_tensors_and_never_raises() -> None:
     """Every kind of value a user passes ends up as a number, or is counted as an error of the component `log`."""
     net, opt = make()

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import monitor
+from monitor.run._restarts import MAX_RESTARTS
 from monitor.store import STORE_FILE, StoreReader, list_runs
 from tests.conftest import watchers
 from tests.faults.loops import (
@@ -376,6 +377,37 @@ def test_a_watcher_that_always_ends_is_given_up_with_one_line(
         assert command.status == "applied"
     assert len([r for r in caplog.records if "cannot be kept alive" in r.getMessage()]) == 1
     assert run.state == "finished"
+
+
+def test_watchers_that_end_now_and_then_are_replaced_without_end(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replacement that is long enough ago counts no more: a run of weeks is recorded to its end."""
+    monkeypatch.setattr("monitor.run._restarts.WINDOW_SECONDS", 0.0)
+    killed = set()
+    with attach(trained.optimizer) as run:
+        while len(killed) < MAX_RESTARTS + 2:
+            trained.train(1)
+            for process in started_for(run):
+                killed.add(process.pid)
+                process.kill()
+            time.sleep(0.01)
+        trained.train(1)
+        assert run.flush(PATIENCE_SECONDS)
+        assert run.snapshot().optimizers[0].steps == run.step
+
+
+def test_a_run_begins_with_its_start(trained: Trained) -> None:
+    """The first event says that the run has started, though its very first step is in trouble."""
+    with attach(trained.optimizer) as run:
+        for parameter in trained.model.parameters():
+            parameter.data.fill_(float("nan"))
+        trained.train(3)
+        assert run.flush(PATIENCE_SECONDS)
+        events = run.events()
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert (events[0].kind, events[0].details) == ("state", {"state": "starting"})
+        assert "nonfinite" in [event.kind for event in events]
 
 
 def trained_steps(run: monitor.Run) -> int:
