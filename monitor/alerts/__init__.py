@@ -1,4 +1,4 @@
-"""What Prometheus and Alertmanager read: recording rules, alerts, and the configuration of both."""
+"""Files for Prometheus and Alertmanager: recording rules, alerts, and the configuration of both."""
 
 from __future__ import annotations
 

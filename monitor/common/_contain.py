@@ -9,8 +9,8 @@ from typing import Any
 def contained(
     on_error: Callable[[Exception], object], function: Callable[..., Any], *args: Any, default: Any = None
 ) -> Any:
-    """Return what a function returns; hand what it raises to ``on_error``, Ctrl-C and the like apart, and return
-    ``default``.
+    """Return what a function returns; hand what it raises to ``on_error``, Ctrl-C and the like apart, and
+    return ``default``.
 
     >>> contained(print, lambda: 1 / 0, default=[])
     division by zero

@@ -78,8 +78,8 @@ class BoundedHistory(Generic[B]):
         return bool(self._whole) and self._whole[-1].count < self._stride
 
     def until(self, cursor: float) -> B | None:
-        """Return the last bucket that ends at a cursor or before it, at the resolution there is; None before the
-        first."""
+        """Return the last bucket that ends at a cursor or before it, at the resolution there is; None before
+        the first."""
         with self._lock:
             rows = self._newest if self._newest and cursor >= self._newest[0].cursor else self._whole
             return next((copy.copy(row) for row in reversed(rows) if row.cursor <= cursor), None)

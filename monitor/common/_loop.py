@@ -86,8 +86,8 @@ class Loop:
         return not self._thread.is_alive()
 
     def wait(self, is_through: Callable[[], bool], timeout: float) -> bool:
-        """Wait until that is true and a whole round has been made since; False if that took longer than ``timeout``
-        seconds."""
+        """Wait until that is true and a whole round has been made since; False if that took longer than
+        ``timeout`` seconds."""
         deadline = self._counter() + timeout
         if self._thread is threading.current_thread():  # a callback of ours: the round that it waits for is this one
             return is_through()

@@ -59,10 +59,9 @@ class AdaptiveLR:
         recover_steps: calm steps before the LR is raised, and over which it is.
         min_factor: the factor is not lowered below this.
         warmup_steps: optimizer steps from a thousandth of the schedule to the schedule where nothing happens; 0: none.
-            Give eight times the steps of 0.25 s where a step takes less than 50 ms, as trouble is seen that late.
-            Only a fresh run is warmed up: where the optimizer holds the state of earlier steps or a factor before the
-            first step, or ``run.load_state_dict`` has reported earlier steps, the audit says so and the LR is left
-            alone.
+            Give eight times the steps of 0.25 s where a step takes less than 50 ms, as trouble is seen that late. Only
+            a fresh run is warmed up: where the optimizer holds the state of earlier steps or a factor before the first
+            step, or ``run.load_state_dict`` has reported earlier steps, the audit says so and the LR is left alone.
         allow_increase: raise again what events have lowered. The warm-up climbs in any case.
         groups: param groups by index or name; default: all of the optimizer whose trouble it is.
 

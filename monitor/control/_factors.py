@@ -1,5 +1,5 @@
-"""The LR factors of one optimizer: kept beside its param groups, written into its ``state_dict``, read from a loaded
-one.
+"""The LR factors of one optimizer: kept beside its param groups, written into its ``state_dict``, read from a
+loaded one.
 
 A param group itself holds no key of ours: ``torch.distributed.checkpoint`` looks up each key of a live group in the
 checkpoint that it loads, and stops at one that the checkpoint lacks. A state holds a factor other than 1 under

@@ -49,8 +49,8 @@ class _UndoEntry(NamedTuple):
 
 
 class LearningRates:
-    """Know the factors of all optimizers of a run and change them. Changes are made by the training thread at a step
-    boundary.
+    """Know the factors of all optimizers of a run and change them. Changes are made by the training thread at a
+    step boundary.
 
     Args:
         optimizers: name -> optimizer.

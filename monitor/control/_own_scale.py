@@ -1,4 +1,4 @@
-"""What optimizers multiply their learning rate by on their own: one table, by the keys of their param groups.
+"""The scale by which optimizers multiply their learning rate: one table, by the keys of their param groups.
 
 ``group["lr"]`` is not what such an optimizer uses, so what is shown as scheduled and as applied LR is multiplied by the
 scale too. docs/control.md has the table for readers.

@@ -39,9 +39,9 @@ class Exporter:
     def render(self, accept: str | None, names: Sequence[str] = ()) -> tuple[bytes, str]:
         """Render one scrape; return the body, not compressed, and its content type.
 
-        ``accept`` is the request's Accept header: OpenMetrics 1.0 where it is asked for and not wanted less than text,
-        else the text format. ``names`` (the ``name[]`` parameters) restricts the scrape to these sample names; none:
-        all.
+        ``accept`` is the request's Accept header: OpenMetrics 1.0 where it is asked for and not wanted less than
+        text, else the text format. ``names`` (the ``name[]`` parameters) restricts the scrape to these sample names;
+        none: all.
         """
         encode, content_type = _choose(accept)
         registry: Any = self.registry.restricted_registry(names) if names else self.registry

@@ -1,4 +1,4 @@
-"""What each part of a snapshot looks like in the catalogue: plain functions from a snapshot to samples."""
+"""The sections of the catalogue: plain functions from a snapshot to samples."""
 
 from __future__ import annotations
 

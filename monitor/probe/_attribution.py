@@ -208,8 +208,8 @@ class LossAttribution:
             self._factor = root_factor(roots)
 
     def end(self, one: Pass, roots: Any) -> bool:
-        """Look after a backward pass from ``roots`` (None: it has failed); return whether it has reached these
-        parameters."""
+        """Look after a backward pass from ``roots`` (None: it has failed); return whether it has reached
+        these parameters."""
         is_lost = any(witness.parameter() is None for witness in self.witnesses)
         is_reached = self._settle(one) or self._newest is one
         if not is_reached and roots is not None:

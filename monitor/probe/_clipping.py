@@ -115,7 +115,7 @@ def watch_clip_with_norm(original: Any) -> Any:
                     witness, look = None, before_change()
                     _note_shared_clip(params, max_norm, total_norm)
                     current().add(Kind.OURS, start, clock())
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - must not reach the training loop
                 report(error)
         if more:
             original(parameters, max_norm, total_norm, foreach, **more)
@@ -167,7 +167,7 @@ def _measure_before(params: list[Tensor], is_total: bool = False) -> Owned:
             (m, covered.ids, None if is_total and covered.is_alone else m.of_clipped(covered.ids, params, 2.0)[0])
             for m, covered in owners
         ]
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
         return []
 
@@ -178,7 +178,7 @@ def _note_norm_clip(owned: Owned, max_norm: Any, total: Any) -> None:
         measure = _measured(total)
         for meter, covered, own in owned:
             meter.note("norm", float(max_norm), meter.unscaled(measure) if own is None else own, measure, covered)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
 
 
@@ -217,5 +217,5 @@ def _note_value_clip(params: list[Tensor], clip_value: Any) -> None:
         for meter, covered in _owners(params):
             own, extreme = meter.of_clipped(covered.ids, params, 2.0, float("inf"))
             meter.note("value", float(clip_value), own, extreme, covered.ids)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)

@@ -45,7 +45,7 @@ class FirstEvaluation:
             self.losses = self._attribution.take()
             self.norms = self._meter.take()
             self.clips, self._meter.clips = self._meter.clips, []
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             self._on_error("probe", error)
 
     def leave(self) -> None:

@@ -17,8 +17,8 @@ def skipped(function: F) -> F:
 def untraced(function: F) -> F:
     """Keep a function and everything that it calls from being traced.
 
-    ``torch.compiler.disable`` does the same with a wrapper that costs about 0.3 us a call; a mark on the code costs
-    none.
+    ``torch.compiler.disable`` does the same with a wrapper that costs about 0.3 us a call; a mark on the code
+    costs none.
     """
     return _mark(function, is_recursive=True)
 

@@ -77,7 +77,7 @@ def _arm() -> None:
         try:
             if (thread := get_ident()) in _WANTED:
                 _go_off(thread)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             report(error)
         return original(self, *args, **kwargs)
 

@@ -17,7 +17,7 @@ def watch_next(original: Any) -> Any:
         start = None
         try:
             start = perf_counter()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             report(error)
         try:
             return original(self)
@@ -34,5 +34,5 @@ def add_waiting(start: float | None) -> None:
         return
     try:
         current().add_waiting(start, perf_counter())
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)

@@ -1,4 +1,4 @@
-"""What is back-propagated, as ``torch.autograd.backward`` sees it, and gradients that are zeroed in place.
+"""Backward passes, as ``torch.autograd.backward`` sees them, and gradients that are zeroed in place.
 
 ``backward`` runs at every micro-batch with cold caches: it is one function without detours in the usual case.
 """
@@ -59,7 +59,7 @@ def watch_backward(original: Any) -> Any:
                 ):
                     try:
                         value = tensors.item()
-                    except Exception:  # noqa: BLE001
+                    except Exception:  # noqa: BLE001 - must not reach the training loop
                         value = back_propagated(account, tensors, None)
                 else:
                     value = back_propagated(account, tensors, grad_variables if grad_tensors is None else grad_tensors)
@@ -77,7 +77,7 @@ def watch_backward(original: Any) -> Any:
                 account.last_backward = start
                 trace = account  # first: whatever ends this pass, Ctrl-C included, has it end for us too
                 account.underway = one
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             report(error)
         try:
             if more or grad_variables is not None:
@@ -102,7 +102,7 @@ def watch_backward(original: Any) -> Any:
                         sole.passes.append(one)
                     else:
                         end_first_pass(trace, one, roots, sole)
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001 - must not reach the training loop
                     report(error)
                 finally:  # only now: a pass that ends on another thread is not to take this one's work for its own
                     trace.underway = None
@@ -115,7 +115,7 @@ def restricted(tensors: Any, inputs: Any) -> Any:
     """Return what is back-propagated to some inputs only."""
     try:
         return Restricted(tensors, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs))
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
         return tensors
 
@@ -188,7 +188,7 @@ def back_propagated(trace: Trace, tensors: Any, grad_tensors: Any) -> Any:
         gradients = (grad_tensors,) if isinstance(grad_tensors, Tensor) else grad_tensors or (None,) * len(tensors)
         values = tuple(loss_value(trace, *pair) for pair in zip(tensors, gradients, strict=True))
         return None if None in values else values
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
         return None
 

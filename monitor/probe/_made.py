@@ -19,7 +19,7 @@ def watch_init(original: Any) -> Any:
         original(self, *args, **kwargs)
         try:
             MADE.append(weakref.ref(self))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             report(error)
 
     return __init__
@@ -34,7 +34,7 @@ def watch_add_param_group(original: Any) -> Any:
             probe = probe_of(self)
             if probe is not None:
                 probe.on_new_parameters()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             report(error)
 
     return add_param_group

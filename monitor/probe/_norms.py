@@ -98,8 +98,8 @@ class NormMeter:
             self.clips, self._lost = [], self.number
 
     def coverage(self, params: Sequence[Tensor]) -> Coverage:
-        """Return which of the optimizer's parameters are among ``params``, and whether others are that may have a
-        gradient."""
+        """Return which of the optimizer's parameters are among ``params``, and whether others are that may have
+        a gradient."""
         self._count()
         if params and (len(params), id(params[0]), id(params[-1])) == (self.num_clipped, self.first_id, self.last_id):
             return Coverage(None, True)
@@ -192,7 +192,7 @@ class NormMeter:
                 self.unscaled(found) if norm_type == L2 else found
                 for found, norm_type in zip(norms_of(params, *norm_types), norm_types, strict=True)
             ]
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             self._on_error("probe", error)
             self._next = self.number + self._max_stride
             return [f"measuring it failed: {type(error).__name__}"] * len(norm_types)

@@ -76,7 +76,7 @@ def _install() -> None:
             continue  # who has not imported it does not use it
         try:
             _set(resolve_name(owner), attribute, make)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             report(error)
     for name, make in (
         ("clip_grad_norm_", _clipping.watch_clip_norm),
@@ -128,7 +128,7 @@ def _abandon(optimizer: Any) -> None:
         probe = probe_of(optimizer)
         if probe is not None:
             probe.abandon()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
 
 

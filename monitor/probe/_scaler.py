@@ -66,7 +66,7 @@ def watcher_of(optimizer: Any) -> Probe | None:
     """Return the probe that watches an optimizer, if one does."""
     try:
         return probe_of(optimizer)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
         return None
 
@@ -81,7 +81,7 @@ def note_scaler(scaler: Any, outputs: Any = None, scaled: Any = None) -> None:
             remember_scaler(scaler)
         if isinstance(outputs, Tensor) and outputs.numel() == 1:
             trace.note_unscaled(scaled, take(outputs))
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
 
 

@@ -21,8 +21,8 @@ class ScaledBy(NamedTuple):
 
 MAX_SCALERS = 64
 SCALING: dict[int, tuple[weakref.ref[Any], int]] = {}
-"""The scalers that have scaled a loss, by id, each with the id of its states at that time: ``update`` makes new
-ones."""
+"""The scalers that have scaled a loss, by id, each with the id of its states at that time: ``update`` makes
+new ones."""
 
 
 def remember_scaler(scaler: Any) -> None:

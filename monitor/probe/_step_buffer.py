@@ -86,7 +86,7 @@ class StepBuffer:
             reader = _Reader(gives_up or self._clock() - entry[TIME] > GIVE_UP_SECONDS)
             plain = reader.plain(entry)
             return marshal.dumps(plain) if reader.is_complete else None
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             self._on_error(error)
             return b""
 

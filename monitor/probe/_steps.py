@@ -248,7 +248,7 @@ class StepProbe:
                 return replaced
             except StopTraining:
                 raise
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - must not reach the training loop
                 usual[:] = None, None
                 self._spoil()
                 self.on_error("probe", error)
@@ -285,7 +285,7 @@ class StepProbe:
                 trace.mark = self.last_end = end = clock()
                 append((sequence, key, number, end, spans, mark, done, clips, amp, False, opened))
                 vacancy.append(None)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - must not reach the training loop
                 self.on_error("probe", error)
 
         return untraced(pre_hook), untraced(post_hook)
@@ -318,7 +318,7 @@ class StepProbe:
             trace = self._trace
             trace.spans = [*trace.spans, (trace.mark, trace.mark, trace.mark, Kind.STEP)]
             self.attribution.drop()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             self.on_error("probe", error)
 
     def _pass_boundary(self) -> None:
@@ -372,7 +372,7 @@ class StepProbe:
             opened = ((), None, scheduled, None, None, losses, (), None, None)
             sequence = self._buffer.next_sequence()
             self._buffer.append((sequence, self.key, self.number, end, spans, end, end, (), amp, True, opened))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             self.on_error("probe", error)
 
     def on_new_parameters(self) -> None:
@@ -429,8 +429,8 @@ def _nothing(*_: Any) -> None:
 
 
 def _num_steps(kind: type) -> int:
-    """Count the different ``step`` functions that run when a subclass calls its parent's: each one would run the
-    hooks."""
+    """Count the different ``step`` functions that run when a subclass calls its parent's: each one would run
+    the hooks."""
     steps = [vars(c)["step"] for c in kind.__mro__ if "step" in vars(c) and c is not Optimizer]
     return len({inspect.unwrap(s) for s in steps})
 

@@ -57,7 +57,7 @@ def expect_usual() -> None:
         if len(PROBES) == 1 and len(TRACES) == 1:
             for probe in list(PROBES.values()):
                 USUAL[:] = probe.attribution.usual, None if SCALING else probe.norms.usual
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
 
 
@@ -66,8 +66,8 @@ Looks = Sequence[Callable[[], None]]
 
 @untraced
 def before_change() -> Looks:
-    """Look at the gradients before torch changes them, by a clip or an unscaling; ``look_again`` afterwards. Neither
-    raises."""
+    """Look at the gradients before torch changes them, by a clip or an unscaling; ``look_again`` afterwards.
+    Neither raises."""
     return looks(lambda attribution: attribution.watch_change(underway()))
 
 
@@ -80,7 +80,7 @@ def looks(look_at: Callable[[LossAttribution], Callable[[], None]]) -> Looks:
             thread = get_ident()
             mine = [attribution for attribution in ATTRIBUTIONS if attribution.is_trained_by(thread)]
         return [look_at(attribution) for attribution in mine]
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
         return ()
 
@@ -91,7 +91,7 @@ def look_again(afterwards: Looks) -> None:
     try:
         for look in afterwards:
             look()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
 
 

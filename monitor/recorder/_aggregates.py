@@ -14,8 +14,8 @@ from monitor._records import PHASES, Histogram, OptimizerSnapshot, Step
 STEP_SECONDS_BOUNDS = tuple(0.001 * 2**k for k in range(17))
 GRADIENT_NORM_BOUNDS = tuple(10 ** (k / 2) for k in range(-8, 9))
 EMA_STEPS = 50
-"""Memory of the smoothed loss: weight 2 / (n + 1) for the newest value, bias-corrected (Kingma & Ba 2015, section
-3)."""
+"""Memory of the smoothed loss: weight 2 / (n + 1) for the newest value, bias-corrected (Kingma & Ba 2015,
+section 3)."""
 
 
 class Counts:

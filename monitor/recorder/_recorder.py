@@ -180,7 +180,7 @@ class Recorder:
         contained(self._on_error, lambda: self._on_tick(self._counter() + self._offset))
         try:
             self._snapshot = self._build()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - that the run has ended is shown all the same
             self._on_error(error)
             if self._end_time is not None:  # whatever else is not known: that the run has ended is
                 self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
@@ -244,8 +244,8 @@ class Recorder:
                 self._add_event(event)
 
     def _amend(self, sample: Sample) -> None:
-        """Give the last step the loss that was logged after it; from now on a step waits for what is logged after
-        it."""
+        """Give the last step the loss that was logged after it; from now on a step waits for what is logged
+        after it."""
         self._holds_back = True
         key = sample.name
         held = self._held.get(key)

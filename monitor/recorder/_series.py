@@ -88,8 +88,8 @@ class SeriesBucket(Bucket):
 
 
 def columns(buckets: list[SeriesBucket]) -> dict[str, Any]:
-    """Lay buckets out as columns for the page: times in Unix seconds, durations in seconds, None where nothing is
-    known."""
+    """Lay buckets out as columns for the page: times in Unix seconds, durations in seconds, None where nothing
+    is known."""
     num_groups = max((len(b.lrs) for b in buckets), default=0)
 
     def lr(index: int, which: int) -> list[float | None]:

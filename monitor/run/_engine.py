@@ -97,8 +97,8 @@ class Engine:
     # ------------------------------------------------------------------------------------------------- life
 
     def open(self) -> Engine:
-        """Start everything; called by ``attach``. What can fail without harm is reported, and the run continues without
-        it.
+        """Start everything; called by ``attach``. What can fail without harm is reported, and the run continues
+        without it.
 
         Raises:
             ValueError: for a ``directory`` that can never be one or a certificate that cannot be used; nothing stays

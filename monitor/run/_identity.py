@@ -41,8 +41,8 @@ def identify(run_id: str, name: str, start_time: float, optimizers: Iterable[Opt
 
 
 def environment() -> dict[str, str]:
-    """Describe what only the training process knows of its environment. None of its environment variables: they hold
-    secrets."""
+    """Describe what only the training process knows of its environment. None of its environment variables: they
+    hold secrets."""
     return {
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda or "",

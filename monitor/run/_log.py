@@ -10,8 +10,8 @@ _LOG = logging.getLogger("monitor")
 
 
 def make_visible() -> None:
-    """Have what a user must see, such as the page's address, reach stderr where the program has not set up logging
-    itself."""
+    """Have what a user must see, such as the page's address, reach stderr where the program has not set up
+    logging itself."""
     if _LOG.level == logging.NOTSET:
         _LOG.setLevel(logging.INFO)
     if not _LOG.hasHandlers():

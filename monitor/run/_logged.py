@@ -18,8 +18,8 @@ _NAME_OF = type.__dict__["__name__"].__get__  # a class may have a __name__ of i
 
 
 class LoggedValues:
-    """Put logged values into the step buffer. ``on_error`` takes a TypeError or OverflowError for a value that is not a
-    number.
+    """Put logged values into the step buffer. ``on_error`` takes a TypeError or OverflowError for a value that is not
+    a number.
 
     A value's own methods may raise what they like: it is contained and reported. Two things are not taken for a value's
     doing, since they are meant for the program: KeyboardInterrupt, as nothing tells the one that a method raises from

@@ -1,4 +1,4 @@
-"""What is to be written to a watcher process: entries, messages in their order, the state of the training process."""
+"""The outbox of the link to a watcher process: entries, messages in their order, the state of the training process."""
 
 from __future__ import annotations
 

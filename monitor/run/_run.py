@@ -25,8 +25,8 @@ class LearningRate(NamedTuple):
 
 
 class Run:
-    """A training run that is being watched. Made by :func:`monitor.attach`; ends with its ``with`` block or
-    :meth:`close`.
+    """A training run that is being watched. Made by :func:`monitor.attach`; ends with its ``with`` block
+    or :meth:`close`.
 
     Example:
         >>> with monitor.attach(optimizer, scheduler) as run:
@@ -91,8 +91,8 @@ class Run:
 
     @property
     def lr(self) -> list[LearningRate]:
-        """Scheduled, factor and applied LR of every param group, as of now. Reads LR tensors: on a device that
-        syncs."""
+        """Scheduled, factor and applied LR of every param group, as of now. Reads LR tensors: on a device
+        that syncs."""
         return [LearningRate(*row) for row in self._engine.lr_table()]
 
     def snapshot(self) -> Snapshot:
@@ -115,16 +115,16 @@ class Run:
         return self._engine.watcher.events(since)
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until everything recorded so far is in :meth:`snapshot`; False if that took longer than ``timeout``
-        seconds."""
+        """Wait until everything recorded so far is in :meth:`snapshot`; False if that took longer than
+        ``timeout`` seconds."""
         return self._engine.watcher.flush(timeout)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to continue: step, best loss, detectors, LR factors. Plain values, for a
-        checkpoint.
+        """Return what a resumed run needs to continue: step, best loss, detectors, LR factors. Plain values, for
+        a checkpoint.
 
-        The LR factors are in ``optimizer.state_dict()`` too, but not in what ``torch.distributed.checkpoint`` makes of
-        it.
+        The LR factors are in ``optimizer.state_dict()`` too, but not in what ``torch.distributed.checkpoint`` makes
+        of it.
 
         Example:
             >>> torch.save({"optimizer": optimizer.state_dict(), "monitor": run.state_dict()}, "run.pt")

@@ -43,7 +43,7 @@ class RunEvents:
         self._post(Event("internal", "warning", step, step, message, end_step=step, details={"component": component}))
 
     def note_capture(self, message: str, optimizer: str | None = None) -> None:
-        """Note that something of the training cannot be seen, with what to do about it: an event, and a line in the
-        log."""
+        """Note that something of the training cannot be seen, with what to do about it: an event, and a line in
+        the log."""
         step = self._step()
         self._post(Event("capture", "warning", step, step, message, optimizer))

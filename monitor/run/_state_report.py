@@ -1,4 +1,4 @@
-"""What the training process reports about itself to its watcher."""
+"""The report of the training process about itself, for its watcher."""
 
 from __future__ import annotations
 

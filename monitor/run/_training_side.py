@@ -181,5 +181,5 @@ class TrainingSide:
             self.boundary.pass_through(self.commands)
         except StopTraining:
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
             self._failures.note("control", error)

@@ -64,8 +64,8 @@ class RunWatcher(Protocol):
         """
 
     def end(self, state: State, end: float, note: Callable[[], None], exception: str = "") -> None:
-        """Record the end of the run; ``note`` hands in its last event, ``exception`` is the text of what it failed
-        with."""
+        """Record the end of the run; ``note`` hands in its last event, ``exception`` is the text of what it
+        failed with."""
 
     def wait(self) -> None:
         """Wait for a last scrape, if the settings say so."""

@@ -1,4 +1,4 @@
-"""Which card is ``cuda:0``: the identity of the torch devices, as pure functions over UUIDs.
+"""The card behind ``cuda:0``: the identity of the torch devices, as pure functions over UUIDs.
 
 CUDA numbers the devices by ``CUDA_VISIBLE_DEVICES`` and by its own order, NVML by PCI bus: only a UUID names a card.
 """

@@ -1,4 +1,4 @@
-"""How NVML's answers are taken: absent, failed, or gone with the card or with the whole library."""
+"""Answers of NVML: absent, failed, or gone with the card or with the whole library."""
 
 from __future__ import annotations
 

@@ -105,8 +105,8 @@ class SystemSampler:
         )
 
     def history(self, since: float = 0.0, points: int = 1000) -> dict[str, Any]:
-        """Give the rounds after ``since``, in seconds of ``timer``, as columns, ready for JSON, at most ``points`` of
-        them.
+        """Give the rounds after ``since``, in seconds of ``timer``, as columns, ready for JSON, at most ``points``
+        of them.
 
         ``{"time": [...], "cpu_ratio": [...], "memory_used_bytes": [...], "tree_resident_bytes": [...], "gpus":
         {"0": {"utilization_ratio": [...], "memory_used_bytes": [...], "temperature_celsius": [...],

@@ -1,4 +1,4 @@
-"""What torch knows about its CUDA devices, asked so that nothing is initialised that was not."""
+"""Torch's knowledge of its CUDA devices, asked for so that nothing is initialised that was not."""
 
 from __future__ import annotations
 

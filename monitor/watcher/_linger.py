@@ -37,8 +37,8 @@ class Linger:
     def wait(self, seconds: float) -> None:
         """Wait for one more scrape if there was one in three minutes, at most ``seconds``; for a page at most 3 s.
 
-        The log announces a wait that may take longer than a second. Ctrl-C ends it, and nothing but it: the script
-        continues.
+        The log announces a wait that may take longer than a second. Ctrl-C ends it, and nothing but it: the
+        script continues.
         """
         end = self._clock()
         with self._changed:

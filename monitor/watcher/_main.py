@@ -247,7 +247,7 @@ class Service:
                 self._outgoing.write(pack_message(kind, content))
             except OSError:  # it is gone
                 return
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - one that cannot be sent must not stand in the way of the others
                 self._failures.note("link", error)
 
     def _send(self, kind: str, content: Any) -> None:
@@ -299,7 +299,7 @@ class Service:
             self._send("answer", (number, answer(*arguments)))
         except (ValueError, MonitorError) as error:
             self._send("answer", (number, error))
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - the thread of one question: its asker has a default
             self._failures.note("link", error)
 
     def _answer_snapshot(self) -> Any:
