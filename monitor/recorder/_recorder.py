@@ -171,12 +171,12 @@ class Recorder:
 
     def run_once(self, releases_held: bool = True) -> None:
         """Make one round: drain, digest, publish. Failures are contained record by record."""
-        self._add_posted(self._posted_before)
+        contained(self._on_error, self._add_posted, self._posted_before)
         contained(self._on_error, self._drain)
         if releases_held:
             for key in list(self._held):
                 contained(self._on_error, self._digest_step, self._held.pop(key))
-        self._add_posted(self._inbox)
+        contained(self._on_error, self._add_posted, self._inbox)
         contained(self._on_error, lambda: self._on_tick(self._counter() + self._offset))
         try:
             self._snapshot = self._build()

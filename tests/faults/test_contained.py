@@ -51,6 +51,7 @@ CONTAINERS = {
     "monitor.probe._closures.FirstEvaluation._measure",
     "monitor.probe._steps.StepProbe.on_skipped",
     "monitor.recorder._recorder.Recorder.run_once",
+    "monitor.recorder._recorder.contained",
 }
 REASONS = {
     "puts patches and hooks in": {
