@@ -66,10 +66,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._callback_thread": {"_records", "link", "run._callbacks"},
     "run._state_report": {"link", "run._training_side"},
     "run._outbox": {"link", "run._questions", "run._retained", "run._state_report", "run._training_side"},
+    "run._link": {"common", "link"}
+    | {f"run.{name}" for name in ("_link_reader", "_outbox", "_questions", "_restarts")},
     "run._process_watcher": LEAVES
-    | {"common", "link", "server.wsgi", "store"}
-    | {f"run.{name}" for name in ("_callback_thread", "_callbacks", "_link_reader", "_outbox", "_questions")}
-    | {f"run.{name}" for name in ("_restarts", "_state_report", "_training_side")},
+    | {"link", "server.wsgi", "store"}
+    | {f"run.{name}" for name in ("_callback_thread", "_callbacks", "_link", "_outbox", "_questions")}
+    | {f"run.{name}" for name in ("_state_report", "_training_side")},
     "run._watcher_form": {"_records", "link"}
     | {f"run.{name}" for name in ("_callbacks", "_process_watcher", "_thread_watcher", "_training_side")},
     "run._engine": LEAVES

@@ -1,4 +1,4 @@
-"""The watcher in a process of its own: messages and questions to it, what it asks for, its replacement."""
+"""The watcher in a process of its own: messages and questions to it, and what it asks for."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from monitor._errors import MonitorError, UnreachableError
 from monitor._records import CommandRecord, Event, OptimizerSnapshot, Snapshot, State
-from monitor._settings import Settings
-from monitor.common import Loop
-from monitor.link import FailureReporter, Hello, WatcherProcess, hold_back_sigpipe, pack_message, start_watcher
+from monitor.link import FailureReporter, Hello, WatcherProcess, start_watcher
 from monitor.run._callback_thread import CallbackThread
 from monitor.run._callbacks import Callbacks
-from monitor.run._link_reader import LinkReader
+from monitor.run._link import LINK_SECONDS, Link
 from monitor.run._outbox import Outbox
 from monitor.run._questions import Questions
-from monitor.run._restarts import MAX_RESTARTS, WINDOW_SECONDS, RestartLimit
 from monitor.run._state_report import StateReport
 from monitor.run._training_side import TrainingSide
 from monitor.store import check_directory
 
 _LOG = logging.getLogger("monitor")
-LINK_SECONDS = 0.05
-"""How often entries are shipped."""
 ANSWER_SECONDS = 5.0
 """How long a question to the watcher waits for its answer."""
 READY_SECONDS = 20.0
@@ -38,7 +32,7 @@ _NOTHING = object()
 
 
 class ProcessWatcher:
-    """A watcher process, and the threads that talk to it.
+    """A run's watcher at the other end of a link.
 
     Args:
         hello: the run.
@@ -63,11 +57,7 @@ class ProcessWatcher:
         self._hello = hello
         self._training = training
         self._failures = failures
-        self._start = start
-        self._process = process
-        self._lost: WatcherProcess | None = None
-        self._restarts = RestartLimit()
-        self._has_greeted = self._has_given_up = self._is_ending = False
+        self._is_ending = False
         self._ready = threading.Event()
         self._url: str | None = None
         self._has_folder = False
@@ -79,8 +69,17 @@ class ProcessWatcher:
         self._outbox = Outbox(training, self._report, failures, begin_round)
         self._questions = Questions(lambda words: self._send("ask", words, wakes=True))
         self._callback_thread = CallbackThread(callbacks, failures)
-        self._reader = LinkReader(self._receive, self._on_closed, failures)
-        self._loop = Loop("monitor-link", self._ship, LINK_SECONDS, on_error=failures.of("link"))
+        self._link = Link(
+            process,
+            start,
+            hello=self._present_hello,
+            outbox=self._outbox,
+            questions=self._questions,
+            receive=self._receive,
+            is_over=self._has_final.is_set,
+            on_given_up=self._answer_no_more,
+            failures=failures,
+        )
 
     # ------------------------------------------------------------------------------------------------- life
 
@@ -94,11 +93,10 @@ class ProcessWatcher:
             check_directory(self._hello.settings.directory)
             _check_certificate(self._hello.settings)
         except BaseException:
-            self._process.close()
+            self._link.close()
             raise
-        self._loop.wake()
-        for start in (self._loop.start, lambda: self._reader.start(self._process), self._callback_thread.start):
-            self._failures.contain("link", start)
+        self._link.open()
+        self._failures.contain("link", self._callback_thread.start)
 
     def end(self, state: State, end: float, note: Callable[[], None], exception: str = "") -> None:
         """Have the end recorded; wait END_SECONDS at most for the watcher to have it."""
@@ -112,7 +110,7 @@ class ProcessWatcher:
     def wait(self) -> None:
         """Wait for a last scrape, if the settings say so. Ctrl-C ends the wait, and nothing but it."""
         seconds = self._hello.settings.wait_for_scrape
-        if seconds <= 0 or self._has_given_up:
+        if seconds <= 0 or self._link.has_given_up:
             return
         try:
             self._ask("last_scrape", seconds, timeout=seconds + 1.0)
@@ -124,13 +122,12 @@ class ProcessWatcher:
         self._callback_thread.end()
         self._send("leave", None, wakes=True)
         deadline = max(self._outbox.end_deadline or 0.0, time.monotonic() + LINK_SECONDS)
-        for part in (self._loop, self._reader, self._callback_thread):
-            part.join(deadline - time.monotonic())
+        self._link.join(deadline)
+        self._callback_thread.join(deadline - time.monotonic())
 
     def forget(self) -> None:
         """Close the pipes in a forked child: held open there, they would keep the watcher waiting for the end."""
-        self._has_given_up = True
-        self._process.abandon()
+        self._link.forget()
 
     # ------------------------------------------------------------------------------------------ messages, out
 
@@ -161,17 +158,17 @@ class ProcessWatcher:
             self._failures.note("link", TimeoutError(line), line=line)
 
     def _send(self, kind: str, content: Any, *, wakes: bool = False) -> None:
-        if not self._has_given_up:
+        if not self._link.has_given_up:
             self._outbox.post(kind, content)
         if wakes:
-            self._loop.wake()
+            self._link.wake()
 
     # ---------------------------------------------------------------------------------------------- questions
 
     @property
     def url(self) -> str | None:
         """Address of the live page; None without HTTP. Waits for a watcher that has just been started."""
-        if self._hello.settings.serve and not self._has_given_up:
+        if self._hello.settings.serve and not self._link.has_given_up:
             self._ready.wait(READY_SECONDS)
         return self._url
 
@@ -200,7 +197,7 @@ class ProcessWatcher:
 
     def _final_or(self, what: str, default: Any, *arguments: Any) -> Any:
         if self._is_ending:  # after the end there is nothing new to ask for
-            if not self._has_given_up:
+            if not self._link.has_given_up:
                 self._has_final.wait(ANSWER_SECONDS)
             return self._final.get(what, default)
         return self._ask(what, *arguments, default=default)
@@ -222,81 +219,11 @@ class ProcessWatcher:
         return found
 
     def _ask(self, what: str, *arguments: Any, timeout: float = ANSWER_SECONDS, default: Any = None) -> Any:
-        if self._has_given_up or self._reader.is_current:
+        if self._link.has_given_up or self._link.is_reading:
             return default
         return self._questions.ask(what, *arguments, timeout=timeout, default=default)
 
-    # -------------------------------------------------------------------------------------------- link thread
-
-    def _ship(self) -> None:
-        """Write what there is; once the end has been written, or nobody reads any more, this was the last round."""
-        if not self._has_greeted:
-            self._has_greeted = True
-            hold_back_sigpipe()
-            with suppress(OSError):  # one that has ended already: who reads from it notices
-                self._process.greet(pack_message("hello", self._addressed()))
-        try:
-            if self._lost is self._process:
-                raise BrokenPipeError("the watcher has closed its end")
-            is_last = self._outbox.write(self._process.outgoing)
-        except OSError:  # the watcher is gone
-            is_last = not self._replace()
-        if is_last:
-            self._loop.end()
-
-    def _addressed(self) -> Hello:
-        """Return the run with the thread that says whether it goes on, served where it was."""
-        settings = self._hello.settings
-        return replace(self._hello, thread=self._loop.native_id, settings=_served_at(self._url, settings))
-
-    # ------------------------------------------------------------------------------------------ another watcher
-
-    def _replace(self) -> bool:
-        """Start another watcher in the place of one that has ended and should not have; tell whether there is one.
-
-        To be called on the link thread alone, after its end on that of the reader: nothing else is written meanwhile.
-        """
-        if self._has_given_up or self._has_final.is_set():
-            return False
-        self._process.close()
-        if not self._restarts.allows_another():
-            return self._give_up(f"it has ended {MAX_RESTARTS + 1} times within {WINDOW_SECONDS / 60:g} minutes")
-        try:
-            self._process = self._start(self._hello.info.run_id)
-        except OSError as error:
-            return self._give_up(str(error))
-        _LOG.warning("the watcher process of this run has ended; another one takes over; training is not affected")
-        self._failures.contain("link", lambda: self._reader.start(self._process))
-        with suppress(OSError):  # it has ended as well: its reader notices
-            self._outbox.write_again(self._process, self._addressed(), self._questions.still_open())
-        return True
-
-    def _give_up(self, why: str) -> bool:
-        self._has_given_up = True
-        self._outbox.clear()
-        self._ready.set()
-        self._has_final.set()
-        self._questions.give_up()
-        self._failures.note(
-            "link",
-            ChildProcessError(why),
-            line=f"the watcher process of this run cannot be kept alive ({why}); the run is no longer recorded or "
-            "served; training is not affected",
-        )
-        return False
-
-    # ---------------------------------------------------------------------------------------- the reader's thread
-
-    def _on_closed(self, process: WatcherProcess) -> None:
-        """Have a watcher replaced that has closed its end before its last word."""
-        if self._has_final.is_set():
-            return
-        self._lost = process
-        self._loop.wake()
-        while self._loop.is_alive and self._process is process and not self._has_given_up:
-            self._loop.join(LINK_SECONDS)
-        if self._process is process and self._replace():  # killed after the last word had been written
-            self._process.outgoing.close()
+    # ------------------------------------------------------------------------------------------ messages, in
 
     def _receive(self, kind: str, content: Any) -> None:
         """Do what the watcher asks for."""
@@ -322,6 +249,17 @@ class ProcessWatcher:
             self._final = content
             self._has_final.set()
 
+    def _present_hello(self) -> Hello:
+        """Return the run as another watcher is to know it: served where the last one was."""
+        if self._url is None:
+            return self._hello
+        return replace(self._hello, settings=replace(self._hello.settings, port=int(self._url.rpartition(":")[2])))
+
+    def _answer_no_more(self) -> None:
+        """Let whoever waits for the watcher wait no longer: there will be none."""
+        self._ready.set()
+        self._has_final.set()
+
     def _submitted(self, number: int, action: str, fields: Mapping[str, Any], until: float) -> tuple[int, Any]:
         if time.monotonic() > until:  # this process was stopped; whoever asked has heard that nothing was done
             return number, UnreachableError(f"{action} came too late")
@@ -329,11 +267,6 @@ class ProcessWatcher:
             return number, self._training.commands.submit(action, **fields).record
         except MonitorError as error:
             return number, error
-
-
-def _served_at(url: str | None, settings: Settings) -> Settings:
-    """Return the settings of another watcher: it is served where the last one was."""
-    return settings if url is None else replace(settings, port=int(url.rpartition(":")[2]))
 
 
 def _first_snapshot(hello: Hello) -> Snapshot:

@@ -346,10 +346,10 @@ def test_a_state_is_loaded_without_a_watcher(trained: Trained, caplog: pytest.Lo
         trained.train(1)
         state = run.state_dict()
     with attach(trained.optimizer) as again:
-        again._engine.watcher._has_given_up = True  # type: ignore[attr-defined]
+        again._engine.watcher._link.has_given_up = True  # type: ignore[attr-defined]
         again.load_state_dict(state)
         assert (again.step, again.lr[0].factor) == (3, 0.5)
-        again._engine.watcher._has_given_up = False  # type: ignore[attr-defined]
+        again._engine.watcher._link.has_given_up = False  # type: ignore[attr-defined]
     assert "begin anew" in caplog.text
 
 
@@ -360,7 +360,7 @@ def test_a_watcher_that_always_ends_is_given_up_with_one_line(
     expected = Trained()
     with attach(trained.optimizer) as run:
         killed = set()
-        while not run._engine.watcher._has_given_up:  # type: ignore[attr-defined]
+        while not run._engine.watcher._link.has_given_up:  # type: ignore[attr-defined]
             trained.train(1)
             expected.train(1)
             for process in started_for(run):
