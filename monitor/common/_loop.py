@@ -24,11 +24,11 @@ class Loop:
     def __init__(
         self,
         name: str,
-        run_once: Callable[[], None],
+        run_once: Callable[[], object],
         interval: float,
         *,
         on_error: Callable[[Exception], None],
-        on_end: Callable[[], None] = lambda: None,
+        on_end: Callable[[], object] = lambda: None,
         counter: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_once = run_once

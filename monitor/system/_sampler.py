@@ -75,7 +75,7 @@ class SystemSampler:
         self._patience = max(10.0, 5 * interval)
         self._reading = SystemReading(time=0.0)
         self._under_way: tuple[str, float] | None = None
-        self._loop = Loop("monitor-system", self._make_round, interval, on_error=self._contain, on_end=self._close)
+        self._loop = Loop("monitor-system", self.sample, interval, on_error=self._contain, on_end=self._close)
 
     def start(self) -> None:
         """Start the thread; its first round follows at once. Raises RuntimeError the second time."""
@@ -149,9 +149,6 @@ class SystemSampler:
         self._under_way = None
         collections[name] = Collection(self._timer() - started, result is not None, message)
         return result
-
-    def _make_round(self) -> None:
-        self.sample()
 
     def _close(self) -> None:
         if self._gpu is not None:
