@@ -45,7 +45,7 @@ class Boundary:
         objection: Callable[[], str | None] = objection,
     ) -> None:
         self.should_stop = False
-        self.is_closed = False
+        self._is_closed = False
         self.is_paused = False
         self.is_busy = False
         self._rates = rates
@@ -75,6 +75,11 @@ class Boundary:
         """Keep no function of the user's."""
         self._on_checkpoint = None
 
+    def close(self) -> None:
+        """Let a paused thread continue, and pause none from now on: the run ends."""
+        self._is_closed = True
+        self.wake()
+
     def wake(self) -> None:
         """Have a paused training thread look at once."""
         self._came.set()
@@ -92,7 +97,7 @@ class Boundary:
         while True:
             while (command := commands.take()) is not None:
                 self._carry_out(commands, command)
-            if not self.is_paused or self.should_stop or self.is_closed:
+            if not self.is_paused or self.should_stop or self._is_closed:
                 break
             if not is_announced:
                 self._on_paused(is_announced := True)
@@ -101,7 +106,7 @@ class Boundary:
         self.is_paused = False
         if is_announced:
             self._on_paused(False)
-        if self.should_stop and self._stop_raises and not self.is_closed:
+        if self.should_stop and self._stop_raises and not self._is_closed:
             raise StopTraining("a stop was asked for; attach(stop_raises=False) only sets run.should_stop")
 
     def _carry_out(self, commands: Commands, command: Command) -> None:

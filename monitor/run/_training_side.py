@@ -98,8 +98,7 @@ class TrainingSide:
 
     def release(self) -> None:
         """Let a paused thread continue, and take no more commands: the run ends."""
-        self.boundary.is_closed = True
-        self._failures.contain("control", self.boundary.wake)
+        self._failures.contain("control", self.boundary.close)
         self._failures.contain("control", self.commands.close)
         self._failures.contain("probe", self._forward.close)
 
