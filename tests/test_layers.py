@@ -95,6 +95,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli._top": {"_records", "cli._client", "cli._format", "cli._reach", "cli._screen", "store"},
     "cli._remove": {"cli._client", "store"},
     "cli._replay": {"detect", "replay"},
+    "cli._open": {"_errors", "cli._client", "cli._reach", "server", "store", "watcher"},
     "cli._export": {"_errors", "cli._client", "store"},
     "cli._main": {"_version", "cli._client", "cli._format", "cli._reach", "store"},
     "cli": {"cli._main"},
@@ -119,7 +120,8 @@ OUTSIDE: dict[str, set[str]] = {
     "platformdirs": {"store"},
     "pyarrow": {"store"},
     "click": {
-        f"cli.{name}" for name in ("_main", "_reach", "_dashboards", "_demo", "_export", "_remove", "_replay", "_top")
+        f"cli.{name}"
+        for name in ("_main", "_reach", "_dashboards", "_demo", "_export", "_open", "_remove", "_replay", "_top")
     },
     "rich": {"cli._screen", "cli._top"},
     "grafana_client": {"grafana"},

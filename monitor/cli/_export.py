@@ -59,7 +59,7 @@ def _find(wanted: str, directory: str | None) -> tuple[KnownRun, Path]:
 
 def _store_of(run: KnownRun) -> Path:
     path = run.path / STORE_FILE
-    if os.path.lexists(path):
+    if run.has_store:
         return path
     if run.is_live:
         raise ClientError(

@@ -33,6 +33,7 @@ class _Lazy(click.Group):
         "dashboards": "monitor.cli._dashboards:dashboards",
         "demo": "monitor.cli._demo:demo",
         "export": "monitor.cli._export:export_run",
+        "open": "monitor.cli._open:open_run",
         "replay": "monitor.cli._replay:replay",
         "top": "monitor.cli._top:top",
     }

@@ -32,10 +32,14 @@ _KEPT_EVENTS = 20
 def top(access: Access, run: str | None) -> None:
     """Watch one run in the terminal: one screen, drawn anew each second.
 
-    q or Ctrl-C leaves it; the run continues. When the run ends, its last state is printed.
+    q or Ctrl-C leaves it; the run continues. When the run ends, its last state is printed; that of a RUN which is over
+    already, at once.
     """
+    known, client = access.find(run, live_only=run is None)
+    if client is None and known is not None and not known.is_live:
+        _print(last_state(known, access.directory))
+        return
     console = _console()
-    known, client = access.find(run)
     if client is None:
         raise ClientError(f"{known.run_id if known else run} serves no HTTP; nothing can be watched")
 
@@ -66,6 +70,11 @@ def top(access: Access, run: str | None) -> None:
             final = follow(Feed(client), draw, keys.wait, lambda: last_state(known, access.directory))
         except KeyboardInterrupt:
             final = None
+    _print(final)
+
+
+def _print(final: dict[str, Any] | None) -> None:
+    """Print the last state of a run, where there is one."""
     if final is not None and not _format.is_whole(final):
         raise ClientError("the run has ended; `monitor status --json` prints what there is of its last state")
     if final is not None:

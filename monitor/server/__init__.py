@@ -1,8 +1,10 @@
 """HTTP: the API, the live page and the metrics endpoint of one run."""
 
 from monitor.server._access import RunAccess
-from monitor.server._app import create_app, run_document
+from monitor.server._app import create_app
+from monitor.server._document import run_document, to_snapshot
+from monitor.server._json import to_record
 from monitor.server._security import Security
 from monitor.server.wsgi import HttpServer
 
-__all__ = ["HttpServer", "RunAccess", "Security", "create_app", "run_document"]
+__all__ = ["HttpServer", "RunAccess", "Security", "create_app", "run_document", "to_record", "to_snapshot"]

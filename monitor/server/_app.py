@@ -10,12 +10,13 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 
-from monitor._records import API_PREFIX, Snapshot
+from monitor._records import API_PREFIX
 from monitor.server import _json, _problems
 from monitor.server._access import RunAccess
 from monitor.server._alertmanager import add_alertmanager
 from monitor.server._auth import Auth, harden
 from monitor.server._commands import add_commands
+from monitor.server._document import run_document
 from monitor.server._page import PAGE_DIR, add_page
 from monitor.server._problems import MAX_BODY_BYTES, HttpProblem
 from monitor.server._security import Security
@@ -57,16 +58,6 @@ def create_app(
     app.after_request(_compress)
     app.after_request(harden)
     return app
-
-
-def run_document(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot as JSON types; commands_total, whose keys are triples, as a list of objects."""
-    document: dict[str, Any] = _json.plain(snapshot)
-    document["commands_total"] = [
-        {"action": action, "source": source, "outcome": outcome, "count": count}
-        for (action, source, outcome), count in snapshot.commands_total.items()
-    ]
-    return document
 
 
 def lr_document(access: RunAccess) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def encode(value: Any) -> bytes:
@@ -36,6 +37,51 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     return str(value)
+
+
+def to_record(kind: Any, value: Any) -> Any:
+    """Return what :func:`plain` was given, of type ``kind``: a record, or a type of one of its fields.
+
+    A record may lack fields that have a default; fields that it does not know are passed over.
+
+    >>> from monitor._records import Histogram
+    >>> to_record(Histogram, plain(Histogram((1.0,), (2, 0), float("nan"))))
+    Histogram(bounds=(1.0,), counts=(2, 0), sum=nan)
+
+    Raises:
+        ValueError: for a value of another type.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return _to_one_of(inner, value)
+    if names := _field_names(kind):
+        return _to_dataclass(kind, names, value)
+    if origin is tuple and isinstance(value, list):
+        return tuple(to_record(inner[0], item) for item in value)
+    if origin is Mapping and isinstance(value, dict):
+        return {key: to_record(inner[1], item) for key, item in value.items()}
+    if kind is float and type(value) in (int, float, str):
+        return float(value)  # also of "NaN", "+Inf" and "-Inf"
+    if kind is Any or type(value) is kind or (origin is Literal and value in inner):
+        return value
+    raise ValueError(f"expected {getattr(kind, '__name__', kind)}, got {repr(value)[:60]}")
+
+
+def _to_one_of(kinds: tuple[Any, ...], value: Any) -> Any:
+    if value is None and types.NoneType in kinds:
+        return None
+    fitting = [kind for kind in kinds if kind is not types.NoneType]
+    return to_record(type(value) if type(value) in fitting else fitting[0], value)
+
+
+def _to_dataclass(kind: Any, names: tuple[str, ...], value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"expected {kind.__name__}, got {repr(value)[:60]}")
+    hints = _hints(kind)
+    try:
+        return kind(**{name: to_record(hints[name], value[name]) for name in names if name in value})
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__} lacks a field: {error}") from error
 
 
 def spell(value: float) -> str:
@@ -95,3 +141,8 @@ def _refuse_constant(name: str) -> Any:
 def _field_names(kind: Any) -> tuple[str, ...]:
     """Return the fields of a record; none for what is no record."""
     return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else ()
+
+
+@lru_cache(maxsize=64)
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)

@@ -14,19 +14,21 @@ PATIENCE_SECONDS = 1.5
 """How long the start of a run waits for the disk, and its end once more."""
 MOMENT_SECONDS = 0.5
 """How long the end waits where an exception is on its way out, so that its traceback is printed without delay."""
-SAVE_SECONDS = 30.0
+SAVE_SECONDS = 1.0
+_SAVE_SHARE = 0.02
+"""The part of its time that the thread saves at most."""
 
 _Answer = TypeVar("_Answer")
 _LATE: list[DiskThread] = []
 
 
 class DiskThread:
-    """Do jobs in order on a daemon thread, and ``save`` whenever there was none for an interval.
+    """Do jobs in order on a daemon thread, and ``save`` at every interval between them.
 
     Args:
         save: writes the present state.
         on_error: takes the exception of a job or a save that failed, and a TimeoutError where the end came too late.
-        interval: seconds without a job after which the state is saved.
+        interval: seconds between two saves; more where a save takes long.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class DiskThread:
         self._jobs: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="monitor-disk", daemon=True)
         self._stop_deadline = 0.0
+        self._next_save = time.monotonic() + interval
 
     def start(self) -> None:
         """Start the thread. Raises RuntimeError where the machine has none left; jobs are then never done."""
@@ -86,10 +89,19 @@ class DiskThread:
             self._on_error(error)
 
     def _next(self) -> Callable[[], object] | None:
+        left = self._next_save - time.monotonic()
+        with suppress(queue.Empty):
+            if left > 0:
+                return self._jobs.get(timeout=left)
+        return self._save_in_time
+
+    def _save_in_time(self) -> None:
+        begin = time.monotonic()
         try:
-            return self._jobs.get(timeout=self._interval)
-        except queue.Empty:
-            return self._save
+            self._save()
+        finally:
+            end = time.monotonic()
+            self._next_save = end + max(self._interval, (end - begin) / _SAVE_SHARE)
 
 
 @atexit.register

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from typing import Any
 
 from monitor._records import PHASES
@@ -12,7 +14,7 @@ from monitor.store._reader import StoreReader
 _PLAIN = ("loss", "loss_ema", "gradient_norm", "clip_threshold", "step_seconds")
 
 
-def read_history(store: StoreReader, points: int = 1000) -> dict[str, Any]:
+def read_history(store: StoreReader, points: int = 1000, *, since: int = 0) -> dict[str, Any]:
     """Return the whole run as ``GET /api/v1/history`` does, without the readings of the machine.
 
     ::
@@ -22,7 +24,8 @@ def read_history(store: StoreReader, points: int = 1000) -> dict[str, Any]:
 
     Each optimizer has at most ``points`` points. One that stands for ``count`` steps has their mean; a live run gives
     the learning rate, the smoothed loss and the clip threshold of the last of them. Durations have seven digits. Steps
-    that a later attempt did over are left out.
+    that a later attempt did over are left out. ``since`` is a cursor, the ``next`` of an earlier answer: of the same
+    points only those after it are returned.
 
     Raises:
         ValueError: for ``points`` out of range.
@@ -34,7 +37,35 @@ def read_history(store: StoreReader, points: int = 1000) -> dict[str, Any]:
             kept.setdefault(series.name, set()).add(series.column)
     optimizers = {name: _columns(store, name, columns, points) for name, columns in kept.items()}
     counts = [count for columns in optimizers.values() for count in columns["count"]]
-    return {"since": 0, "next": sum(counts), "resolution": max(counts, default=1), "optimizers": optimizers}
+    end = sum(counts)
+    if since:
+        optimizers = _after(optimizers, since)
+        counts = [count for columns in optimizers.values() for count in columns["count"]]
+    return {
+        "since": since,
+        "next": max(since, end),
+        "resolution": max(counts, default=1),
+        "optimizers": optimizers,
+    }
+
+
+def _after(optimizers: dict[str, Any], since: int) -> dict[str, Any]:
+    """Leave out the points up to a cursor, which counts the steps of all optimizers in the order of their times."""
+    rows = sorted(row for columns in optimizers.values() for row in zip(columns["time"], columns["count"], strict=True))
+    cursor, time = 0, -math.inf
+    for row_time, count in rows:
+        cursor += count
+        if cursor > since:
+            break
+        time = row_time
+    return {key: _from(columns, bisect_right(columns["time"], time)) for key, columns in optimizers.items()}
+
+
+def _from(columns: Any, index: int) -> Any:
+    """Leave out the first rows of columns, however deep these lie."""
+    if isinstance(columns, dict):
+        return {name: _from(values, index) for name, values in columns.items()}
+    return columns[index:]
 
 
 def _columns(store: StoreReader, optimizer: str, kept: set[str], points: int) -> dict[str, Any]:

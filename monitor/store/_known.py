@@ -19,6 +19,7 @@ from typing import Any
 import platformdirs
 
 from monitor._records import LIVE_STATES, STATES
+from monitor.store._database import STORE_FILE
 
 VANISHED = "vanished"
 RUN, TOKEN, READ_TOKEN, LAST, FINAL = "run.json", "token", "read_token", "last.json", "final.json"
@@ -56,6 +57,11 @@ class KnownRun:
     def is_live(self) -> bool:
         """Whether the run may still be going on."""
         return self.state in LIVE_STATES
+
+    @property
+    def has_store(self) -> bool:
+        """Whether there is a run store in the folder, be it one that cannot be read."""
+        return os.path.lexists(self.path / STORE_FILE)
 
     def read_token(self) -> str | None:
         """Return the control token; None where there is none, it is not ours to read, or no header can carry it."""

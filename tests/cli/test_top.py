@@ -240,10 +240,20 @@ class TestFollowing:
         folder.finish("failed", end_time=2.0, final={"state": "failed"})
         assert last_state(known, None) == {"state": "failed"}
 
+    def test_of_a_run_that_is_over_the_last_state_is_printed(self, fake: FakeRun) -> None:
+        """No terminal is needed for it: it is what `monitor status` prints."""
+        folder = RunFolder.create(None, "fake-0a1b2c", name="fake", start_time=1.0, token=TOKEN)
+        final = {**run_document(fake.snapshot()), "state": "finished"}
+        folder.finish("finished", end_time=2.0, final=final)
+        done = CliRunner().invoke(main, ["top", "fake"])
+        assert (done.exit_code, done.output) == (0, CliRunner().invoke(main, ["status", "fake"]).output)
+
 
 class TestRefusals:
     def test_no_terminal(self) -> None:
         """Where nothing can be drawn, the refusal names the command to take."""
+        folder = RunFolder.create(None, "mine-000001", name="mine", start_time=1.0, token=TOKEN)
+        folder.update(state="running", url="http://127.0.0.1:9")
         result = CliRunner().invoke(main, ["top"])
         assert (result.exit_code, "take `monitor status --json`" in result.stderr) == (2, True)
 

@@ -122,3 +122,18 @@ def test_an_answer_that_does_not_come_is_the_default() -> None:
     assert answer_within(0.01, is_over.wait, False) is False
     assert answer_within(60.0, lambda: True, False) is True
     is_over.set()
+
+
+def test_the_state_is_saved_while_jobs_keep_coming() -> None:
+    """A run whose store is written each second has its state saved as well."""
+    has_saved = threading.Event()
+    thread = DiskThread(has_saved.set, lambda _: None, interval=0.05)
+    thread.start()
+
+    def again() -> None:
+        if not has_saved.wait(0.01):
+            thread.post(again)
+
+    thread.post(again)
+    assert has_saved.wait(60)
+    thread.stop()
