@@ -88,6 +88,16 @@ class Settings:
         default=64 * 2**20,
         metadata={"doc": "Size of the run store, in which curves, events and commands stay on disk; 0: none is kept."},
     )
+    keep_runs: int = field(
+        default=200, metadata={"doc": "Run folders kept; at the start of a run the oldest that ended go."}
+    )
+    keep_bytes: int = field(
+        default=2**32,
+        metadata={"doc": "Size of all run folders together; at the start of a run the oldest that ended go."},
+    )
+    keep_days: float | None = field(
+        default=None, metadata={"doc": "Days after their start that ended runs are kept; default: no limit."}
+    )
     watcher: str = field(
         default="process",
         metadata={"doc": '"process": records and serves in a process of its own; "thread": on threads of this one.'},
@@ -259,6 +269,11 @@ def _store_bytes(name: str, value: Any) -> None:
         check_whole(name, value, f"0 (no store) or {MIN_STORE_BYTES} or more", lambda size: size >= MIN_STORE_BYTES)
 
 
+def _keep_days(name: str, value: Any) -> None:
+    if value is not None:
+        check_number(name, value, "above 0 days, or None (no limit)", lambda days: days > 0)
+
+
 def _on_sigterm(name: str, value: Any) -> None:
     if value not in (None, "interrupt"):
         raise ValueError(f'{name} must be "interrupt" or None, got {value!r}')
@@ -294,6 +309,9 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "system_interval": _number(0.1, "0.1 seconds or more"),
     "stall_timeout": _number(0, "above 0 seconds", strict=True),
     "store_bytes": _store_bytes,
+    "keep_runs": _integer(1, "1 or more"),
+    "keep_bytes": _integer(MIN_STORE_BYTES, f"{MIN_STORE_BYTES} or more"),
+    "keep_days": _keep_days,
     "watcher": _watcher,
     "on_sigterm": _on_sigterm,
     "linger": _number(0, "0 seconds or more"),

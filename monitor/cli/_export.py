@@ -13,7 +13,7 @@ import click
 
 from monitor._errors import StoreError
 from monitor.cli._client import ChoiceError, ClientError, choose
-from monitor.store import FORMATS, STORE_FILE, TABLES, KnownRun, export, list_runs
+from monitor.store import FORMATS, STORE_FILE, TABLES, KnownRun, export, held, list_runs
 
 
 @click.command("export")
@@ -30,6 +30,11 @@ def export_run(run: str, format_: Any, table: Any, output: Path | None, director
     if output is None and format_ == "parquet":
         raise click.UsageError("--format parquet needs a file to write; add --output FILE")
     known, store = _find(run, directory)
+    with held(known):
+        _write(known, store, format_, table, output)
+
+
+def _write(known: KnownRun, store: Path, format_: Any, table: Any, output: Path | None) -> None:
     try:
         if output is None:
             export(store, format_, sys.stdout.buffer, table)

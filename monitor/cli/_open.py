@@ -11,7 +11,7 @@ import click
 from monitor._errors import StoreError
 from monitor.cli._client import ClientError
 from monitor.cli._reach import Access, reaching
-from monitor.store import KnownRun
+from monitor.store import KnownRun, held
 
 
 @click.command("open")
@@ -49,7 +49,7 @@ def serve(known: KnownRun, port: int = 0, wait: Callable[[], object] = signal.pa
         server = HttpServer(create_app(EndedRun(known), Security(token=token)), port=port)
     except (StoreError, OSError) as error:
         raise ClientError(str(error)) from error
-    with server:
+    with held(known), server:
         click.echo(f"{known.run_id} is over ({known.state}); its page, until Ctrl-C: {server.url}/?token={token}")
         try:
             wait()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from monitor.cli._client import ChoiceError, ClientError, choose
-from monitor.store import KnownRun, list_runs, remove_run
+from monitor.store import KnownRun, list_runs, remove_run, surplus
 
 _DAY = 86_400.0
 
@@ -17,19 +17,26 @@ _DAY = 86_400.0
 @click.argument("names", nargs=-1, metavar="[RUN]...")
 @click.option("--keep", type=click.IntRange(min=0), help="Remove all but the newest N.")
 @click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Remove those that began before that.")
+@click.option("--keep-bytes", type=click.IntRange(min=0), metavar="BYTES", help="Remove the oldest beyond that size.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @click.option("--dir", "directory", help="Where the run folders are; default: $MONITOR_DIR, else your data folder.")
 def remove(
-    names: tuple[str, ...], keep: int | None, older_than: float | None, dry_run: bool, directory: str | None
+    names: tuple[str, ...],
+    keep: int | None,
+    older_than: float | None,
+    keep_bytes: int | None,
+    dry_run: bool,
+    directory: str | None,
 ) -> None:
     """Remove the folders of runs that are over, with all that is kept of them.
 
-    RUN is an id, a name or a unique prefix of either. A live run is never removed, nor is a file that no run has made.
+    RUN is an id, a name or a unique prefix of either. A live run is never removed, nor is one that somebody looks at
+    (`monitor open`), nor a file that no run has made. Of several conditions a run has to meet each.
     """
-    if bool(names) == (keep is not None or older_than is not None):
-        raise click.UsageError("name runs to remove, or say which by --keep or --older-than")
+    if bool(names) == any(bound is not None for bound in (keep, older_than, keep_bytes)):
+        raise click.UsageError("name runs to remove, or say which by --keep, --older-than or --keep-bytes")
     runs = list_runs(directory)
-    chosen = _named(runs, names) if names else _oldest(runs, keep, older_than)
+    chosen = _named(runs, names) if names else _oldest(runs, keep, older_than, keep_bytes)
     removed = [run for run in chosen if dry_run or remove_run(run)]
     for run in removed:
         click.echo(f"{'would remove' if dry_run else 'removed'} {run.run_id}")
@@ -37,7 +44,8 @@ def remove(
         click.echo("nothing to remove")
     if left := [run.run_id for run in chosen if run not in removed]:
         raise click.ClickException(
-            f"{', '.join(left)} could not be removed whole: the folder holds other files, or is not writable"
+            f"{', '.join(left)} could not be removed whole: the folder holds other files, is not writable, or is "
+            "looked at (`monitor open`)"
         )
 
 
@@ -56,12 +64,10 @@ def _named(runs: Sequence[KnownRun], names: Sequence[str]) -> list[KnownRun]:
     return chosen
 
 
-def _oldest(runs: Sequence[KnownRun], keep: int | None, older_than: float | None) -> list[KnownRun]:
+def _oldest(
+    runs: Sequence[KnownRun], keep: int | None, older_than: float | None, keep_bytes: int | None
+) -> list[KnownRun]:
     """Return the runs that are over and meet every condition, oldest first."""
-    chosen = list(runs)
-    if keep is not None:
-        chosen = chosen[: max(0, len(chosen) - keep)]
-    if older_than is not None:
-        before = time.time() - older_than * _DAY
-        chosen = [run for run in chosen if run.start_time < before]
-    return [run for run in chosen if not run.is_live]
+    before = None if older_than is None else time.time() - older_than * _DAY
+    found = surplus(runs, num_runs=keep, num_bytes=keep_bytes, before=before).values()
+    return [run for run in runs if all(run in beyond for beyond in found)]

@@ -53,6 +53,9 @@ def attach(
     system_interval: float | None = None,
     stall_timeout: float | None = None,
     store_bytes: int | None = None,
+    keep_runs: int | None = None,
+    keep_bytes: int | None = None,
+    keep_days: float | None = None,
     watcher: str | None = None,
     linger: float | None = None,
     wait_for_scrape: float | None = None,
@@ -104,6 +107,10 @@ def attach(
         stall_timeout: Seconds without a step after which a run counts as stalled, at most. Default: 600.0.
         store_bytes: Size of the run store, in which curves, events and commands stay on disk; 0: none is kept.
             Default: 67108864.
+        keep_runs: Run folders kept; at the start of a run the oldest that ended go. Default: 200.
+        keep_bytes: Size of all run folders together; at the start of a run the oldest that ended go. Default:
+            4294967296.
+        keep_days: Days after their start that ended runs are kept; default: no limit.
         watcher: "process": records and serves in a process of its own; "thread": on threads of this one. Default:
             'process'.
         linger: Seconds that the watcher process stays after the end for one more scrape; delays no script. Default:

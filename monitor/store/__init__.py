@@ -14,6 +14,7 @@ from monitor.store._folder import RunFolder, check_directory, make_run_id, prune
 from monitor.store._history import read_history
 from monitor.store._known import KnownRun, NoHomeError, list_runs, read_text, runs_directory
 from monitor.store._reader import Attempt, Series, StoreReader
+from monitor.store._retention import held, surplus
 from monitor.store._writer import MAX_BYTES, StoreWriter
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "answer_within",
     "check_directory",
     "export",
+    "held",
     "list_runs",
     "make_run_id",
     "own_command",
@@ -42,5 +44,6 @@ __all__ = [
     "read_text",
     "remove_run",
     "runs_directory",
+    "surplus",
     "to_event",
 ]

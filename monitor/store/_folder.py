@@ -53,8 +53,8 @@ from monitor.store._known import (
     read_run,
     runs_directory,
 )
+from monitor.store._retention import DAY_SECONDS, is_held, surplus
 
-KEEP_RUNS = 200
 _TARGETS = "targets"
 _STORE_FILES = (STORE_FILE, *(f"{STORE_FILE}{suffix}" for suffix in SIDE_SUFFIXES))
 FORGOTTEN_SECONDS = 86_400.0
@@ -195,16 +195,21 @@ class RunFolder:
 
 def prune(
     root: Path,
-    keep: int = KEEP_RUNS,
+    keep: int = 200,
+    *,
+    max_bytes: int | None = None,
+    max_days: float | None = None,
     clock: Callable[[], float] = time.time,
     timer: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Remove the oldest ended runs until ``keep`` folders are left, and the targets of runs that are gone.
+    """Remove the oldest ended runs until ``keep`` folders are left that take ``max_bytes`` at most together, those that
+    began more than ``max_days`` ago, and the targets of runs that are gone.
 
-    Only files of ours are removed: a folder with anything else in it stays, as does a run that may be alive. A run that
-    has ended stays a target while its process is there: it may wait for its last scrape, and withdraws by itself.
-    Half of PRUNE_SECONDS goes into reading, the rest into removing; the next run to start does what is left. A run with
-    ``keep`` newer ones among those that were read is one too many, however many were not.
+    Only files of ours are removed: a folder with anything else in it stays, as does a run that may be alive or that
+    somebody looks at. A run that has ended stays a target while its process is there: it may wait for its last scrape,
+    and withdraws by itself. Half of PRUNE_SECONDS goes into reading, a fifth into measuring, the rest into removing;
+    the next run to start does what is left. A run with ``keep`` newer ones among those that were read is one too many,
+    however many were not.
     """
     start = timer()
 
@@ -216,23 +221,28 @@ def prune(
         if (run is None or not _may_be_served(run, clock())) and _is_target(target):
             with suppress(OSError):
                 target.unlink()
-    if len(os.listdir(root)) <= keep:
+    if max_bytes is None and max_days is None and len(os.listdir(root)) <= keep:
         return
     runs = list_runs(root, lambda: is_late(0.5))
-    ended = [run for run in runs if not run.is_live]
-    for run in takewhile(lambda _: not is_late(1.0), ended[: max(0, len(runs) - keep)]):
-        _remove_run(run.path)
+    before = None if max_days is None else clock() - max_days * DAY_SECONDS
+    found = surplus(runs, num_runs=keep, num_bytes=max_bytes, before=before, is_late=lambda: is_late(0.7))
+    chosen = {run.path for beyond in found.values() for run in beyond}
+    for run in takewhile(lambda _: not is_late(1.0), (run for run in runs if run.path in chosen)):
+        if not is_held(run.path):
+            _remove_run(run.path)
 
 
 def remove_run(run: KnownRun) -> bool:
     """Remove what a run that is over has left; return whether nothing is left. A file that no run has made stays, and
-    so does its folder.
+    so does its folder; all of it stays while somebody looks at the run.
 
     Raises:
         ValueError: the run may be alive.
     """
     if run.is_live:
         raise ValueError(f"{run.run_id} is {run.state}; only a run that is over can be removed")
+    if is_held(run.path):
+        return False
     with suppress(OSError):
         (run.path.parent / _TARGETS / f"{run.run_id}.json").unlink(missing_ok=True)
     _remove_run(run.path)

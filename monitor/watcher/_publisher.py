@@ -141,7 +141,8 @@ class Publisher:
 
     def tidy(self) -> None:
         """Have removed what old runs left behind."""
-        self._post(lambda folder: prune(folder.path.parent))
+        s = self._settings
+        self._post(lambda folder: prune(folder.path.parent, s.keep_runs, max_bytes=s.keep_bytes, max_days=s.keep_days))
 
     def open_server(self) -> None:
         """Serve the run, write the address into its folder and into the log.

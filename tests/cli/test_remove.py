@@ -56,6 +56,14 @@ def test_old_ones_are_removed(folders: list[RunFolder]) -> None:
     assert (rm("--older-than", "2").exit_code, left()) == (0, ["run3", "run4"])
 
 
+def test_the_newest_that_have_room_are_kept(folders: list[RunFolder]) -> None:
+    """``--keep-bytes`` counts all folders, live ones too."""
+    for folder in folders:
+        (folder.path / STORE_FILE).write_bytes(b"x" * 50_000)
+    assert (rm("--keep-bytes", "180000").exit_code, left()) == (0, ["run2", "run3", "run4"])
+    assert (rm("--keep-bytes", "0").exit_code, left()) == (0, ["run4"])
+
+
 def test_a_dry_run_removes_nothing(folders: list[RunFolder]) -> None:
     """It says what would be removed."""
     result = rm("--keep", "4", "--dry-run")
@@ -65,8 +73,8 @@ def test_a_dry_run_removes_nothing(folders: list[RunFolder]) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        ((), 2, "name runs to remove, or say which by --keep or --older-than"),
-        (("run0", "--keep", "1"), 2, "name runs to remove, or say which by --keep or --older-than"),
+        ((), 2, "name runs to remove, or say which by --keep, --older-than or --keep-bytes"),
+        (("run0", "--keep", "1"), 2, "name runs to remove, or say which by --keep, --older-than or --keep-bytes"),
         (("run4",), 1, "run4-000004 is starting; `monitor stop run4-000004` asks it to end"),
         (("nothing",), 2, "nothing"),
     ],

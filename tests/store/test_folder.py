@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from monitor.store._folder import RunFolder, make_run_id, prune
+from monitor.store._folder import RunFolder, make_run_id, prune, remove_run
 from monitor.store._known import NoHomeError, list_runs, read_text, runs_directory
+from monitor.store._retention import held
 
 
 def create(root: Path, run_id: str = "digits-000001", **changes: Any) -> RunFolder:
@@ -497,3 +498,41 @@ def test_pruning_takes_a_second_at_most(tmp_path: Path) -> None:
     for _ in range(4):
         prune(tmp_path, keep=2, timer=Timer(0.07))
     assert [run.run_id for run in list_runs(tmp_path)] == ["run-10", "run-11"]
+
+
+def fill(folder: RunFolder, size: int) -> None:
+    (folder.path / "run.db").write_bytes(b"x" * size)
+
+
+def test_the_oldest_ended_runs_go_when_all_together_are_too_large(tmp_path: Path) -> None:
+    """Live runs count and stay; of those that ended the newest that have room stay."""
+    fill(create(tmp_path, "old-live", start_time=0.0), 40_000)
+    for number in range(4):
+        folder = create(tmp_path, f"run-{number}", start_time=float(number + 1))
+        fill(folder, 20_000)
+        folder.finish("finished", end_time=9.0)
+    prune(tmp_path, max_bytes=90_000)
+    assert [run.run_id for run in list_runs(tmp_path)] == ["old-live", "run-2", "run-3"]
+    prune(tmp_path, max_bytes=2**32)
+    assert len(list_runs(tmp_path)) == 3
+
+
+def test_runs_that_are_too_old_go(tmp_path: Path) -> None:
+    """A run that began earlier than so many days ago goes, unless it is live."""
+    create(tmp_path, "old-live", start_time=0.0)
+    for number in range(3):
+        create(tmp_path, f"run-{number}", start_time=number * 86_400.0).finish("finished", end_time=9.0)
+    prune(tmp_path, max_days=1.5, clock=lambda: 3 * 86_400.0)
+    assert [run.run_id for run in list_runs(tmp_path)] == ["old-live", "run-2"]
+
+
+def test_a_run_that_is_looked_at_is_not_removed(tmp_path: Path) -> None:
+    """Neither by a run that starts nor by hand; once nobody looks any more, it goes."""
+    create(tmp_path).finish("finished", end_time=9.0)
+    (known,) = list_runs(tmp_path)
+    with held(known), held(known):
+        prune(tmp_path, keep=0)
+        assert not remove_run(known)
+        assert list_runs(tmp_path) == [known]
+    assert remove_run(known)
+    assert list_runs(tmp_path) == []
