@@ -224,6 +224,16 @@ def test_the_front_door_and_the_command_line_import_no_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_training_process_imports_no_sqlite() -> None:
+    """What attach needs beside the watcher process takes neither SQLite nor what the command line draws with."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import monitor.run, monitor.run._process_watcher; "
+        "print(sorted({'sqlite3', 'rich'} & set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 def test_the_watcher_imports_no_torch() -> None:
     """What runs in the watcher process starts without torch, whatever module of it is loaded."""
     names = [name for name in MODULES if name.startswith(("monitor.watcher", "monitor.link", "monitor.recorder"))]

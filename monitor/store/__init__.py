@@ -4,18 +4,24 @@ The store is one SQLite file with the run's curves, events, commands and facts (
 (:class:`StoreWriter`), any number read it meanwhile and afterwards (:class:`StoreReader`).
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from monitor.store._command import own_command
-from monitor.store._curve import Point
-from monitor.store._database import STORE_FILE
 from monitor.store._disk import PATIENCE_SECONDS, DiskThread, answer_within
-from monitor.store._event import to_event
-from monitor.store._export import FORMATS, TABLES, export
 from monitor.store._folder import RunFolder, check_directory, make_run_id, prune, remove_run
-from monitor.store._history import read_history
-from monitor.store._known import KnownRun, NoHomeError, list_runs, read_text, runs_directory
-from monitor.store._reader import Attempt, Series, StoreReader
+from monitor.store._known import STORE_FILE, KnownRun, NoHomeError, list_runs, read_text, runs_directory
 from monitor.store._retention import held, surplus
-from monitor.store._writer import MAX_BYTES, StoreWriter
+
+if TYPE_CHECKING:
+    from monitor.store._curve import Point
+    from monitor.store._event import to_event
+    from monitor.store._export import FORMATS, TABLES, export
+    from monitor.store._history import read_history
+    from monitor.store._reader import Attempt, Series, StoreReader
+    from monitor.store._writer import MAX_BYTES, StoreWriter
 
 __all__ = [
     "FORMATS",
@@ -47,3 +53,20 @@ __all__ = [
     "surplus",
     "to_event",
 ]
+
+_LATER = {
+    "Point": "_curve",
+    "to_event": "_event",
+    **dict.fromkeys(("FORMATS", "TABLES", "export"), "_export"),
+    "read_history": "_history",
+    **dict.fromkeys(("Attempt", "Series", "StoreReader"), "_reader"),
+    **dict.fromkeys(("MAX_BYTES", "StoreWriter"), "_writer"),
+}
+"""What needs SQLite, and where it is: imported when it is first asked for, as the training process never does."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return found

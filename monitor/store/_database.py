@@ -17,10 +17,8 @@ from functools import cache
 from pathlib import Path
 
 from monitor._errors import StoreError
+from monitor.store._known import SIDE_SUFFIXES
 
-STORE_FILE = "run.db"
-SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
-"""Names of what SQLite puts beside the store while it is open, and leaves there when its process is killed."""
 VERSION = 1
 APPLICATION_ID = 0x746D6F6E
 """``tmon``: training monitor."""

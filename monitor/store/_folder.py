@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from monitor.store._database import SIDE_SUFFIXES, STORE_FILE
 from monitor.store._disk import answer_within
 from monitor.store._known import (
     FINAL,
@@ -43,6 +42,8 @@ from monitor.store._known import (
     LOG,
     READ_TOKEN,
     RUN,
+    SIDE_SUFFIXES,
+    STORE_FILE,
     TOKEN,
     VANISHED,
     KnownRun,

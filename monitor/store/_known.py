@@ -19,11 +19,13 @@ from typing import Any
 import platformdirs
 
 from monitor._records import LIVE_STATES, STATES
-from monitor.store._database import STORE_FILE
 
 VANISHED = "vanished"
 RUN, TOKEN, READ_TOKEN, LAST, FINAL = "run.json", "token", "read_token", "last.json", "final.json"
 LOG = "watcher.log"
+STORE_FILE = "run.db"
+SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
+"""Names of what SQLite puts beside the store while it is open, and leaves there when its process is killed."""
 _FILE_BYTES = 2**16
 """The longest file of a run that is read, its last state apart."""
 _TOKEN_BYTES = 2**13

@@ -25,7 +25,8 @@ from monitor.store._curve import (
     thin_out,
     unpack_buckets,
 )
-from monitor.store._database import STORE_FILE, limit_time, open_reading
+from monitor.store._database import limit_time, open_reading
+from monitor.store._known import STORE_FILE
 from monitor.store._text import from_text
 
 MAX_POINTS = 100_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +49,36 @@ class RunStore:
         self._last: dict[tuple[str, str], tuple[int, float]] = {}
         self._last_seq = 0
         self._num_dropped = self._num_dropped_noted = 0
+        self._first: dict[str, tuple[Step, float | None, float] | None] = {}
 
     # --------------------------------------------------------------------------------------------- any thread
 
     def add_step(self, step: Step, loss_ema: float | None, time: float) -> None:
-        """Take a step; ``time`` is its Unix time as it is shown."""
+        """Take a step; ``time`` is its Unix time as it is shown.
+
+        The first one of an optimizer, if its loss is not known, waits for the next: it may be logged after it, and only
+        then does the recorder know to wait for it.
+        """
+        if step.optimizer not in self._first and step.loss is None:
+            self._first[step.optimizer] = step, loss_ema, time
+            return
+        self._let_go(step.optimizer)
         self._add("step", (step, loss_ema, time))
 
     def add_sample(self, sample: Sample, time: float) -> None:
         """Take a value that was logged."""
+        waiting = self._first.get(sample.name)
+        if waiting is not None and sample.kind == "loss" and sample.step == waiting[0].global_step:
+            self._first[sample.name] = replace(waiting[0], loss=sample.value), sample.value, waiting[2]
+            self._let_go(sample.name)
         self._add("sample", (sample, time))
+
+    def _let_go(self, optimizer: str) -> None:
+        """Have the step that waits for its loss written; from here on none does."""
+        waiting = self._first.get(optimizer)
+        self._first[optimizer] = None
+        if waiting is not None:
+            self._add("step", waiting)
 
     def add_event(self, event: Event) -> None:
         """Take an event, once it has its number."""
@@ -92,6 +113,8 @@ class RunStore:
     def close(self) -> None:
         """Have what is left written and the file closed. To be called once nothing else flushes."""
         if self._max_bytes:
+            for optimizer in self._first:
+                self._let_go(optimizer)
             self.flush()
             self._post(self._close)
 

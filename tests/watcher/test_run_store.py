@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import monitor
 from monitor._records import Sample
@@ -73,6 +74,22 @@ def test_everything_that_was_recorded_is_in_the_store(form: dict[str, Any], tmp_
     assert "RuntimeError: the disk of the data set is gone" in facts["exception"]
     (folder,) = [one.path for one in list_runs(tmp_path / "runs")]
     assert b"a" * 20 not in (folder / STORE_FILE).read_bytes()
+
+
+def test_a_loss_that_is_logged_after_its_step_is_in_the_row_of_that_step(form: dict[str, Any], tmp_path: Path) -> None:
+    """That of the first step as well, and of a run that makes one step only."""
+    for steps in (3, 1):
+        weight = torch.nn.Parameter(torch.ones(3))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        with attach(optimizer, directory=str(tmp_path / f"{steps}"), **form) as run:
+            for number in range(1, steps + 1):
+                weight.grad = torch.ones(3)
+                optimizer.step()
+                run.log(loss=number / 10)
+        wait_for(lambda: [one.state for one in list_runs(tmp_path / f"{steps}")] == ["finished"], "the end")  # noqa: B023
+        with store_of(tmp_path / f"{steps}") as store:
+            points = list(store.rows("optimizer", "SGD", "loss"))
+        assert [(point.last_step, point.mean) for point in points] == [(n, n / 10) for n in range(1, steps + 1)]
 
 
 def test_a_store_is_read_while_the_run_continues(tmp_path: Path) -> None:
