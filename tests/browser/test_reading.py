@@ -140,6 +140,22 @@ def test_events_are_listed_marked_and_lead_to_their_step(visit) -> None:
     expect(seen.page.locator("#notices")).to_be_empty()
 
 
+def test_one_trouble_is_one_notice(visit) -> None:
+    """A divergence with the spike and the large gradients that belong to it is one notice; others stay apart."""
+    run = PageRun(600)
+    run.publish("gradient_explosion", "warning", "gradient norm rose", optimizer="AdamW", start_step=580)
+    run.publish("spike", "warning", "loss rose from 2.31 to 4.87 since step 581", optimizer="AdamW", start_step=581)
+    run.publish("divergence", "critical", "loss rose since step 581 and stays there", optimizer="AdamW", start_step=581)
+    run.publish("slowdown", "warning", "steps take 2 s", optimizer="AdamW", start_step=590)
+    notices = visit(run).page.locator("#notices .notice")
+    expect(notices).to_have_count(2)
+    expect(notices.nth(0)).to_contain_text(
+        "loss rose since step 581 and stays there; with it: spike, gradient explosion"
+    )
+    expect(notices.nth(0)).not_to_contain_text("(since step")
+    expect(notices.nth(1)).to_contain_text("steps take 2 s (since step 590)")
+
+
 def test_the_list_of_events_can_be_narrowed(visit) -> None:
     """Trouble leaves out what is information only."""
     run = PageRun()

@@ -6,6 +6,8 @@ import { clock, integer, words } from "./format.js";
 const MAX_EVENTS = 400;
 const MAX_LISTED = 120;
 const MAX_NOTICES = 4;
+/** Kinds that come of one another, the one that says most first. */
+const ONE_TROUBLE = ["nonfinite", "divergence", "spike", "gradient_explosion"];
 const SEVERITY = { critical: "critical", warning: "warning", info: "information" };
 const FILTERS = {
   all: () => true,
@@ -39,14 +41,29 @@ export class EventStore {
 
 const isOngoing = (event) => event.end_step === null && event.severity !== "info" && event.kind !== "control";
 
-/** Detector events that have begun and not ended, the gravest and newest first; `active` says which kinds still hold. */
+/**
+ * Detector events that have begun and not ended, the gravest and newest first; `active` says which kinds still hold.
+ * Those that come of one another are one, with the kinds of the others in `also`.
+ */
 export function ongoing(events, active) {
   const latest = new Map();
   for (const event of events) {
     if (isOngoing(event) && active[event.kind]) latest.set(`${event.kind} ${event.optimizer} ${event.details?.name}`, event);
   }
   const rank = (event) => (event.severity === "critical" ? 0 : 1);
-  return [...latest.values()].sort((a, b) => rank(a) - rank(b) || b.step - a.step).slice(0, MAX_NOTICES);
+  return fold([...latest.values()]).sort((a, b) => rank(a) - rank(b) || b.step - a.step).slice(0, MAX_NOTICES);
+}
+
+/** Put the events of one optimizer that are one trouble under the one that says most. */
+function fold(events) {
+  const folded = events.filter((event) => !ONE_TROUBLE.includes(event.kind)).map((event) => ({ ...event, also: [] }));
+  const troubles = events.filter((event) => ONE_TROUBLE.includes(event.kind));
+  for (const optimizer of new Set(troubles.map((event) => event.optimizer))) {
+    const [first, ...others] = troubles.filter((event) => event.optimizer === optimizer)
+      .sort((a, b) => ONE_TROUBLE.indexOf(a.kind) - ONE_TROUBLE.indexOf(b.kind));
+    folded.push({ ...first, also: others.map((event) => event.kind) });
+  }
+  return folded;
 }
 
 export class EventList {

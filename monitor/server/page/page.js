@@ -218,13 +218,17 @@ class Page {
     if (run.state === "failed") notices.push({ kind: "critical", title: "Run failed", text: "An exception ended it. This is its last state." });
     if (run.state === "vanished") notices.push({ kind: "critical", title: "Run vanished", text: "Its process is gone without a word: killed, perhaps for lack of memory. This is its last state." });
     if (run.state === "interrupted") notices.push({ kind: "warning", title: "Run interrupted", text: "It was stopped before its end. This is its last state." });
+    const troubles = ongoing(this.picture.events.all, run.events_active);
     for (const { key, loss } of run.optimizers) {
+      if (troubles.some(({ kind, optimizer }) => kind === "nonfinite" && optimizer === key)) continue;
       if (typeof loss === "number" && !Number.isFinite(loss)) {
         notices.push({ kind: "critical", title: `Loss is ${number(loss)}`, text: run.optimizers.length > 1 ? `The last step of ${key} had no finite loss.` : "The last step had no finite loss." });
       }
     }
-    for (const event of ongoing(this.picture.events.all, run.events_active)) {
-      notices.push({ kind: event.severity, title: words(event.kind), text: `${event.message} (since step ${integer(event.start_step)})`, action: ["Show", () => this.#show(event)] });
+    for (const event of troubles) {
+      const since = event.message.includes("since step") ? "" : ` (since step ${integer(event.start_step)})`;
+      const also = event.also.length ? `; with it: ${event.also.map(words).join(", ")}` : "";
+      notices.push({ kind: event.severity, title: words(event.kind), text: `${event.message}${since}${also}`, action: ["Show", () => this.#show(event)] });
     }
     return notices;
   }
