@@ -123,7 +123,7 @@ OUTSIDE: dict[str, set[str]] = {
         f"cli.{name}"
         for name in ("_main", "_reach", "_dashboards", "_demo", "_export", "_open", "_remove", "_replay", "_top")
     },
-    "rich": {"cli._screen", "cli._top"},
+    "rich": {"cli._format", "cli._screen", "cli._top"},
     "grafana_client": {"grafana"},
 }
 

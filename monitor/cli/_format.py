@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 Document = Mapping[str, Any]
 UNKNOWN = "-"
+_WIDEST = 2000
+"""Columns that a table may have, far beyond any terminal."""
 
 
 def number(value: Any, digits: int = 4) -> str:
@@ -78,15 +85,16 @@ def percent(ratio: Any, digits: int = 0) -> str:
 def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]:
     """Return rows as lines with aligned columns; ``right`` names the columns that are flush right."""
     rows, right = list(rows), set(right)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = (
-        [
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    )
-    return ["  ".join(row).rstrip() for row in cells]
+    grid = Table.grid(padding=(0, 2), pad_edge=False)
+    for index in range(max(map(len, rows))):
+        grid.add_column(justify="right" if index in right else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    # As wide as it is, also in a narrow terminal or a pipe: a value that is cut off is no value.
+    console = Console(file=io.StringIO(), width=_WIDEST, color_system=None)
+    with console.capture() as lines:
+        console.print(grid)
+    return [line.rstrip() for line in lines.get().splitlines()]
 
 
 def step_of(run: Document) -> int | None:
