@@ -114,7 +114,7 @@ class Link:
             self._loop.end()
 
     def _addressed(self) -> Hello:
-        """Return the run with the thread that says whether it goes on."""
+        """Return the run with the thread that says whether it continues."""
         return replace(self._hello(), thread=self._loop.native_id)
 
     def _replace(self) -> bool:

@@ -40,7 +40,7 @@ class Outbox:
         begin_round: Callable[[], None],
     ) -> None:
         self.end_deadline: float | None = None
-        """Until when the end waits for the values of the last steps; None: the run goes on."""
+        """Until when the end waits for the values of the last steps; None: the run continues."""
         self._training = training
         self._report = report
         self._failures = failures

@@ -505,7 +505,7 @@ def fill(folder: RunFolder, size: int) -> None:
 
 
 def test_the_oldest_ended_runs_go_when_all_together_are_too_large(tmp_path: Path) -> None:
-    """Live runs count and stay; of those that ended the newest that have room stay."""
+    """Live runs count and stay; of those that ended the newest that fit stay."""
     fill(create(tmp_path, "old-live", start_time=0.0), 40_000)
     for number in range(4):
         folder = create(tmp_path, f"run-{number}", start_time=float(number + 1))
