@@ -12,16 +12,17 @@ from types import ModuleType
 from detector_scores import HEAD, Labelled, Score, by_kind, judged, table_line
 
 from monitor.detect import (
-    CusumSettings,
     Detector,
     DivergenceDetector,
     DivergenceSettings,
-    LevelSettings,
+    LossRise,
+    LossSettings,
+    MaximaSettings,
     OverfitDetector,
     OverfitSettings,
     PlateauDetector,
     PlateauSettings,
-    RiseSettings,
+    SignalSettings,
     SpikeDetector,
 )
 from monitor.replay import replay
@@ -29,42 +30,43 @@ from monitor.replay import replay
 Point = tuple[float, ...]
 
 
-def spike_detector(item: Labelled, drift: float, threshold: float, fall_memory: float) -> Detector:
-    settings = RiseSettings(
-        level=LevelSettings(fall_memory=fall_memory),
-        cusum=CusumSettings(drift=drift, threshold=threshold, clip=drift + 2),
+def spike_detector(item: Labelled, wander_share: float, prior_deviation: float, young_blocks: float) -> Detector:
+    settings = LossSettings(
+        signal=SignalSettings(wander_share=wander_share),
+        maxima=MaximaSettings(prior_deviation=prior_deviation, young_blocks=young_blocks),
         steps_per_record=item.curve.steps_per_record,
     )
     return SpikeDetector(settings)
 
 
-def divergence_detector(_: Labelled, patience: float, block_scales: float, lost_share: float) -> Detector:
-    settings = DivergenceSettings(patience=int(patience), block_scales=block_scales, lost_share=lost_share)
-    return DivergenceDetector(settings)
+def divergence_detector(item: Labelled, large_scales: float, patience: float, lost_share: float) -> Detector:
+    settings = DivergenceSettings(large_scales=large_scales, patience=int(patience), lost_share=lost_share)
+    return DivergenceDetector(settings, rise_settings=LossSettings(steps_per_record=item.curve.steps_per_record))
 
 
-def plateau_detector(_: Labelled, drop: float, patience: float, least: float) -> Detector:
-    return PlateauDetector(PlateauSettings(drop=drop, patience=int(patience), least=int(least)))
+def plateau_detector(item: Labelled, drop: float, confidence: float, shown_patience: float) -> Detector:
+    settings = PlateauSettings(drop=drop, confidence=confidence, shown_patience=int(shown_patience))
+    return PlateauDetector(settings, rise=LossRise(LossSettings(steps_per_record=item.curve.steps_per_record)))
 
 
-def overfit_detector(_: Labelled, rise: float, noise: float, patience: float) -> Detector:
-    return OverfitDetector(OverfitSettings(rise=rise, noise=noise, patience=int(patience)))
+def overfit_detector(_: Labelled, rise: float, noise: float, young: float) -> Detector:
+    return OverfitDetector(OverfitSettings(rise=rise, noise=noise, young=young))
 
 
 GRIDS: dict[str, tuple[Callable[..., Detector], dict[str, tuple[float, ...]]]] = {
     "spike": (
         spike_detector,
-        {"drift": (2.5, 3, 3.5, 4), "threshold": (5, 6, 7, 8), "fall_memory": (6, 8, 10, 12, 24)},
+        {"wander_share": (0.5, 0.75, 1), "prior_deviation": (0.5, 0.6, 0.7), "young_blocks": (1, 2, 3)},
     ),
     "divergence": (
         divergence_detector,
-        {"patience": (40, 50, 70), "block_scales": (2, 2.5, 3), "lost_share": (0.2, 0.3, 0.4)},
+        {"large_scales": (4, 5, 6), "patience": (40, 50, 70), "lost_share": (0.2, 0.3, 0.4)},
     ),
-    "plateau": (plateau_detector, {"drop": (0.005, 0.01, 0.02), "patience": (4, 5, 6, 7), "least": (64, 100, 150)}),
-    "overfit": (
-        overfit_detector,
-        {"rise": (0.05, 0.06, 0.07, 0.08, 0.09), "noise": (1, 2), "patience": (3, 5, 8)},
+    "plateau": (
+        plateau_detector,
+        {"drop": (0.005, 0.01, 0.02), "confidence": (1, 1.3, 1.64), "shown_patience": (3, 4, 5)},
     ),
+    "overfit": (overfit_detector, {"rise": (0.04, 0.05, 0.06, 0.07), "noise": (2.5, 3, 3.5), "young": (0.01, 0.02)}),
 }
 
 

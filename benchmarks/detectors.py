@@ -1,10 +1,11 @@
 """Score our detectors, and the rules people use today, on labelled training curves, and draw what we found.
 
-    python benchmarks/detectors.py [--curves DIR] [--write] [--plots DIR] [--skip-held-out]
+    python benchmarks/detectors.py [--curves DIR] [--write] [--plots DIR] [--skip-held-out] [--seed N]
 
 DIR (or $MONITOR_CURVES, or ../shared/curves beside the repository) holds the curves, INDEX.csv and the judge, score.py.
-``--write`` puts the tables into docs/detection.md between its markers, ``--plots`` the pictures into a folder (by
-matplotlib). river, where installed, adds two rules.
+Where it has ``families/``, synthetic families are made with the seed, and judged. ``--write`` puts the tables into
+docs/detection.md between its markers, ``--plots`` the pictures into a folder (by matplotlib). river, where installed,
+adds two rules.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
+from detector_families import family_lines  # noqa: E402
 from detector_held_out import held_out_lines  # noqa: E402
+from detector_noise import noise_lines  # noqa: E402
 from detector_rules import RULES, Series  # noqa: E402
 from detector_scores import HEAD, Labelled, by_kind, load, load_judge, score_rule, table_line  # noqa: E402
 
@@ -57,6 +60,7 @@ def our_tables(judge: ModuleType, items: list[Labelled]) -> list[str]:
     rest = [item for item in items if not item.is_rl]
     scores = score_rule(judge, rest, lambda item: ours[item.name], KINDS)
     lines = [f"{len(rest)} curves, {sum(len(item.curve.records) for item in rest)} records, RL apart.", ""]
+    lines += [healthy_line(judge, rest, ours), ""]
     peers: dict[str, list[str]] = defaultdict(list)
     for name, (rule, kinds) in RULES.items():
         if "river" in name and importlib.util.find_spec("river") is None:
@@ -72,6 +76,17 @@ def our_tables(judge: ModuleType, items: list[Labelled]) -> list[str]:
             lines += [f"**{kind}**", "", HEAD, table_line("**ours**", scores[kind]), *peers[kind]]
         lines.append("")
     return [*lines, *rl_lines(judge, [item for item in items if item.is_rl], ours)]
+
+
+def healthy_line(judge: ModuleType, items: list[Labelled], ours: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """Say how many false spikes the curves without a label of trouble have, by the number of their records."""
+    healthy = [item for item in items if all(kind == "minor" for kind, _, _ in item.labels)]
+    records = sum(len(item.curve.records) for item in healthy)
+    false = score_rule(judge, healthy, lambda item: ours[item.name], ("spike",))["spike"].false
+    return (
+        f"Healthy curves: {len(healthy)}, {records} records, {false} false spikes: "
+        f"{1e5 * false / max(1, records):.1f} in 100,000 records."
+    )
 
 
 def rl_lines(judge: ModuleType, items: list[Labelled], ours: Mapping[str, Mapping[str, list[float]]]) -> list[str]:
@@ -129,11 +144,14 @@ def main() -> None:
     parser.add_argument(
         "--skip-held-out", action="store_true", help="leave out the leave-one-source-out table (minutes)"
     )
+    parser.add_argument("--seed", type=int, default=11, help="of the synthetic families")
     args = parser.parse_args()
     folder = find_curves(args.curves)
     judge = load_judge(folder)
     items = load(folder, judge)
-    lines = [*our_tables(judge, items), "", *time_lines()]
+    lines = [*our_tables(judge, items), "", *time_lines(), ""]
+    lines += ["**False spikes in 100,000 records of noise alone**, at the asked rate", "", *noise_lines(), ""]
+    lines += family_lines(judge, folder, args.seed)
     if not args.skip_held_out:
         lines += [
             "",

@@ -84,6 +84,16 @@ class Settings:
     stall_timeout: float = field(
         default=600.0, metadata={"doc": "Seconds without a step after which a run counts as stalled, at most."}
     )
+    false_alarms_per_100k_steps: float = field(
+        default=1.0,
+        metadata={
+            "doc": "Rate at which the noise of the run itself may raise a spike; measured truth: docs/detection.md."
+        },
+    )
+    expected_initial_loss: float | None = field(
+        default=None,
+        metadata={"doc": "Loss of a model that has learned nothing (ln of the number of classes), to know such a run."},
+    )
     store_bytes: int = field(
         default=64 * 2**20,
         metadata={"doc": "Size of the run store, in which curves, events and commands stay on disk; 0: none is kept."},
@@ -217,6 +227,11 @@ def _integer(low: int, words: str, *, high: float = math.inf) -> Callable[[str, 
     return check
 
 
+def _expected_loss(name: str, value: Any) -> None:
+    if value is not None:
+        check_number(name, value, "a finite number", math.isfinite)
+
+
 def _text(name: str, value: Any) -> None:
     if value is None:
         return
@@ -308,6 +323,8 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "gpu": check_flag,
     "system_interval": _number(0.1, "0.1 seconds or more"),
     "stall_timeout": _number(0, "above 0 seconds", strict=True),
+    "false_alarms_per_100k_steps": _number(0, "above 0 and at most 1000", strict=True, high=1000),
+    "expected_initial_loss": _expected_loss,
     "store_bytes": _store_bytes,
     "keep_runs": _integer(1, "1 or more"),
     "keep_bytes": _integer(MIN_STORE_BYTES, f"{MIN_STORE_BYTES} or more"),

@@ -14,12 +14,15 @@ from monitor.detect._detector import Detector
 from monitor.detect._divergence import DivergenceDetector, DivergenceSettings
 from monitor.detect._gradients import GradientExplosionDetector, GradientSettings, GradientVanishingDetector
 from monitor.detect._level import CusumSettings, LevelSettings
+from monitor.detect._loss import LossRise, LossSettings
+from monitor.detect._maxima import MaximaSettings
 from monitor.detect._nonfinite import NonfiniteDetector, NonfiniteMetricDetector, NonfiniteSettings
 from monitor.detect._outlier import OutlierDetector
 from monitor.detect._overfit import OverfitDetector, OverfitSettings
 from monitor.detect._plateau import PlateauDetector, PlateauSettings
 from monitor.detect._rise import RiseSettings
 from monitor.detect._set import DetectorSet, default_detectors, rl_detectors
+from monitor.detect._signal import SignalSettings
 from monitor.detect._slowdown import SlowdownDetector, SlowdownSettings
 from monitor.detect._spike import SpikeDetector
 from monitor.detect._stall import StallDetector, StallSettings
@@ -38,6 +41,9 @@ __all__ = [
     "GradientSettings",
     "GradientVanishingDetector",
     "LevelSettings",
+    "LossRise",
+    "LossSettings",
+    "MaximaSettings",
     "NonfiniteDetector",
     "NonfiniteMetricDetector",
     "NonfiniteSettings",
@@ -47,6 +53,7 @@ __all__ = [
     "PlateauDetector",
     "PlateauSettings",
     "RiseSettings",
+    "SignalSettings",
     "SlowdownDetector",
     "SlowdownSettings",
     "SpikeDetector",

@@ -15,7 +15,7 @@ from monitor.detect._level import LevelSettings
 from monitor.detect._numbers import as_usable, show
 from monitor.detect._rise import RiseSettings
 
-_LOG_LEVEL = LevelSettings(floor=0.0, least_scale=0.05, has_tail=False, fall_memory=24.0)
+_LOG_LEVEL = LevelSettings(least_scale=0.05)
 
 
 @dataclass(frozen=True, kw_only=True)

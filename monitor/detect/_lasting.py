@@ -34,6 +34,11 @@ class LastingRiseDetector(Detector):
         self._above = 0
         self._is_announced = False
 
+    @property
+    def rise(self) -> Rise:
+        """The rise of the logarithm, for those who look at it beside something else."""
+        return self._rise
+
     def _value(self, step: Step) -> float | None:
         raise NotImplementedError
 

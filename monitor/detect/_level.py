@@ -23,10 +23,7 @@ _NORMAL_MAD = 1.4826
 class LevelSettings:
     """Set how fast the baseline follows. All in records or in scales; none is in units of the series.
 
-    The defaults were measured on the labelled curves (docs/detection.md): ``rise_memory``, ``scale_memory``, ``clip``,
-    ``rise_clip`` and ``floor`` are the winsorised CUSUM's starting point; ``fall_memory`` and ``youth`` came out of
-    leave-one-source-out: a loss falls steeply in its first hundred records, and a level that lags above it hides a
-    spike.
+    For logarithms: of gradient norms, step times and blocks of the loss. The loss itself: ``SignalSettings``.
 
     Attributes:
         rise_memory: records over which the level follows upwards.
@@ -35,25 +32,20 @@ class LevelSettings:
         youth: the level's memory never exceeds the records seen so far divided by this.
         clip: largest deviation, in scales, that enters the scale.
         rise_clip: largest rise, in scales, that enters the level.
-        floor: smallest scale, as a share of the level's size (rounding, printed digits). Not shift-free; 0 turns it
-            off.
-        least_scale: smallest scale in units of the series; for logarithms, where it is a ratio.
+        least_scale: smallest scale, in units of the series.
         slow_share: weight of the deviation from the level beside the neighbour differences (noise that wanders).
         start: first values, whose medians give level and scale to start from.
-        has_tail: widen the scale of a positive series whose noise is as large as its level; off for logarithms.
     """
 
     rise_memory: float = 24.0
-    fall_memory: float = 10.0
+    fall_memory: float = 24.0
     scale_memory: float = 64.0
     youth: float = 4.0
     clip: float = 3.0
     rise_clip: float = 1.5
-    floor: float = 0.005
     least_scale: float = 0.0
     slow_share: float = 0.5
     start: int = 8
-    has_tail: bool = True
 
     def __post_init__(self) -> None:
         require_whole(self, start=(3, 1000))
@@ -65,7 +57,6 @@ class LevelSettings:
             youth=(1, 1e3),
             clip=(0.5, 100),
             rise_clip=(0.1, 100),
-            floor=(0, 1),
             least_scale=(0, 1e6),
             slow_share=(0, 10),
         )
@@ -76,10 +67,6 @@ class Level:
 
     O(1) memory, well under 2 us a value. The first values (``LevelSettings.start``) give a start; until then ``update``
     returns None. Scale-free: the same series times a power of two gives bit-identical answers.
-
-    A series that has only been positive and whose scale is comparable to its level has log-normal-like tails (losses
-    near zero, value losses of RL): the answer is divided by 1 + scale / level, which is 1 for a loss of 3 with a noise
-    of 0.03.
 
     Attributes:
         level: where the series is; None before the start.
@@ -92,12 +79,9 @@ class Level:
         self.level: float | None = None
         self.scale = 0.0
         self.count = 0
-        self.tail = 1.0
         self._fast = 0.0
         self._slow = 0.0
         self._previous = 0.0
-        # Never above 0 where tails are off: the test for a positive series fails then.
-        self._lowest = LARGEST if self.settings.has_tail else -LARGEST
         self._first: list[float] = []
         options = self.settings
         self._options = (
@@ -107,7 +91,6 @@ class Level:
             options.youth,
             options.clip,
             options.rise_clip,
-            options.floor,
             options.least_scale,
             options.slow_share,
         )
@@ -115,20 +98,16 @@ class Level:
     def update(self, value: float) -> float | None:
         """Take one finite value; return (value - level) / scale with level and scale as they were before it."""
         self.count = count = self.count + 1
-        if value < self._lowest:
-            self._lowest = value
         level = self.level
         if level is None:
             self._begin(value)
             return None
-        rise_memory, fall_memory, scale_memory, youth, clip, rise_clip, floor, least, slow_share = self._options
+        rise_memory, fall_memory, scale_memory, youth, clip, rise_clip, least, slow_share = self._options
         fast, slow = self._fast, self._slow
-        scale = max(fast, slow_share * slow, floor * abs(level), least)
+        scale = max(fast, slow_share * slow, least)
         self.scale = scale
         rise = value - level
-        tail = 1.0 + scale / level if self._lowest > 0.0 else 1.0
-        self.tail = tail
-        score = rise / (scale * tail) if scale > 0.0 else 0.0 if rise == 0.0 else LARGEST if rise > 0.0 else -LARGEST
+        score = rise / scale if scale > 0.0 else 0.0 if rise == 0.0 else LARGEST if rise > 0.0 else -LARGEST
 
         # Without any noise so far the first deviation gives the scale: nothing to clip it by.
         limit = clip * scale if scale > 0.0 else LARGEST
@@ -162,27 +141,25 @@ class Level:
             "level": self.level,
             "scale": self.scale,
             "count": self.count,
-            "tail": self.tail,
             "fast": self._fast,
             "slow": self._slow,
             "previous": self._previous,
-            "lowest": self._lowest,
             "first": list(self._first),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what ``state_dict`` returned."""
-        self.level, self.scale, self.count, self.tail = state["level"], state["scale"], state["count"], state["tail"]
+        self.level, self.scale, self.count = state["level"], state["scale"], state["count"]
         self._fast, self._slow = state["fast"], state["slow"]
-        self._previous, self._lowest, self._first = state["previous"], state["lowest"], list(state["first"])
+        self._previous, self._first = state["previous"], list(state["first"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class CusumSettings:
     """Set when rises add up to an alarm (Page 1954, with clipped inputs).
 
-    The defaults are the measured starting point: a rise of 5 scales or more that lasts 4 records is an alarm, isolated
-    records of any height are not; the ceiling lets the sum fall to 0 again within a few records after a long rise.
+    A rise of 5 scales or more that lasts 4 records is an alarm, isolated records of any height are not; the ceiling
+    lets the sum fall to 0 again within a few records after a long rise.
 
     Attributes:
         drift: scales that a record must stand above the level to add to the sum.

@@ -8,6 +8,9 @@ from typing import Any
 LARGEST = 1e150
 """Values beyond this (and NaN, and infinities) enter no baseline: their squares and sums would overflow."""
 
+SECOND_DIFFERENCE = 0.5117
+"""Standard deviation over the mean absolute second difference, for independent normal noise: sqrt(pi / 12)."""
+
 
 def as_number(value: Any) -> float | None:
     """Return ``value`` as a float, or None where it is no real number.

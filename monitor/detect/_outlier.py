@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from monitor._records import Event, Step
 from monitor.detect._detector import Detector
+from monitor.detect._loss import LossRise, LossSettings
 from monitor.detect._numbers import show
-from monitor.detect._rise import LossRise, RiseSettings
 
 
 class OutlierDetector(Detector):
@@ -15,7 +15,7 @@ class OutlierDetector(Detector):
     them and has its ``end_step`` already.
 
     Args:
-        settings: see ``RiseSettings`` (``isolated``, ``isolated_records``).
+        settings: see ``LossSettings`` (``isolated``).
         rise: the loss's rise, when it is shared with other detectors; ``settings`` is not used then.
     """
 
@@ -23,7 +23,7 @@ class OutlierDetector(Detector):
     severity = "info"
     part_names = ("rise",)
 
-    def __init__(self, settings: RiseSettings | None = None, *, rise: LossRise | None = None) -> None:
+    def __init__(self, settings: LossSettings | None = None, *, rise: LossRise | None = None) -> None:
         super().__init__()
         self._rise = rise if rise is not None else LossRise(settings)
 
@@ -35,6 +35,7 @@ class OutlierDetector(Detector):
         if point is None or is_muted:
             return None
         first, last, value, height, level = point
+        level = self._rise.signal.raw(level)
         message = f"isolated point: loss {show(value)} at step {first}, {height:.0f} scales above {show(level)}"
         self._start(step.optimizer, step.global_step, first, message, value, level=level, height=height)
         return self._end(last, message)

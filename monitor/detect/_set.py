@@ -7,15 +7,16 @@ from typing import Any
 
 from monitor._records import Event, Sample, Step
 from monitor.detect._clipping import ClippingDetector
+from monitor.detect._context import Context
 from monitor.detect._detector import Detector
 from monitor.detect._divergence import DivergenceDetector
 from monitor.detect._gradients import GradientExplosionDetector, GradientVanishingDetector
+from monitor.detect._loss import LossRise, LossSettings
 from monitor.detect._nonfinite import NonfiniteDetector, NonfiniteMetricDetector
 from monitor.detect._numbers import as_usable
 from monitor.detect._outlier import OutlierDetector
 from monitor.detect._overfit import OverfitDetector
-from monitor.detect._plateau import PlateauDetector
-from monitor.detect._rise import LossRise, RiseSettings
+from monitor.detect._plateau import PlateauDetector, PlateauSettings
 from monitor.detect._slowdown import SlowdownDetector
 from monitor.detect._spike import SpikeDetector
 from monitor.detect._stall import StallDetector, StallSettings
@@ -23,29 +24,46 @@ from monitor.detect._stuck import StuckDetector
 
 LR_RAISED = 1.5
 """A learning rate above this times the one of the record before is an announced change."""
+_VERSION = 2
+"""Of the saved state."""
+YOUNG_RECORDS = 16
+"""Records before which no change of the learning rate mutes."""
 MUTE_RECORDS = 64
 """Records for which an announced change mutes; the memory of the level's scale."""
 
 
-def default_detectors(*, steps_per_record: float = 1.0, stall_timeout: float = 600.0) -> tuple[Detector, ...]:
+def default_detectors(
+    *,
+    steps_per_record: float = 1.0,
+    stall_timeout: float = 600.0,
+    false_alarms_per_100k_steps: float = 1.0,
+    expected_initial_loss: float | None = None,
+) -> tuple[Detector, ...]:
     """Make one detector of every kind, for one optimizer, as measured on real curves.
 
     Args:
         steps_per_record: optimizer steps that one record stands for; 1 in a live run, the logging interval of a file.
         stall_timeout: seconds without a step that are a stall at the latest.
+        false_alarms_per_100k_steps: the rate at which the noise of the run itself may raise a spike, see
+            ``LossSettings``.
+        expected_initial_loss: loss of a model that has learned nothing, see ``PlateauSettings``; None: not known.
 
     >>> [detector.kind for detector in default_detectors()][:3]
     ['nonfinite', 'spike', 'outlier']
     """
-    rise = LossRise(RiseSettings(steps_per_record=steps_per_record))
+    explosion = GradientExplosionDetector()
+    rise = LossRise(
+        LossSettings(steps_per_record=steps_per_record, false_alarms_per_100k_steps=false_alarms_per_100k_steps),
+        context=Context(explosion.rise),
+    )
     return (
         NonfiniteDetector(),
         SpikeDetector(rise=rise),
         OutlierDetector(rise=rise),
         DivergenceDetector(rise=rise),
-        PlateauDetector(),
+        PlateauDetector(PlateauSettings(expected_initial_loss=expected_initial_loss), rise=rise),
         OverfitDetector(),
-        GradientExplosionDetector(),
+        explosion,
         GradientVanishingDetector(),
         ClippingDetector(),
         StuckDetector(),
@@ -92,7 +110,7 @@ class DetectorSet:
         ...     for event in detectors.update(step):
         ...         print(event.kind, event.start_step, event.end_step)
         spike 101 None
-        spike 101 111
+        spike 101 110
     """
 
     def __init__(self, detectors: Iterable[Detector] | None = None) -> None:
@@ -107,6 +125,7 @@ class DetectorSet:
         if doubled:
             raise ValueError(f"detectors must be of different kinds, got {', '.join(doubled)} more than once")
         self._lr: list[float | None] = []
+        self._count = 0
 
     @property
     def detectors(self) -> Sequence[Detector]:
@@ -154,12 +173,16 @@ class DetectorSet:
             detector.mute(records)
 
     def _follow_lr(self, step: Step) -> None:
-        """Announce a learning rate raised more than 1.5 times from one record to the next. Falls need nothing."""
+        """Announce a learning rate raised more than 1.5 times from one record to the next. Falls need nothing.
+
+        The first steps of a linear warm-up multiply it so, too; a run that young has no level that could rise.
+        """
+        self._count += 1
         rates = [lr if type(lr := group.applied) is float else as_usable(lr) for group in step.groups]
         if rates == self._lr:
             return
         for before, now in zip(self._lr, rates, strict=False):
-            if before is not None and now is not None and 0.0 < LR_RAISED * before < now:
+            if self._count > YOUNG_RECORDS and before and now and LR_RAISED * before < now:
                 self.announce()
                 break
         self._lr = rates
@@ -168,13 +191,22 @@ class DetectorSet:
         """Return the state of all detectors, as plain values that JSON can hold."""
         return {
             "detectors": {detector.kind: detector.state_dict() for detector in self._detectors},
+            "version": _VERSION,
             "lr": [as_usable(rate) for rate in self._lr],
+            "count": self._count,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what ``state_dict`` returned. A kind that only one side has keeps what it has."""
+        """Continue from what ``state_dict`` returned. A kind that only one side has keeps what it has.
+
+        The state of another version of the detectors says nothing to these: they warm up instead.
+        """
+        states = state["detectors"]
+        if state.get("version") != _VERSION:
+            return
         for detector in self._detectors:
-            known = state["detectors"].get(detector.kind)
+            known = states.get(detector.kind)
             if known is not None:
                 detector.load_state_dict(known)
         self._lr = list(state["lr"])
+        self._count = state["count"]

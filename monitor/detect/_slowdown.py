@@ -51,7 +51,7 @@ class SlowdownDetector(LastingRiseDetector):
 
     def __init__(self, settings: SlowdownSettings | None = None) -> None:
         self.settings = settings or SlowdownSettings()
-        level = LevelSettings(floor=0.0, least_scale=self.settings.least_scale, has_tail=False, fall_memory=24.0)
+        level = LevelSettings(least_scale=self.settings.least_scale)
         super().__init__(
             self.settings.ratio,
             self.settings.back_ratio,

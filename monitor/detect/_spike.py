@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from monitor._records import Event, Step
 from monitor.detect._detector import Detector
+from monitor.detect._loss import LossRise, LossSettings
 from monitor.detect._numbers import show
-from monitor.detect._rise import LossRise, RiseSettings
 
 
 class SpikeDetector(Detector):
     """Raise ``spike`` when the loss has risen and stays up for some records; end it when the loss is back at its level.
 
-    Persistence, not height, tells a spike from noise: four records of 5 scales, or more of less, are one; a single
-    record of 30 is not. The baseline is the level before the rise. About 2 us a record.
+    Persistence, not height, tells a spike from noise: four records in a row above what the run's own noise reaches at
+    the asked rate are one; a single record of any height is not. The baseline is the level before the rise.
+    ``details["alarms_per_100k_steps"]`` of the event says how often this run's noise reaches as high. Where the
+    gradient norm has risen before the loss, the event starts with the norm, which is then named in the message, as is a
+    learning rate that was raised.
 
     Args:
-        settings: see ``RiseSettings``; default: as measured (docs/detection.md).
+        settings: see ``LossSettings``; default: as measured (docs/detection.md).
         rise: the loss's rise, when it is shared with other detectors; ``settings`` is not used then.
 
     >>> detector = SpikeDetector()
@@ -27,7 +30,7 @@ class SpikeDetector(Detector):
     state_names = ("_top", "_announced")
     part_names = ("rise",)
 
-    def __init__(self, settings: RiseSettings | None = None, *, rise: LossRise | None = None) -> None:
+    def __init__(self, settings: LossSettings | None = None, *, rise: LossRise | None = None) -> None:
         super().__init__()
         self._rise = rise if rise is not None else LossRise(settings)
         self._top = 0.0
@@ -44,11 +47,9 @@ class SpikeDetector(Detector):
         if is_muted and onset is not None:
             self._announced = onset.count
         if self._open is not None:
-            if loss > self._top:
-                self._top = loss
-            if rise.sum <= 0.0:
-                return self._finish(step, loss)
-        elif rise.is_alarm and onset is not None and onset.count != self._announced:
+            self._top = max(self._top, loss)
+            return None if rise.is_up else self._finish(step, loss)
+        if rise.is_new and onset is not None and onset.count != self._announced:
             return self._raise(step, loss)
         return None
 
@@ -57,21 +58,23 @@ class SpikeDetector(Detector):
         onset = rise.onset
         assert onset is not None
         self._top = max(rise.peak, loss)
-        good = "" if onset.last_good is None else f"; last good step {onset.last_good}"
-        message = (
-            f"loss rose from {show(onset.level)} to {show(self._top)} within {rise.length} records "
-            f"from step {onset.step}{good}"
-        )
+        level = rise.signal.raw(onset.level)
+        start, last_good = rise.context.norm_rise(onset.step) or (onset.step, onset.last_good)
+        beside, details = rise.context.describe(step, onset.step)
+        good = "" if last_good is None else f"; last good step {last_good}"
+        message = f"loss rose from {show(level)} to {show(self._top)} since step {onset.step}{beside}{good}"
         return self._start(
             step.optimizer,
             step.global_step,
-            onset.step,
+            start,
             message,
             loss,
-            level=onset.level,
+            level=level,
             scale=onset.scale,
             peak=self._top,
-            last_good_step=onset.last_good,
+            last_good_step=last_good,
+            alarms_per_100k_steps=rise.alarms_per_100k_steps(rise.height),
+            **details,
         )
 
     def _finish(self, step: Step, loss: float) -> Event | None:

@@ -52,6 +52,8 @@ def attach(
     gpu: bool | None = None,
     system_interval: float | None = None,
     stall_timeout: float | None = None,
+    false_alarms_per_100k_steps: float | None = None,
+    expected_initial_loss: float | None = None,
     store_bytes: int | None = None,
     keep_runs: int | None = None,
     keep_bytes: int | None = None,
@@ -105,6 +107,10 @@ def attach(
         gpu: Read the GPUs through NVML. Default: True.
         system_interval: Seconds between host and GPU readings. Default: 2.0.
         stall_timeout: Seconds without a step after which a run counts as stalled, at most. Default: 600.0.
+        false_alarms_per_100k_steps: Rate at which the noise of the run itself may raise a spike; measured truth:
+            docs/detection.md. Default: 1.0.
+        expected_initial_loss: Loss of a model that has learned nothing (ln of the number of classes), to know such a
+            run. Default: None.
         store_bytes: Size of the run store, in which curves, events and commands stay on disk; 0: none is kept.
             Default: 67108864.
         keep_runs: Run folders kept; at the start of a run the oldest that ended go. Default: 200.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from monitor._records import Event, Sample, Step
+from monitor._settings import Settings
 from monitor.common import contained
 from monitor.detect import Detector, DetectorSet, default_detectors
 
@@ -21,7 +22,7 @@ class Detection:
     Args:
         keys: names of the optimizers.
         detectors: for the first optimizer, copied for the others; None: the default set; empty: none.
-        stall_timeout: seconds, for the default set.
+        settings: of the run, for the default set.
         on_error: takes the exception of a detector.
     """
 
@@ -30,10 +31,16 @@ class Detection:
         keys: Sequence[str],
         detectors: Iterable[Detector] | None,
         *,
-        stall_timeout: float,
+        settings: Settings,
         on_error: Callable[[Exception], None],
     ) -> None:
-        given = default_detectors(stall_timeout=stall_timeout) if detectors is None else tuple(detectors)
+        if detectors is None:
+            detectors = default_detectors(
+                stall_timeout=settings.stall_timeout,
+                false_alarms_per_100k_steps=settings.false_alarms_per_100k_steps,
+                expected_initial_loss=settings.expected_initial_loss,
+            )
+        given = tuple(detectors)
         self._sets = {key: DetectorSet(copy.deepcopy(given)) for key in keys}
         self._first = keys[0]
         self._on_error = on_error

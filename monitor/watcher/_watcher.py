@@ -58,7 +58,7 @@ class Watcher:
         self._detection = Detection(
             list(hello.optimizers),
             hello.detectors,
-            stall_timeout=settings.stall_timeout,
+            settings=settings,
             on_error=failures.of("detect"),
         )
         self.recorder = Recorder(

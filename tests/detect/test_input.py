@@ -104,7 +104,7 @@ def test_repeated_and_smaller_step_numbers_are_names_only() -> None:
         (lambda: detect.CusumSettings(ceiling=5.0), "ceiling must be above threshold 7, got 5.0"),
         (lambda: detect.CusumSettings(clip=3.0), "clip must be above drift 3, got 3.0; no record could add"),
         (lambda: detect.LevelSettings(youth=0), "youth must be within 1 and 1000, got 0"),
-        (lambda: detect.RiseSettings(steps_per_record=0), "steps_per_record must be within"),
+        (lambda: detect.LossSettings(steps_per_record=0), "steps_per_record must be within"),
         (lambda: detect.PlateauSettings(lr_end=2), "lr_end must be within 0 and 1, got 2"),
         (lambda: detect.DivergenceSettings(patience=0), "patience must be within 1"),
         (lambda: detect.GradientSettings(explosion_back=20.0), "explosion_back must be at most explosion 10, got 20.0"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor._records import Step
-from monitor.detect import DetectorSet, LevelSettings, RiseSettings, SpikeDetector
+from monitor.detect import DetectorSet, LossSettings, SignalSettings, SpikeDetector
 from tests.detect.records import events_of, steps
 
 Reported = list[tuple[str, int, int, int | None]]
@@ -48,12 +48,14 @@ def test_a_change_of_the_unit_changes_no_event(losses: list[float], factor: floa
 @few
 @given(curves(), st.sampled_from([-1024.0, 4096.0]))
 def test_a_shift_changes_no_spike_where_the_rule_knows_no_zero(losses: list[float], shift: float) -> None:
-    """Without the floor and the tail, which are shares of the level, a loss may lie anywhere, below zero too."""
-    rule = RiseSettings(level=LevelSettings(floor=0.0, has_tail=False))
+    """Without the floor, which is a share of the level, a loss below zero may lie anywhere."""
+    rule = LossSettings(signal=SignalSettings(floor=0.0))
     # Losses on a grid, so that the shifted ones are exact and noiseless stretches stay noiseless.
     grid = [round(loss * 2**20) / 2**20 for loss in losses]
-    plain = reported(DetectorSet([SpikeDetector(rule)]), steps(grid))
-    assert reported(DetectorSet([SpikeDetector(rule)]), steps([loss + shift for loss in grid])) == plain
+    below = [loss - 2.0 * max(map(abs, grid)) - 1.0 for loss in grid]
+    below = [round(loss * 2**20) / 2**20 for loss in below]
+    plain = reported(DetectorSet([SpikeDetector(rule)]), steps(below))
+    assert reported(DetectorSet([SpikeDetector(rule)]), steps([loss - abs(shift) for loss in below])) == plain
 
 
 @few

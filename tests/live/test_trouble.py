@@ -79,7 +79,8 @@ def test_one_poisoned_batch_is_an_outlier() -> None:
             task.opt.zero_grad()
 
     events = events_of(train)
-    events = [e for e in events if e.kind != "clipping_saturated"]  # which is true here, and said
+    # Both are true here, and said: nearly every step is clipped, and the loss has come to its floor.
+    events = [e for e in events if e.kind not in ("clipping_saturated", "plateau")]
     assert kinds(events) == {"outlier"}
     assert {e.severity for e in events} == {"info"}
     assert BAD in [e.start_step for e in events]
