@@ -167,7 +167,7 @@ class Page {
     const zoom = this.zoom ?? this.#follow(series);
     const relevant = events.all.filter((event) => event.optimizer === null || event.optimizer === optimizer?.key);
     byId("reset-zoom").hidden = !this.zoom;
-    this.charts.update({ series, system, zoom, rows: zoom ? series.rows(...zoom) : null, optimizer, groups: optimizer?.groups ?? [], events: relevant, theme: this.theme });
+    this.charts.update({ series, system, zoom, rows: zoom ? series.rows(...zoom) : null, optimizer, groups: optimizer?.groups ?? [], events: relevant, theme: this.theme, isOver: isEnded(run) });
   }
 
   /** The steps that the chosen range shows: null is all of them. */
