@@ -1,4 +1,4 @@
-"""What the API says, as text for a person: numbers as they are, NaN as NaN, and ``-`` for what is not known."""
+"""Answers of the API as text for a person: numbers as they are, NaN as NaN, and ``-`` for what is not known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command reaches its run: by its folder on this machine, or by an address. The options of every command that
+"""The way of a command to its run: by its folder on this machine, or by an address. The options of every command that
 does."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happened beside a rise of the loss: a learning rate that was raised, a gradient norm that rose first."""
+"""The circumstances of a rise of the loss: a learning rate that was raised, a gradient norm that rose first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every detector is: records in, at most one event out, an open episode in between."""
+"""The base of every detector: records in, at most one event out, an open episode in between."""
 
 from __future__ import annotations
 

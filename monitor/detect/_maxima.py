@@ -1,4 +1,4 @@
-"""How high a run's own noise reaches, and how often: a Gumbel distribution fitted to the maxima of its blocks."""
+"""The height that a run's own noise reaches, and its rate: a Gumbel distribution fitted to the maxima of blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server needs of a run, and nothing more: the run is handed in, never imported."""
+"""The interface of a run to the server: the run is handed in, never imported."""
 
 from __future__ import annotations
 

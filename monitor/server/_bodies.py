@@ -1,4 +1,4 @@
-"""What a command's body may hold. The form is checked here; what a value may be is decided, and audited, by the run."""
+"""The bodies of commands. The form is checked here; what a value may be is decided, and audited, by the run."""
 
 from __future__ import annotations
 

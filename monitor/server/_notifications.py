@@ -1,4 +1,4 @@
-"""What Alertmanager's webhook sends (version 4), checked and cut down to what is read of it."""
+"""Notifications of Alertmanager's webhook (version 4), checked and cut down to what is read of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves on this machine: its folder, who reads it, the thread that touches the disk, and the run store.
+"""All that a run leaves on this machine: its folder, who reads it, the thread that touches the disk, and the run store.
 
 The store is one SQLite file with the run's curves, events, commands and facts (docs/store.md). One process writes it
 (:class:`StoreWriter`), any number read it meanwhile and afterwards (:class:`StoreReader`).

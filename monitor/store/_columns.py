@@ -1,14 +1,12 @@
-"""What is kept of a step: the columns of an optimizer's curve, and of a logged value's."""
+"""The columns that are kept of a step: those of an optimizer's curve, and of a logged value's."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-from monitor._records import PHASES, Step
+from monitor._records import MAX_GROUPS, PHASES, Step
 from monitor.store._codec import FLOAT, SINGLE
 
-MAX_GROUPS = 64
-"""Param groups of an optimizer that are kept; the learning rates of further ones are not."""
 OPTIMIZER = "optimizer"
 """The kind of a curve that is made of steps. The others are the kinds of :class:`monitor._records.Sample`."""
 LOGGED_COLUMNS = ("value",)

@@ -6,8 +6,8 @@ import math
 from bisect import bisect_right
 from typing import Any
 
-from monitor._records import PHASES
-from monitor.store._columns import MAX_GROUPS, OPTIMIZER
+from monitor._records import MAX_GROUPS, PHASES
+from monitor.store._columns import OPTIMIZER
 from monitor.store._curve import Point
 from monitor.store._reader import StoreReader
 

@@ -1,4 +1,4 @@
-"""Which runs that are over are too many, too large together or too old; and which one somebody looks at just now."""
+"""Choose the runs that are over and too many, too large together or too old; keep those that somebody looks at."""
 
 from __future__ import annotations
 
