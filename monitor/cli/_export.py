@@ -1,4 +1,4 @@
-"""``monitor export``: the store of a run as a file of its values, events or commands."""
+"""``monitor export``: the store of a run as a file of its values, readings, events or commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from monitor.store import FORMATS, STORE_FILE, TABLES, KnownRun, export, held, l
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File; default: standard output.")
 @click.option("--dir", "directory", help="Where the run folders are; default: $MONITOR_DIR, else your data folder.")
 def export_run(run: str, format_: Any, table: Any, output: Path | None, directory: str | None) -> None:
-    """Write what is kept of RUN, live or ended: every value of every curve, its events or its commands.
+    """Write what is kept of RUN, live or ended: its values, readings, events or commands.
 
     RUN is an id, a name or a unique prefix of either. The columns are described in docs/store.md.
     """

@@ -1,7 +1,7 @@
 """All that a run leaves on this machine: its folder, who reads it, the thread that touches the disk, and the run store.
 
-The store is one SQLite file with the run's curves, events, commands and facts (docs/store.md). One process writes it
-(:class:`StoreWriter`), any number read it meanwhile and afterwards (:class:`StoreReader`).
+The store is one SQLite file with the run's curves, readings, events, commands and facts (docs/store.md). One process
+writes it (:class:`StoreWriter`), any number read it meanwhile and afterwards (:class:`StoreReader`).
 """
 
 from __future__ import annotations

@@ -162,6 +162,12 @@ class Blocks:
                 self._consolidate(curve)
         return num_unfit
 
+    def append_by_time(self, key: tuple[str, str], chunk: Chunk) -> int:
+        """Append rows that belong to no step, and so lack one: their place in the curve stands for it."""
+        start = self._curve(key).next_row
+        rows: list[Row] = [(start + place, *row) for place, row in enumerate(chunk.rows)]
+        return self.append(key, 0, Chunk(0, chunk.columns, rows))
+
     def _curve(self, key: tuple[str, str]) -> _Curve:
         if key not in self._curves:
             kind, name = (text.encode("utf-8", "backslashreplace").decode() for text in key)

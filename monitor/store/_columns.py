@@ -9,6 +9,8 @@ from monitor.store._codec import FLOAT, SINGLE
 
 OPTIMIZER = "optimizer"
 """The kind of a curve that is made of steps. The others are the kinds of :class:`monitor._records.Sample`."""
+READINGS = ("system", "host")
+"""Kind and name of the curve of the machine's readings, which goes by time: no step and no attempt is its."""
 LOGGED_COLUMNS = ("value",)
 _STEP_COLUMNS = (
     "loss",

@@ -12,10 +12,12 @@ from itertools import islice
 from typing import IO, Any, Literal
 
 from monitor._errors import StoreError
-from monitor.store._reader import StoreReader
+from monitor.store._columns import READINGS
+from monitor.store._curve import Point
+from monitor.store._reader import Series, StoreReader
 
 Format = Literal["csv", "jsonl", "parquet"]
-Table = Literal["values", "events", "commands"]
+Table = Literal["values", "readings", "events", "commands"]
 FORMATS: tuple[Format, ...] = ("csv", "jsonl", "parquet")
 _BATCH_ROWS = 10_000
 _COLUMNS: dict[Table, dict[str, str]] = {
@@ -33,6 +35,15 @@ _COLUMNS: dict[Table, dict[str, str]] = {
         "minimum": "float64",
         "maximum": "float64",
         "num_nonfinite": "int64",
+    },
+    "readings": {
+        "device": "string",
+        "column": "string",
+        "time": "float64",
+        "num_rows": "int64",
+        "value": "float64",
+        "minimum": "float64",
+        "maximum": "float64",
     },
     "events": {
         "number": "int64",
@@ -80,7 +91,8 @@ def export(run_folder: str | os.PathLike[str], format: Format, file: IO[bytes], 
         run_folder: the folder of the run, or its store itself.
         format: "csv", "jsonl" or "parquet"; the last needs pyarrow (``pip install 'training-monitor[parquet]'``).
         file: opened for writing bytes.
-        table: "values" (every curve, at the finest resolution there is), "events" or "commands".
+        table: "values" (every curve of the training, at the finest resolution there is), "readings" (those of the
+            machine, likewise), "events" or "commands".
 
     Raises:
         ValueError: for an unknown format or table.
@@ -97,8 +109,8 @@ def export(run_folder: str | os.PathLike[str], format: Format, file: IO[bytes], 
 
 
 def _rows_of(store: StoreReader, table: Table) -> Iterator[Row]:
-    if table == "values":
-        yield from _values(store)
+    if table in ("values", "readings"):
+        yield from _points(store, table)
         return
     ask, after = store.events if table == "events" else store.commands, 0
     while found := ask(after):
@@ -107,24 +119,36 @@ def _rows_of(store: StoreReader, table: Table) -> Iterator[Row]:
         after = found[-1]["number"]
 
 
-def _values(store: StoreReader) -> Iterator[Row]:
+def _points(store: StoreReader, table: Table) -> Iterator[Row]:
     for series in store.series():
+        is_reading = series[:2] == READINGS
+        if is_reading != (table == "readings"):
+            continue
+        name = _reading_name(series) if is_reading else series._asdict()
         for point in store.rows(*series):
-            if point.value is None:
-                continue
-            yield {
-                **series._asdict(),
-                "attempt": point.attempt,
-                "is_abandoned": point.is_abandoned,
-                "first_step": point.first_step,
-                "last_step": point.last_step,
-                "time": point.time,
-                "num_rows": point.num_rows,
-                "value": point.value,
-                "minimum": point.minimum,
-                "maximum": point.maximum,
-                "num_nonfinite": point.num_nonfinite,
-            }
+            if point.value is not None:
+                yield {**name, **_point(point)}
+
+
+def _reading_name(series: Series) -> Row:
+    """Return what was read, and of what: ``host``, or a GPU such as ``gpu/0``."""
+    device, _, column = series.column.rpartition("/")
+    return {"device": device.replace("gpus", "gpu") or "host", "column": column}
+
+
+def _point(point: Point) -> Row:
+    return {
+        "attempt": point.attempt,
+        "is_abandoned": point.is_abandoned,
+        "first_step": point.first_step,
+        "last_step": point.last_step,
+        "time": point.time,
+        "num_rows": point.num_rows,
+        "value": point.value,
+        "minimum": point.minimum,
+        "maximum": point.maximum,
+        "num_nonfinite": point.num_nonfinite,
+    }
 
 
 def _flat(value: Any, kind: str) -> Any:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from typing import Any
 
 from monitor._records import MAX_GROUPS, PHASES
-from monitor.store._columns import OPTIMIZER
+from monitor.store._columns import OPTIMIZER, READINGS
 from monitor.store._curve import Point
 from monitor.store._reader import StoreReader
 
@@ -15,7 +15,7 @@ _PLAIN = ("loss", "loss_ema", "gradient_norm", "clip_threshold", "step_seconds")
 
 
 def read_history(store: StoreReader, points: int = 1000, *, since: int = 0) -> dict[str, Any]:
-    """Return the whole run as ``GET /api/v1/history`` does, without the readings of the machine.
+    """Return the whole run as ``GET /api/v1/history`` does.
 
     ::
 
@@ -25,7 +25,8 @@ def read_history(store: StoreReader, points: int = 1000, *, since: int = 0) -> d
     Each optimizer has at most ``points`` points. One that stands for ``count`` steps has their mean; a live run gives
     the learning rate, the smoothed loss and the clip threshold of the last of them. Durations have seven digits. Steps
     that a later attempt did over are left out. ``since`` is a cursor, the ``next`` of an earlier answer: of the same
-    points only those after it are returned.
+    points only those after it are returned. ``system`` has the readings of the machine, of all attempts; a point that
+    stands for several has their mean.
 
     Raises:
         ValueError: for ``points`` out of range.
@@ -38,19 +39,33 @@ def read_history(store: StoreReader, points: int = 1000, *, since: int = 0) -> d
     optimizers = {name: _columns(store, name, columns, points) for name, columns in kept.items()}
     counts = [count for columns in optimizers.values() for count in columns["count"]]
     end = sum(counts)
+    time = _time_of(optimizers, since) if since else -math.inf
     if since:
-        optimizers = _after(optimizers, since)
+        optimizers = {key: _after(columns, time) for key, columns in optimizers.items()}
         counts = [count for columns in optimizers.values() for count in columns["count"]]
     return {
         "since": since,
         "next": max(since, end),
         "resolution": max(counts, default=1),
         "optimizers": optimizers,
+        "system": _after(_readings(store, points), time),
     }
 
 
-def _after(optimizers: dict[str, Any], since: int) -> dict[str, Any]:
-    """Leave out the points up to a cursor, which counts the steps of all optimizers in the order of their times."""
+def _readings(store: StoreReader, points: int) -> dict[str, Any]:
+    """Return the readings of the machine as columns, those of a GPU below its index."""
+    names = [series.column for series in store.series() if series[:2] == READINGS]
+    found = store.curves(*READINGS, names, points=points, with_abandoned=True)
+    columns: dict[str, Any] = {"time": [point.time for point in found[0]] if found else [], "gpus": {}}
+    for name, curve in zip(names, found, strict=True):
+        *gpu, reading = name.removeprefix("gpus/").split("/")
+        place = columns["gpus"].setdefault(gpu[0], {}) if gpu else columns
+        place[reading] = [_shown(point) for point in curve]
+    return columns
+
+
+def _time_of(optimizers: dict[str, Any], since: int) -> float:
+    """Return the time of a cursor, which counts the steps of all optimizers in the order of their times."""
     rows = sorted(row for columns in optimizers.values() for row in zip(columns["time"], columns["count"], strict=True))
     cursor, time = 0, -math.inf
     for row_time, count in rows:
@@ -58,7 +73,12 @@ def _after(optimizers: dict[str, Any], since: int) -> dict[str, Any]:
         if cursor > since:
             break
         time = row_time
-    return {key: _from(columns, bisect_right(columns["time"], time)) for key, columns in optimizers.items()}
+    return time
+
+
+def _after(columns: dict[str, Any], time: float) -> Any:
+    """Leave out the rows up to a time."""
+    return _from(columns, bisect_right(columns["time"], time))
 
 
 def _from(columns: Any, index: int) -> Any:

@@ -215,13 +215,15 @@ class StoreReader:
         )
         return found
 
-    def curves(self, kind: str, name: str, columns: Sequence[str], *, points: int = 1000) -> list[list[Point]]:
+    def curves(
+        self, kind: str, name: str, columns: Sequence[str], *, points: int = 1000, with_abandoned: bool = False
+    ) -> list[list[Point]]:
         """Return several columns of one whole curve, a list for each, from one state of the file.
 
         The lists are of equal length, and points at the same place span the same rows; one for rows that lack the
         column has no value. Otherwise as :meth:`curve`. Each column may take SECONDS.
         """
-        return self._curves(kind, name, columns, None, None, points, with_abandoned=False, is_padded=True)
+        return self._curves(kind, name, columns, None, None, points, with_abandoned=with_abandoned, is_padded=True)
 
     def _curves(
         self,

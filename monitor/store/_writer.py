@@ -10,7 +10,7 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from monitor._errors import StoreError
 from monitor._records import CommandRecord, Event, Sample, Step
 from monitor.store._blocks import Blocks, Chunk
-from monitor.store._columns import LOGGED_COLUMNS, OPTIMIZER, Row, row_of, step_columns
+from monitor.store._columns import LOGGED_COLUMNS, OPTIMIZER, READINGS, Row, row_of, step_columns
 from monitor.store._database import PAGE_BYTES, create, identity, open_writing
 from monitor.store._text import to_text
 
@@ -104,6 +104,7 @@ class StoreWriter:
         self._retry_at = counter()
         self._has_failed = False
         self._pending: dict[tuple[str, str], _Pending] = {}
+        self._readings: list[Chunk] = []
         self._num_values = 0
         self._texts: deque[tuple[str, Any]] = deque()
         self._facts: dict[str, str] = {}
@@ -129,6 +130,18 @@ class StoreWriter:
         """Take one logged value, under any name."""
         row = (sample.step, sample.time if time is None else time, sample.value)
         self._add((sample.kind, sample.name), LOGGED_COLUMNS, row, is_strict=False)
+
+    def add_reading(self, values: Mapping[str, float | None], *, time: float) -> None:
+        """Take one round of readings of the machine, by the names of their columns, made at a Unix time."""
+        if self._num_values > self._max_values:
+            self.num_dropped += 1
+            return
+        columns = tuple(values)
+        if not self._readings or self._readings[-1].columns != columns:
+            self._readings.append(Chunk(0, columns))
+            self._num_values += _CHUNK_VALUES
+        self._readings[-1].rows.append((time, *values.values()))
+        self._num_values += len(values) + 2
 
     def _add(self, key: tuple[str, str], columns: tuple[str, ...], row: Row, *, is_strict: bool) -> None:
         """``is_strict``: a step that comes again, too, is one of a new attempt."""
@@ -235,8 +248,8 @@ class StoreWriter:
             self._close()
 
     def _drop_pending(self) -> None:
-        rows = sum(len(chunk.rows) for pending in self._pending.values() for chunk in pending.chunks)
-        self.num_dropped += rows + len(self._texts) + len(self._facts)
+        chunks = [*self._readings, *(chunk for pending in self._pending.values() for chunk in pending.chunks)]
+        self.num_dropped += sum(len(chunk.rows) for chunk in chunks) + len(self._texts) + len(self._facts)
         self._clear(0)
 
     def _fail(self) -> None:
@@ -336,6 +349,7 @@ class StoreWriter:
                     self._turn(connection)
                     self._forget(written)
                     num_chunks, written = 0, []
+            num_unfit += sum(blocks.append_by_time(READINGS, chunk) for chunk in self._readings)
             self._write_texts(connection)
             self._write_facts(connection, self.num_dropped + num_unfit)
             is_full = blocks.shrink(self._goal(_FILL), max(1, self._max_chunks // 8))
@@ -386,6 +400,7 @@ class StoreWriter:
         for pending in self._pending.values():
             if pending.chunks:
                 pending.chunks = []
+        self._readings.clear()
         self._num_values = 0
         self._texts.clear()
         self._facts.clear()

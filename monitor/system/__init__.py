@@ -4,7 +4,7 @@ from monitor.system._gpu import GpuReader, GpuRound
 from monitor.system._host import HostReader, read_host
 from monitor.system._oom import OutOfMemoryCounter
 from monitor.system._sampler import SystemSampler
-from monitor.system._system_history import SystemHistory
+from monitor.system._system_history import SystemHistory, values_of
 from monitor.system._torch import read_allocator, read_torch_devices
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "read_allocator",
     "read_host",
     "read_torch_devices",
+    "values_of",
 ]

@@ -41,7 +41,8 @@ class SystemSampler:
     """Read host and GPUs every ``interval`` seconds on a thread of its own.
 
     ``gpu`` is None where GPUs are not to be read. A reading that fails goes to ``on_error(error)``, once a
-    round, and is marked in the round's ``collections``; the other readings continue. A driver that hangs keeps the
+    round, and is marked in the round's ``collections``; the other readings continue. ``on_reading`` takes each
+    round. A driver that hangs keeps the
     thread, and nothing else: ``latest()`` then says so and ``stop()`` leaves the thread behind, which is a daemon.
 
     >>> from monitor.system import HostReader
@@ -59,6 +60,7 @@ class SystemSampler:
         gpu: GpuSource | None,
         on_error: Callable[[BaseException], None],
         *,
+        on_reading: Callable[[SystemReading], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
         timer: Callable[[], float] = time.perf_counter,
         history: SystemHistory | None = None,
@@ -69,6 +71,7 @@ class SystemSampler:
         self._host = host
         self._gpu = gpu
         self._on_error = on_error
+        self._on_reading = on_reading
         self._clock = clock
         self._timer = timer
         self._history = SystemHistory() if history is None else history
@@ -135,6 +138,7 @@ class SystemSampler:
         reading = SystemReading(self._clock(), host, gpus.gpus, collections, self._timer())
         self._history.append(reading)
         self._reading = reading
+        self._on_reading(reading)
         return reading
 
     def _collect(self, name: str, read: Callable[[], _T], collections: dict[str, Collection]) -> _T | None:

@@ -24,6 +24,14 @@ _NO_HOST: _Values = (None,) * len(_HOST_COLUMNS)
 _NO_GPU: _Values = (None,) * len(_GPU_COLUMNS)
 
 
+def values_of(reading: SystemReading) -> dict[str, float | None]:
+    """Return what is kept of a round, by name: ``cpu_ratio``, ``gpus/0/power_watts`` and so on."""
+    host = reading.host
+    values = {name: None if host is None else read(host) for name, read in _HOST_COLUMNS.items()}
+    gpus = {f"gpus/{gpu.index}/{name}": read(gpu) for gpu in reading.gpus for name, read in _GPU_COLUMNS.items()}
+    return {**values, **gpus}
+
+
 class _Reading(Bucket):
     """What the page shows of a round, or of the last of several; ``gpus`` is by torch device index."""
 

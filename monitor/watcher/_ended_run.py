@@ -48,11 +48,12 @@ class EndedRun:
 
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the curves after a cursor."""
-        document: dict[str, Any] = {"since": since, "next": since, "resolution": 1, "optimizers": {}}
-        if self._has_store:
-            with StoreReader(self._known.path) as store:
-                document = read_history(store, points, since=since)
-        return {**document, "system": SystemHistory().columns(0.0, points)}
+        none = SystemHistory().columns()
+        if not self._has_store:
+            return {"since": since, "next": since, "resolution": 1, "optimizers": {}, "system": none}
+        with StoreReader(self._known.path) as store:
+            document = read_history(store, points, since=since)
+        return {**document, "system": {**none, **document["system"]}}
 
     def events(self, since: int) -> Sequence[Event]:
         """Return the newest events after a sequence number."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from monitor._errors import StoreError
-from monitor._records import CommandRecord, Event, Sample, Step
+from monitor._records import CommandRecord, Event, Sample, Step, SystemReading
 from monitor.store import STORE_FILE, StoreReader, StoreWriter
+from monitor.system import values_of
 
 MAX_WAITING = 200_000
 """Records that wait for a disk that does not answer; what comes after is dropped and counted."""
@@ -49,6 +50,7 @@ class RunStore:
         self._last: dict[tuple[str, str], tuple[int, float]] = {}
         self._last_seq = 0
         self._num_dropped = self._num_dropped_noted = 0
+        self._no_readings: dict[str, float | None] = {}
         self._first: dict[str, tuple[Step, float | None, float] | None] = {}
 
     # --------------------------------------------------------------------------------------------- any thread
@@ -87,6 +89,10 @@ class RunStore:
     def add_command(self, record: CommandRecord) -> None:
         """Take a command, or its outcome."""
         self._add("command", record)
+
+    def add_reading(self, reading: SystemReading) -> None:
+        """Take a round of readings of the machine."""
+        self._add("reading", reading)
 
     def set_facts(self, facts: Mapping[str, Any]) -> None:
         """Take facts of the whole run."""
@@ -163,6 +169,11 @@ class RunStore:
                 writer.add_event(content)
         elif kind == "command":
             writer.add_command(content)
+        elif kind == "reading":
+            # The columns stay once they have been there: a GPU that answers now and then cuts no block short.
+            values = {**self._no_readings, **values_of(content)}
+            self._no_readings = dict.fromkeys(values)
+            writer.add_reading(values, time=content.time)
         else:
             for key, value in content.items():
                 writer.set_fact(key, value)

@@ -90,6 +90,7 @@ class Watcher:
             if settings.gpu
             else None,
             failures.of("system"),
+            on_reading=lambda reading: self.publisher.store.add_reading(reading),
         )
         self.reports = Reports(self.recorder, self.sampler, training, failures)
         self.publisher = Publisher(hello, reports=self.reports, training=training, failures=failures)

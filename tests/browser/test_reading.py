@@ -284,6 +284,4 @@ def test_a_run_without_a_target_or_gpu_leaves_out_what_is_unknown(visit) -> None
     expect(page.locator("#tile-overhead data")).to_have_text("–")
     expect(page.locator("#chart-memory")).to_contain_text("No reading of memory in use yet.")
     run.state = "finished"
-    expect(page.locator("#chart-memory")).to_contain_text(
-        "No readings of memory in use are kept of a run that is over."
-    )
+    expect(page.locator("#chart-memory")).to_contain_text("No readings of memory in use were kept of this run.")

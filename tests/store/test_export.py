@@ -32,6 +32,7 @@ def folder(tmp_path: Path) -> Path:
         writer.add_step(a_step(step))
     for step, value in enumerate((0.5, math.nan, -math.inf), start=1):
         writer.add_sample(a_sample('top-5, "raw"\n', value, step))
+    writer.add_reading({"cpu_ratio": 0.5, "gpus/0/power_watts": math.nan}, time=START)
     writer.add_event(an_event(3, value=math.inf, details={"best": math.nan}))
     writer.add_event(an_event(2**70))
     writer.add_command(CommandRecord("c1", "reduce", "api", START, 0.5, groups=(0, "body"), reason="a, b", actor="ada"))
@@ -111,7 +112,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     """An unknown format or table is the caller's mistake; a folder without a store is a StoreError."""
     with pytest.raises(ValueError, match="format must be one of csv, jsonl, parquet, got 'xlsx'"):
         exported(tmp_path, "xlsx")
-    with pytest.raises(ValueError, match="table must be one of values, events, commands, got 'all'"):
+    with pytest.raises(ValueError, match="table must be one of values, readings, events, commands, got 'all'"):
         exported(tmp_path, "csv", "all")
     with pytest.raises(StoreError, match="cannot be read"):
         exported(tmp_path, "csv")

@@ -153,7 +153,7 @@ def test_optimizers_stand_side_by_side(path: Path) -> None:
     writer.close()
     with StoreReader(path) as store:
         found = read_history(store)
-    assert list(found) == ["since", "next", "resolution", "optimizers"]
+    assert list(found) == ["since", "next", "resolution", "optimizers", "system"]
     assert (found["since"], found["next"], found["resolution"]) == (0, 10, 1)
     assert list(found["optimizers"]) == ["adam", "critic"]
     assert found["optimizers"]["critic"]["lr"] == {}
@@ -165,7 +165,8 @@ def test_a_run_without_a_step_has_an_empty_history(path: Path) -> None:
     writer.set_fact("settings", {})
     writer.close()
     with StoreReader(path) as store:
-        assert read_history(store) == {"since": 0, "next": 0, "resolution": 1, "optimizers": {}}
+        empty = {"since": 0, "next": 0, "resolution": 1, "optimizers": {}, "system": {"time": [], "gpus": {}}}
+        assert read_history(store) == empty
     keep(path, [a_step(1)])
     with StoreReader(path) as store, pytest.raises(ValueError, match="points must be between 1 and 100000, got 0"):
         read_history(store, 0)

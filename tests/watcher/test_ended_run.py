@@ -50,11 +50,12 @@ class Asked:
 def told(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, Any], KnownRun, str]:
     """What a live run told last, its folder once it has ended, and the id of a command that it took."""
     trained = Trained()
-    with attach(trained.optimizer, store_bytes=2**23, watcher=request.param) as run:
+    with attach(trained.optimizer, store_bytes=2**23, watcher=request.param, system_interval=0.1) as run:
         trained.train(3)
         command = run.reduce_lr(0.5, reason="tried")
         trained.train(4)
         run.log(val_loss=0.25)
+        wait_for(lambda: len(run.history()["system"]["time"]) > 2, "readings of the machine")
         run.flush(PATIENCE_SECONDS)
         live = {path: ask(run, f"/api/v1{path}") for path in (*PATHS, f"/commands/{command.id}")}
     wait_for(lambda: list_runs(tmp_path / "runs")[0].state == "finished", "the end")
@@ -80,6 +81,11 @@ def test_it_tells_what_it_told_while_it_was_live(told: tuple[dict[str, Any], Kno
     events = asked.get("/events")["events"]
     assert events[: len(told_events)] == told_events
     assert "finished" in events[-1]["message"]
+    before, after = live["/history"]["system"], asked.get("/history")["system"]
+    assert after.keys() == before.keys()
+    for name in ("time", "cpu_ratio", "memory_used_bytes", "tree_resident_bytes"):
+        shown = after[name][: len(before[name])]
+        assert shown == (pytest.approx(before[name], abs=1e-5) if name == "time" else before[name]), name
     (before,), (after,) = (one["optimizers"].values() for one in (live["/history"], asked.get("/history")))
     assert after.keys() == before.keys()
     for name in ("step", "count", "loss", "loss_min", "loss_max", "loss_ema", "gradient_norm", "lr"):

@@ -261,7 +261,7 @@ function systemFigure({ system, theme, isOver }, curves, scale, write, what) {
   const times = system.get("time");
   const known = curves.filter(({ name }) => has(system.get(name)));
   const drawn = known.slice(0, MAX_LINES);
-  if (!drawn.length) return { empty: isOver ? `No readings of ${what.toLowerCase()} are kept of a run that is over.` : `No reading of ${what.toLowerCase()} yet.` };
+  if (!drawn.length) return { empty: isOver ? `No readings of ${what.toLowerCase()} were kept of this run.` : `No reading of ${what.toLowerCase()} yet.` };
   const x = localTimes(times);
   return {
     traces: drawn.map(({ label, name }, order) => line(label, x, system.get(name).map((value) => (Number.isFinite(value) ? value * scale : null)), theme.series[order])),
