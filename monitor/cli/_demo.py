@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from monitor._errors import ClosedRunError
-from monitor._records import CommandRecord
+from monitor._records import CommandRecord, Event
 from monitor.store import own_command
 
 if TYPE_CHECKING:
@@ -108,8 +108,11 @@ class _EndedRun:
 
         self._run = run
         self._exporter = Exporter(run.snapshot, on_error=on_error)
-        self.snapshot, self.history, self.events = run.snapshot, run.history, run.events
+        self.snapshot, self.history = run.snapshot, run.history
         self.render_metrics = self._exporter.render
+
+    def events(self, since: int, before: int, limit: int) -> Sequence[Event]:
+        return [event for event in self._run.events(since) if event.seq < before][-limit:]
 
     def submit(self, action: str, **_: Any) -> CommandRecord:
         raise ClosedRunError(f"the run has ended and takes no more commands; {action} was not applied")

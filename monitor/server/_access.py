@@ -19,8 +19,9 @@ class RunAccess(Protocol):
         """Return the curves after cursor ``since`` in at most ``points`` points each; floats may be NaN."""
         ...
 
-    def events(self, since: int) -> Sequence[Event]:
-        """Return the events whose ``seq`` is greater than ``since``, oldest first."""
+    def events(self, since: int, before: int, limit: int) -> Sequence[Event]:
+        """Return the newest ``limit`` events whose ``seq`` is between ``since`` and ``before``, both apart, oldest
+        first."""
         ...
 
     def submit(

@@ -24,6 +24,8 @@ from monitor.server._security import Security
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 """The description of the API, kept by hand; tests/server/test_openapi.py says where the code differs from it."""
 MAX_POINTS = 10_000
+MAX_EVENTS = 2000
+_MAX_INTEGER = 2**63 - 1
 _GZIP_FROM_BYTES = 1024
 
 
@@ -88,9 +90,17 @@ def _add_reading(app: Flask, auth: Auth, access: RunAccess) -> None:
         return _answer(access.history(_query("since", 0), _query("points", 1000, low=1, high=MAX_POINTS)))
 
     def events() -> Response:
-        since = _query("since", 0)
-        found = list(access.events(since))
-        return _answer({"events": found, "next": max((event.seq for event in found), default=since)})
+        since, before = _query("since", 0), _query("before", _MAX_INTEGER)
+        limit = _query("limit", MAX_EVENTS, low=1, high=MAX_EVENTS)
+        found = access.events(since, before, limit + 1)
+        shown = found[-limit:]
+        return _answer(
+            {
+                "events": shown,
+                "next": max((event.seq for event in shown), default=since),
+                "earlier": shown[0].seq if len(found) > limit else None,
+            }
+        )
 
     def lr() -> Response:
         return _answer(lr_document(access))
@@ -150,7 +160,7 @@ def _answer(value: Any) -> Response:
     return Response(_json.encode(value), content_type="application/json")
 
 
-def _query(name: str, default: int, low: int = 0, high: int = 2**63 - 1) -> int:
+def _query(name: str, default: int, low: int = 0, high: int = _MAX_INTEGER) -> int:
     text = request.args.get(name)
     if text is None:
         return default

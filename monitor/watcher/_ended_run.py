@@ -13,9 +13,6 @@ from monitor.server import to_record, to_snapshot
 from monitor.store import KnownRun, StoreReader, read_history, to_event
 from monitor.system import SystemHistory
 
-MAX_EVENTS = 2000
-"""The newest events that one answer has, as many as a live run keeps."""
-
 
 class EndedRun:
     """Hand a run that is over to the server, read-only: its last state, and curves, events and commands of its store.
@@ -55,9 +52,9 @@ class EndedRun:
             document = read_history(store, points, since=since)
         return {**document, "system": {**none, **document["system"]}}
 
-    def events(self, since: int) -> Sequence[Event]:
-        """Return the newest events after a sequence number."""
-        return deque((event for event in self._events() if event.seq > since), maxlen=MAX_EVENTS)
+    def events(self, since: int, before: int, limit: int) -> Sequence[Event]:
+        """Return the newest events between two sequence numbers."""
+        return list(deque((event for event in self._events() if since < event.seq < before), maxlen=limit))
 
     def _events(self) -> Iterator[Event]:
         if self._has_store:

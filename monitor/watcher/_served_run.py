@@ -33,9 +33,9 @@ class ServedRun:
         self._linger.note("curves")
         return self._reports.history(since, points)
 
-    def events(self, since: int) -> Sequence[Event]:
-        """Return the events after a sequence number."""
-        return self._reports.events(since)
+    def events(self, since: int, before: int, limit: int) -> Sequence[Event]:
+        """Return the newest events between two sequence numbers."""
+        return [event for event in self._reports.events(since) if event.seq < before][-limit:]
 
     def submit(self, action: str, **command: Any) -> CommandRecord:
         """Queue a command."""

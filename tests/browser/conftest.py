@@ -71,7 +71,8 @@ class Visit:
 
 @pytest.fixture
 def visit(chromium) -> Iterator[Callable[..., Visit]]:
-    """Open the page on a run: ``visit(run, token=..., width=..., clock=True, expected=("404",))``.
+    """Open the page on a run: ``visit(run, token=..., width=..., clock=True, expected=("404",))``. ``server``: one
+    that is there already, with a ``url``; it is stopped at the end.
 
     Afterwards the console must be empty but for what is ``expected``, and no other host have been asked.
     """
@@ -89,9 +90,10 @@ def visit(chromium) -> Iterator[Callable[..., Visit]]:
         clock: bool = False,
         expected: tuple[str, ...] = (),
         port: int = 0,
+        server: Any = None,
     ) -> Visit:
         run = run or PageRun()
-        server = serve(run, port)
+        server = server or serve(run, port)
         context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=color_scheme)
         contexts.append(context)
         page = context.new_page()

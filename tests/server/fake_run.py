@@ -182,10 +182,10 @@ class FakeRun:
                 "system": self._system(kept),
             }
 
-    def events(self, since: int) -> Sequence[Event]:
-        """Return the events after ``since``."""
+    def events(self, since: int, before: int, limit: int) -> Sequence[Event]:
+        """Return the newest events between ``since`` and ``before``."""
         with self._lock:
-            return [event for event in self._events if event.seq > since]
+            return [event for event in self._events if since < event.seq < before][-limit:]
 
     def submit(
         self,

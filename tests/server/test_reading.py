@@ -90,7 +90,26 @@ def test_events_come_after_the_cursor(client: FlaskClient, run: FakeRun) -> None
     run.publish("spike", "warning", "loss rose")
     everything = get(client, "/events")
     assert [event["seq"] for event in everything["events"]] == [1, 2]
-    assert get(client, f"/events?since={everything['next']}") == {"events": [], "next": 2}
+    assert get(client, f"/events?since={everything['next']}") == {"events": [], "next": 2, "earlier": None}
+
+
+def test_events_come_in_pages_into_the_past(client: FlaskClient, run: FakeRun) -> None:
+    """The newest come first; `earlier` leads to those before them, until there are none."""
+    for _ in range(4):
+        run.publish("spike", "warning", "loss rose")
+    newest = get(client, "/events?limit=2")
+    assert ([event["seq"] for event in newest["events"]], newest["next"], newest["earlier"]) == ([4, 5], 5, 4)
+    middle = get(client, "/events?limit=2&before=4")
+    assert ([event["seq"] for event in middle["events"]], middle["earlier"]) == ([2, 3], 2)
+    assert [event["seq"] for event in get(client, "/events?limit=2&since=3")["events"]] == [4, 5]
+    oldest = get(client, "/events?limit=2&before=2")
+    assert ([event["seq"] for event in oldest["events"]], oldest["earlier"]) == ([1], None)
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=2001", "before=-1"])
+def test_a_page_that_cannot_be_is_refused(client: FlaskClient, query: str) -> None:
+    """The refusal names the parameter."""
+    assert get(client, f"/events?{query}", status=422)["field"] == query.partition("=")[0]
 
 
 def test_lr_shows_what_is_applied_and_what_waits(client: FlaskClient) -> None:

@@ -13,6 +13,7 @@ from monitor._errors import ClosedRunError, StoreError
 from monitor.server import Security, create_app
 from monitor.store import KnownRun, RunFolder, list_runs
 from monitor.watcher import EndedRun
+from tests.watcher.ended import an_ended_run
 from tests.watcher.test_process import (
     PATIENCE_SECONDS,
     Script,
@@ -102,6 +103,17 @@ def test_curves_after_a_cursor_are_the_rest(told: tuple[dict[str, Any], KnownRun
     assert (optimizer["step"], len(optimizer["phases"]["data"])) == ([6, 7], 2)
     (optimizer,) = asked.get("/history?since=7")["optimizers"].values()
     assert optimizer["step"] == []
+
+
+def test_all_events_can_be_paged_through(tmp_path: Path) -> None:
+    """Page by page into the past, every event comes once, the newest page first."""
+    asked = Asked(an_ended_run(tmp_path, num_events=4501))
+    pages = [asked.get("/events")]
+    while pages[-1]["earlier"] is not None:
+        pages.append(asked.get(f"/events?before={pages[-1]['earlier']}"))
+    assert [len(page["events"]) for page in pages] == [2000, 2000, 501]
+    assert [event["seq"] for page in reversed(pages) for event in page["events"]] == list(range(1, 4502))
+    assert asked.get("/events?since=4498&before=4501&limit=1")["events"][0]["seq"] == 4500
 
 
 def test_a_command_is_refused_with_one_line(told: tuple[dict[str, Any], KnownRun, str]) -> None:

@@ -3,7 +3,8 @@
 import { announce, h, icon, setText } from "./dom.js";
 import { clock, integer, words } from "./format.js";
 
-const MAX_EVENTS = 400;
+/** The newest events that are kept, unless somebody asks for earlier ones, and that one answer has. */
+export const MAX_EVENTS = 400;
 const MAX_LISTED = 120;
 const MAX_NOTICES = 4;
 /** Kinds that come of one another, the one that says most first. */
@@ -15,23 +16,34 @@ const FILTERS = {
   control: (event) => event.kind === "control" || event.kind === "state",
 };
 
-/** Events by id: one that ends arrives again under its id. The oldest leave first. */
+/** Events by id: one that ends arrives again under its id. The oldest leave first; `earlier` is where these begin. */
 export class EventStore {
   constructor() {
-    this.byId = new Map();
-    this.next = 0;
+    Object.assign(this, { byId: new Map(), next: 0, earlier: null, limit: MAX_EVENTS });
   }
 
   /** Take what /events answered; returns the events that were not known before. */
-  add({ events, next }) {
+  add({ events, next, earlier }) {
     const fresh = new Set(events.map((event) => event.id).filter((id) => !this.byId.has(id)));
+    if (earlier !== null) { // more has happened than one answer has: what is known lies before a gap
+      this.byId.clear();
+      this.earlier = earlier;
+    }
     for (const event of events) this.byId.set(event.id, event);
-    for (const id of this.byId.keys()) {
-      if (this.byId.size <= MAX_EVENTS) break;
+    for (const [id, { seq }] of this.byId) {
+      if (this.byId.size <= this.limit) break;
       this.byId.delete(id);
+      this.earlier = Math.max(this.earlier, seq + 1);
     }
     this.next = Math.max(this.next, next);
     return this.all.filter((event) => fresh.has(event.id));
+  }
+
+  /** Take a page of the past, and keep it: what is known of its events is newer. */
+  addEarlier({ events, earlier }) {
+    this.byId = new Map([...events.map((event) => [event.id, event]), ...this.byId]);
+    this.earlier = earlier;
+    this.limit += events.length;
   }
 
   get all() {
@@ -67,20 +79,40 @@ function fold(events) {
 }
 
 export class EventList {
-  /** @param onShow called with an event whose place on the charts somebody wants to see */
-  constructor(element, onShow) {
-    this.onShow = onShow;
-    this.filter = "all";
-    this.events = [];
+  /**
+   * @param onShow called with an event whose place on the charts somebody wants to see
+   * @param onEarlier called for events before those that are known; updates the list and returns a promise
+   */
+  constructor(element, onShow, onEarlier) {
+    Object.assign(this, { onShow, onEarlier, filter: "all", events: [], limit: MAX_LISTED, hasEarlier: false });
     this.list = h("ol", { tabindex: "0", "aria-label": "Events, newest first" });
     this.empty = h("p", { class: "note" });
+    this.more = h("button", { type: "button", class: "quiet", onclick: () => this.#showEarlier() }, "Show earlier events");
     const choices = Object.entries({ all: "All", trouble: "Trouble", control: "Control" }).map(([value, label]) =>
       h("label", {}, h("input", { type: "radio", name: "event-filter", value, checked: value === "all", onchange: () => this.#choose(value) }), h("span", {}, label)));
     element.replaceChildren(
       h("div", { class: "card-head" }, h("h2", { id: "events-title" }, "Events"),
         h("fieldset", { class: "segmented" }, h("legend", { class: "visually-hidden" }, "Events shown"), choices)),
-      this.empty, this.list);
+      this.empty, this.list, this.more);
     this.#render();
+  }
+
+  async #showEarlier() {
+    this.limit += MAX_LISTED;
+    this.more.disabled = true;
+    let problem = "";
+    try {
+      if (this.hasEarlier && this.#chosen().length < this.limit) await this.onEarlier();
+    } catch (failure) {
+      problem = failure.message;
+    }
+    this.more.disabled = false;
+    this.#render();
+    if (problem) setText(this.empty, `Earlier events could not be loaded: ${problem}`);
+  }
+
+  #chosen() {
+    return this.events.filter(FILTERS[this.filter]);
   }
 
   #choose(filter) {
@@ -88,10 +120,9 @@ export class EventList {
     this.#render();
   }
 
-  /** Show all of `events`, with their optimizer where there are several; read out the `fresh` ones that matter. */
-  update(events, fresh, isSeveral) {
-    this.isSeveral = isSeveral;
-    this.events = events;
+  /** Show what is in the store, with the optimizer where there are several; read out the `fresh` events that matter. */
+  update(store, fresh, isSeveral) {
+    Object.assign(this, { isSeveral, events: store.all, hasEarlier: store.earlier !== null });
     this.#render();
     for (const event of fresh) {
       if (event.severity !== "info" || event.kind === "control") announce(`${words(event.kind)}: ${event.message}`);
@@ -99,11 +130,13 @@ export class EventList {
   }
 
   #render() {
-    const chosen = this.events.filter(FILTERS[this.filter]);
-    const listed = chosen.sort((a, b) => b.step - a.step || b.id - a.id).slice(0, MAX_LISTED);
+    const chosen = this.#chosen();
+    const listed = chosen.sort((a, b) => b.step - a.step || b.id - a.id).slice(0, this.limit);
+    const isAll = listed.length === chosen.length && !this.hasEarlier;
     this.list.hidden = !listed.length;
-    this.empty.hidden = Boolean(listed.length) && listed.length === chosen.length;
-    setText(this.empty, listed.length ? `The latest ${listed.length} of ${chosen.length}.` : this.events.length ? "None of this sort." : "Nothing has happened so far.");
+    this.more.hidden = isAll;
+    this.empty.hidden = Boolean(listed.length) && isAll;
+    setText(this.empty, listed.length ? `The latest ${listed.length} of ${chosen.length}${this.hasEarlier ? " or more" : ""}.` : this.events.length ? "None of this sort." : "Nothing has happened so far.");
     this.list.replaceChildren(...listed.map((event) => this.#item(event)));
   }
 

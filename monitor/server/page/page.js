@@ -6,7 +6,7 @@ import { undoable } from "./changes.js";
 import { ControlCard } from "./control.js";
 import { renderDetails } from "./details.js";
 import { byId, h, icon, setText } from "./dom.js";
-import { EventList, EventStore, ongoing } from "./events.js";
+import { EventList, EventStore, MAX_EVENTS, ongoing } from "./events.js";
 import { duration, integer, number, words } from "./format.js";
 import { Series } from "./series.js";
 import { receiveCsrf } from "./session.js";
@@ -44,7 +44,7 @@ class Page {
     this.strip = new Strip();
     this.charts = new Charts(byId("cards"), (zoom) => this.#setZoom(zoom));
     this.control = new ControlCard(byId("control"));
-    this.eventList = new EventList(byId("events"), (event) => this.#show(event));
+    this.eventList = this.#makeEventList();
     this.#listen();
   }
 
@@ -106,7 +106,7 @@ class Page {
     const [run, history, happened] = await Promise.allSettled([
       get("/run"),
       get("/history", { since: cursor, points: cursor ? MORE_POINTS : FIRST_POINTS }),
-      get("/events", { since: events.next }),
+      get("/events", { since: events.next, limit: MAX_EVENTS }),
     ]);
     if (run.status === "rejected") throw run.reason;
     if (this.picture.run && this.picture.run.run.run_id !== run.value.run.run_id) {
@@ -126,14 +126,24 @@ class Page {
     picture.run = run;
     this.#render();
     if (!happened?.events.length && !isFirst) return;
-    this.eventList.update(picture.events.all, isFirst ? [] : fresh, run.optimizers.length > 1);
+    this.eventList.update(picture.events, isFirst ? [] : fresh, run.optimizers.length > 1);
     this.control.setUndoable(undoable(picture.events.all));
+  }
+
+  async #loadEarlier() {
+    const { events, run } = this.picture;
+    events.addEarlier(await get("/events", { before: events.earlier, limit: MAX_EVENTS }));
+    this.eventList.update(events, [], run.optimizers.length > 1);
   }
 
   #startOver() {
     Object.assign(this, { picture: new Picture(), chosen: null, zoom: null });
     this.control = new ControlCard(byId("control"));
-    this.eventList = new EventList(byId("events"), (event) => this.#show(event));
+    this.eventList = this.#makeEventList();
+  }
+
+  #makeEventList() {
+    return new EventList(byId("events"), (event) => this.#show(event), () => this.#loadEarlier());
   }
 
   // Showing
