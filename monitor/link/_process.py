@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import marshal
 import os
 import pickle
@@ -20,6 +21,8 @@ PIPE_BYTES = 2**20
 FAR_DESCRIPTOR = 500
 """This process's ends have numbers from here on, where there may be so many: files that the program opens have lower
 ones, also after it has closed descriptors that are not its own."""
+_PR_GET_CHILD_SUBREAPER = 37
+"""prctl(2)"""
 _FORK = "import os\nif os.fork(): os._exit(0)\n"
 _BOOT = """\
 import marshal, os, sys
@@ -100,8 +103,20 @@ def start_watcher(run_id: str) -> WatcherProcess:
 
 
 def _adopts_orphans() -> bool:
-    """Tell whether an orphan becomes a child of this process, the first one of a container, or none can be made."""
-    return os.getpid() == 1 or not hasattr(os, "fork")
+    """Tell whether an orphan becomes a child of this process, or none can be made."""
+    return os.getpid() == 1 or not hasattr(os, "fork") or _is_subreaper()
+
+
+def _is_subreaper() -> bool:
+    """Tell whether this process has asked to be given the orphans below it."""
+    if sys.platform != "linux":
+        return False
+    answer = ctypes.c_int()
+    try:
+        refused = ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(answer), 0, 0, 0)
+    except (OSError, AttributeError):  # a C library that cannot be asked
+        return False
+    return refused == 0 and answer.value == 1
 
 
 def _start(run_id: str, child_in: int, child_out: int, code: str) -> subprocess.Popen[bytes]:

@@ -190,7 +190,7 @@ class Service:
         self._training.is_gone = True
         self._watcher.recorder.flush(5.0)  # what was in the pipe
         step = self._watcher.recorder.snapshot.optimizers[0].global_step
-        why = self._oom.explain() or "killed, or ended without running its exit handlers"
+        why = self._oom.explain() or "killed, or its end did not reach its watcher"
         message = f"run {self._hello.info.run_id} vanished at step {step}: its process is gone ({why})"
         self._finish("vanished", time.time(), message=message, step=step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import textwrap
 import threading
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ from tests.watcher.test_process import (
     wait_for,
     watcher_of,
 )
+
+
+PR_SET_CHILD_SUBREAPER = 36
+"""prctl(2)"""
 
 
 @pytest.fixture
@@ -104,10 +109,23 @@ def test_a_program_that_ignores_its_children_has_its_watcher_replaced(tmp_path: 
     script.end()
 
 
-def test_the_first_process_of_a_container_leaves_one_ended_watcher_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["the first process of a container", "a subreaper"])
+def adopting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make this process one that is given every orphan below it as its child."""
+    if request.param != "a subreaper":
+        monkeypatch.setattr("monitor.link._process._adopts_orphans", lambda: True)
+        yield
+        return
+    prctl = ctypes.CDLL(None).prctl
+    assert prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    yield
+    prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("adopting")
+def test_a_process_that_adopts_orphans_is_left_one_ended_watcher_at_most() -> None:
     """It would be given every orphan as its child, and nobody reaps those: each watcher is its child from the start,
     and is reaped when the next one is started."""
-    monkeypatch.setattr("monitor.link._process._adopts_orphans", lambda: True)
     before = set(psutil.Process().children())
     trained = Trained()
     for _ in range(3):
