@@ -34,7 +34,6 @@ from tests.watcher.test_process import (
     watcher_of,
 )
 
-
 PR_SET_CHILD_SUBREAPER = 36
 """prctl(2)"""
 
