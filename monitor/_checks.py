@@ -32,6 +32,15 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def is_token(value: str) -> bool:
+    """Tell whether a text can travel in a header as a token: printable ASCII without spaces.
+
+    >>> is_token("s3cret"), is_token("two words"), is_token("")
+    (True, False, False)
+    """
+    return bool(value) and value.isascii() and value.isprintable() and " " not in value
+
+
 def check_number(name: str, value: Any, words: str, is_in: Callable[[Any], bool], remedy: str = "") -> None:
     """Raise TypeError for what is not a number, ValueError for one that is not finite or not in its range.
 

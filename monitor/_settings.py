@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from monitor._checks import check_flag, check_number, check_whole, is_whole
+from monitor._checks import check_flag, check_number, check_whole, is_token, is_whole
 
 MIN_STORE_BYTES = 2 * 2**20
 """The least size with which a run store has room for what it always keeps."""
@@ -257,7 +256,7 @@ def _token(name: str, value: Any) -> None:
 
 def check_token(name: str, value: str) -> None:
     """Raise ValueError for a token that cannot be sent in a header."""
-    if not re.fullmatch(r"[!-~]+", value):
+    if not is_token(value):
         raise ValueError(f"{name} must be printable ASCII without spaces, as it travels in a header")
 
 

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_version": set(),
     "_settings": {"_checks", "_errors", "_records"},
     "common": set(),
-    "store": {"_errors", "_records"},
+    "store": {"_checks", "_errors", "_records"},
     "detect": LEAVES,
     "link": LEAVES | {"common"},
     "recorder": LEAVES | {"common", "detect", "link"},

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import IO, Any, Literal
 
+from monitor._checks import is_number
 from monitor._errors import StoreError
 from monitor.store._columns import READINGS
 from monitor.store._curve import Point
@@ -157,7 +158,7 @@ def _flat(value: Any, kind: str) -> Any:
         return None
     if kind == "string":
         return value if isinstance(value, str) else json.dumps(_spelt(value))
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         return None
     if kind == "float64":
         return float(value) if abs(value) < 2**1023 or not isinstance(value, int) else math.inf

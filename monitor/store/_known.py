@@ -18,6 +18,7 @@ from typing import Any
 
 import platformdirs
 
+from monitor._checks import is_token
 from monitor._records import LIVE_STATES, STATES
 
 VANISHED = "vanished"
@@ -68,7 +69,7 @@ class KnownRun:
     def read_token(self) -> str | None:
         """Return the control token; None where there is none, it is not ours to read, or no header can carry it."""
         token = read_text(self.path / TOKEN, _TOKEN_BYTES)
-        return token if token and token.isascii() and token.isprintable() else None
+        return token if token is not None and is_token(token) else None
 
     def read_final(self) -> dict[str, Any] | None:
         """Return the last state, as ``GET /api/v1/run`` gave it: that of the end, and of a run that has vanished the
