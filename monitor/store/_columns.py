@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 from monitor._records import MAX_GROUPS, PHASES, Step
-from monitor.store._codec import FLOAT, SINGLE
+from monitor.store._codec import FLOAT, SINGLE, Number
+from monitor.store._curve import Rows
 
 OPTIMIZER = "optimizer"
 """The kind of a curve that is made of steps. The others are the kinds of :class:`monitor._records.Sample`."""
@@ -71,3 +75,33 @@ def row_of(step: Step, time: float, loss_ema: float | None) -> Row:
     for group in step.groups[:MAX_GROUPS]:
         row += (group.scheduled, group.applied, group.factor, group.weight_decay, group.momentum)
     return row
+
+
+def to_columns(rows: Sequence[Row]) -> tuple[Rows, int]:
+    """Turn rows into columns of numbers, times in microseconds; count the values that are no numbers."""
+    steps, times, *values = (list(column) for column in zip(*rows, strict=True))
+    num_unfit = 0
+    for i, column in enumerate(values):
+        if not set(map(type, column)) <= _FLOAT_OR_NONE:
+            values[i] = [_to_float(value) for value in column]
+            num_unfit += sum(a is not None and b is None for a, b in zip(column, values[i], strict=True))
+    return (steps, list(_to_microseconds(times)), *values), num_unfit
+
+
+_FLOAT_OR_NONE = {float, type(None)}
+
+
+def _to_float(value: object) -> float | None:
+    if value is None:
+        return None
+    with suppress(TypeError, ValueError, OverflowError):
+        return float(value)  # type: ignore[arg-type]
+    return None
+
+
+def _to_microseconds(times: Iterable[Number]) -> Iterator[int]:
+    last = 0
+    for value in times:
+        if value is not None and math.isfinite(value) and abs(value) < 1e12:
+            last = round(value * 1e6)
+        yield last

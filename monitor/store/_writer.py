@@ -18,7 +18,8 @@ from typing import Any
 
 from monitor._errors import StoreError
 from monitor._records import CommandRecord, Event, Sample, Step
-from monitor.store._blocks import Blocks, Chunk
+from monitor.store._block_table import Chunk
+from monitor.store._blocks import Blocks
 from monitor.store._columns import LOGGED_COLUMNS, OPTIMIZER, READINGS, Row, row_of, step_columns
 from monitor.store._database import PAGE_BYTES, create, identity, open_writing
 from monitor.store._text import to_text
