@@ -9,11 +9,9 @@ one for each group of parameters that are always reached together, as far as it 
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,127 +20,24 @@ from torch.nn.parameter import is_lazy
 from monitor.link import Pass
 from monitor.probe._alteration import multiplier, norm_of, root_factor, tolerance_of
 from monitor.probe._compilation import untraced
+from monitor.probe._graph import has_leaf, reaches
 from monitor.probe._values import Value, product
+from monitor.probe._witness import ASSUMED as ASSUMED
+from monitor.probe._witness import Groups, Witness, chosen_of, is_dear, version_of
 
 NUM_LEARNING = 8
 """Backward passes in a row that reach nothing new before the witnesses of an optimizer are chosen."""
 MAX_LEARNING = 64
 """Backward passes before they are chosen all the same."""
-NUM_WITNESSES = 4
-"""Witnesses that are kept beside those without which some pass would go unseen."""
-Groups = Callable[[], Sequence[Mapping[str, Any]]]
 MAX_PASSES = 65_536
 """Backward passes that a step may have. Beyond, its loss counts as unknown."""
-MAX_NODES = 50_000
-"""Nodes of an autograd graph that are walked at most."""
-UNSEEN = -1
 TRAINS = -1
-ASSUMED = -1
-"""Stands for the id of a gradient that was not looked at."""
 NUM_LOOKS = 256
 """Steps after each of whose first pass a sole witness is looked at, before most of these looks are left out."""
 NUM_ASSUMED = 31
 """First passes without a look between two with one."""
 MAX_SAMPLED = 65_536
 """Elements of a gradient that are read at most to tell whether it was zeroed."""
-
-
-class Restricted(NamedTuple):
-    """What is back-propagated to some tensors only: ``backward(inputs=...)``."""
-
-    tensors: Any
-    inputs: Sequence[Tensor]
-
-
-class Witness:
-    """A parameter that is looked at.
-
-    ``grad_id``, ``version`` and ``alive`` are those of its gradient when last seen; ``passes`` are the backward passes
-    that are in it, ``newest`` is the last that was. ``touched`` has one bit for each of the first passes, set if it has
-    reached the parameter; ``fresh`` is the version of a gradient that the first pass of a step has made, if it is
-    always the same. ``num_assumed`` first passes more are taken to reach it as they always did, without a look.
-
-    The parameter goes by its place, the ``index``-th of the ``group``-th param group, and its id. With a weak reference
-    in its place torch could not swap it (``torch.utils.swap_tensors``).
-    """
-
-    __slots__ = (
-        "_groups", "alive", "fresh", "grad_id", "group", "index", "is_plain", "is_sharded", "newest", "num_assumed",
-        "num_looks", "parameter_id", "passes", "size", "touched", "version",
-    )  # fmt: skip
-
-    def __init__(self, groups: Groups, group: int, index: int) -> None:
-        self._groups, self.group, self.index = groups, group, index
-        parameter = groups()[group]["params"][index]
-        self.parameter_id = id(parameter)
-        self.is_plain = type(parameter) in (Tensor, torch.nn.Parameter)
-        self.is_sharded = hasattr(parameter, "placements") or getattr(parameter, "_fsdp_flattened", False)
-        self.size = parameter.numel()
-        self.grad_id = self.touched = self.num_assumed = self.num_looks = 0
-        self.version: int | None = 0
-        self.alive: Any = None
-        self.fresh: int | None = UNSEEN
-        self.passes: list[Pass] = []
-        self.newest: Pass | None = None
-        self.see(self.gradient())
-
-    def parameter(self) -> Tensor | None:
-        """Return the parameter; None once another one, or none, stands in its place."""
-        try:
-            parameter: Tensor = self._groups()[self.group]["params"][self.index]
-        except (IndexError, KeyError):
-            return None
-        return parameter if id(parameter) == self.parameter_id else None
-
-    def gradient(self) -> Tensor | None:
-        """Return the gradient, of a distributed parameter the local part of it: what changes in place."""
-        parameter = self.parameter()
-        gradient = None if parameter is None else parameter.grad
-        return gradient if self.is_plain or gradient is None else getattr(gradient, "_local_tensor", gradient)
-
-    def add(self, one: Pass, gradient: Tensor) -> None:
-        """Note a pass that has reached the parameter. It does so once: what a loop does to the gradient of a step that
-        it makes within the pass, such as zero it, is no more of it."""
-        if one is self.newest:
-            return
-        version = version_of(gradient)
-        if not self.passes and self.fresh != version:
-            self.fresh = version if self.fresh == UNSEEN else None
-        self.passes.append(one)
-        self.newest = one
-
-    def has_changed(self, gradient: Tensor | None) -> bool:
-        """Tell whether the gradient is another than the one last seen."""
-        if gradient is None:
-            return self.grad_id != 0
-        if self.grad_id == ASSUMED:
-            self.grad_id, self.alive = id(gradient), None
-        return self.is_other(gradient) or version_of(gradient) != self.version
-
-    def is_other(self, gradient: Tensor) -> bool:
-        """Tell whether the gradient is another tensor than the one last seen, whose id it may have taken over."""
-        return id(gradient) != self.grad_id or (self.alive is not None and self.alive.expired())
-
-    def see(self, gradient: Tensor | None) -> None:
-        """Remember the gradient as it is now. Not the tensor itself: that would keep its memory."""
-        if gradient is None:
-            self.grad_id, self.version, self.alive = 0, 0, None
-        else:
-            self.grad_id, self.version, self.alive = id(gradient), version_of(gradient), _weak(gradient)
-
-
-_WEAK: Callable[[Tensor], Any] = getattr(torch._C, "_WeakTensorRef", lambda _: None)
-
-
-def _weak(gradient: Tensor) -> Any:
-    """Return what tells that a gradient is gone; None where torch may swap it, which this would keep it from."""
-    is_swapped = type(gradient) is not Tensor or torch.__future__.get_swap_module_params_on_conversion()
-    return None if is_swapped else _WEAK(gradient)
-
-
-def version_of(gradient: Tensor) -> int | None:
-    """Return how often a gradient was changed in place; None of one made in inference mode, which does not count."""
-    return None if gradient.is_inference() else gradient._version
 
 
 USUAL: list[Any] = [None, None]
@@ -418,7 +313,7 @@ class LossAttribution:
         places = [
             (g, i) for g, group in groups for i, p in enumerate(group["params"]) if p.requires_grad and not is_lazy(p)
         ]
-        self.witnesses = sorted((Witness(self._groups, *place) for place in places), key=_is_dear)
+        self.witnesses = sorted((Witness(self._groups, *place) for place in places), key=is_dear)
         self._num_frozen = sum(not p.requires_grad for p in self._parameters())
         for witness in self.witnesses if known else ():
             witness.passes, witness.newest = list(known), known[-1]
@@ -428,26 +323,10 @@ class LossAttribution:
         self._asked.clear()
 
     def _choose(self) -> None:
-        """Keep the smallest of the parameters that were reached by the same passes: for the sets that were most often
-        reached, and as many more as every pass needs to be seen."""
+        """Choose the witnesses among all parameters, now that enough passes were seen."""
         self._is_learning = False
-        smallest: dict[int, Witness] = {}
-        # of those that are reached together one whose gradient was not cleared alone
-        alone = self._cleared_alone
-        for witness in sorted(self.witnesses, key=lambda w: (w.parameter_id in alone, -len(w.passes), *_is_dear(w))):
-            smallest.setdefault(witness.touched, witness)
-        ranked = sorted((w for w in smallest.values() if w.touched), key=lambda w: -w.touched.bit_count())
         self._unused = [witness for witness in self.witnesses if not witness.touched]
-        chosen, rest = ranked[:NUM_WITNESSES], ranked[NUM_WITNESSES:]
-        seen = functools.reduce(operator.or_, (w.touched for w in chosen), 0)
-        while rest:
-            best = max(rest, key=lambda w: (w.touched & ~seen).bit_count())
-            if not best.touched & ~seen:
-                break
-            chosen.append(best)
-            rest.remove(best)
-            seen |= best.touched
-        self.witnesses = chosen
+        self.witnesses = chosen_of(self.witnesses, self._cleared_alone)
         only = self.witnesses[0] if len(self.witnesses) == 1 else None
         is_usual = not self._knows_others and not self._is_altered
         self.sole = only if only is not None and only.is_plain and only.fresh is not None and is_usual else None
@@ -535,11 +414,6 @@ class LossAttribution:
         return look
 
 
-def _is_dear(witness: Witness) -> tuple[bool, bool, int]:
-    """Order witnesses by what it costs to look at them."""
-    return not witness.is_plain, witness.size == 0, witness.size
-
-
 def _times(loss: Any, by: float | None) -> Any:
     return tuple(product(one, by) for one in loss) if isinstance(loss, tuple) else product(loss, by)
 
@@ -558,38 +432,3 @@ def is_zeroed(gradient: Tensor) -> bool:
         if flat.numel() > MAX_SAMPLED and flat.dim() == 1:
             flat = flat[:: flat.numel() // MAX_SAMPLED + 1]
         return not bool(flat.any())
-
-
-@untraced
-def reaches(roots: Any, parameters: set[int]) -> bool:
-    """Tell whether the autograd graph behind some tensors leads to one of the parameters, given by id.
-
-    The nodes outlive the backward pass for as long as the tensors do. False for a graph that is too large to tell.
-    """
-    if isinstance(roots, Restricted):
-        return any(id(one) in parameters for one in roots.inputs)
-    return any(id(getattr(node, "variable", None)) in parameters for node in _nodes(roots))
-
-
-@untraced
-def has_leaf(roots: Any, shapes: set[torch.Size]) -> bool:
-    """Tell whether the autograd graph behind some tensors leads to a leaf of one of these shapes, or to the flat
-    parameter that FullyShardedDataParallel makes of several."""
-    leaves = (getattr(node, "variable", None) for node in _nodes(roots))
-    return any(
-        leaf is not None and (leaf.shape in shapes or hasattr(leaf, "_unpadded_unsharded_size")) for leaf in leaves
-    )
-
-
-def _nodes(roots: Any) -> Iterator[Any]:
-    roots = roots.tensors if isinstance(roots, Restricted) else roots
-    tensors = roots if isinstance(roots, list | tuple) else (roots,)
-    pending = [t.grad_fn for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
-    seen = set(pending)
-    while pending and len(seen) < MAX_NODES:
-        node = pending.pop()
-        yield node
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                pending.append(following)

@@ -13,20 +13,14 @@ import torch
 from torch import Tensor
 
 from monitor.link import Kind, Pass
-from monitor.probe._attribution import (
-    ASSUMED,
-    NUM_ASSUMED,
-    NUM_LOOKS,
-    USUAL,
-    LossAttribution,
-    Restricted,
-    Witness,
-)
+from monitor.probe._attribution import NUM_ASSUMED, NUM_LOOKS, USUAL, LossAttribution
 from monitor.probe._compilation import untraced
 from monitor.probe._gradients import local_of
+from monitor.probe._graph import Restricted
 from monitor.probe._trace import MAX_SPANS, TRACES, Trace, is_alone, open_trace
 from monitor.probe._values import Value, has_no_accelerator, take
 from monitor.probe._watched import ATTRIBUTIONS, Looks, look_again, looks, report
+from monitor.probe._witness import ASSUMED, Witness
 
 
 def watch_backward(original: Any) -> Any:

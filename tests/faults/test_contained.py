@@ -86,7 +86,7 @@ REASONS = {
     },
     "a sharded model; tests/torch/test_wrapped_losses.py shows it": {
         "monitor.probe._attribution.LossAttribution.withhold",
-        "monitor.probe._attribution.has_leaf",
+        "monitor.probe._graph.has_leaf",
     },
     "several threads, or a failure of ours; tests/probe shows them": {
         "monitor.probe._attribution.LossAttribution.is_reached_by",

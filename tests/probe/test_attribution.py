@@ -12,7 +12,8 @@ from torch import nn
 
 from monitor.probe import _attribution, _patches
 from monitor.probe._alteration import multiplier, root_factor
-from monitor.probe._attribution import NUM_ASSUMED, NUM_LEARNING, NUM_LOOKS, reaches
+from monitor.probe._attribution import NUM_ASSUMED, NUM_LEARNING, NUM_LOOKS
+from monitor.probe._graph import reaches
 
 X = torch.tensor([[1.0, -2.0, 0.5]])
 LONG = NUM_LEARNING + 4
