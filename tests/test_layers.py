@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_version": set(),
     "_settings": {"_checks", "_errors", "_records"},
     "common": set(),
-    "store": {"_checks", "_errors", "_records"},
+    "store": {"_checks", "_errors", "_records", "common"},
     "detect": LEAVES,
     "link": LEAVES | {"common"},
     "recorder": LEAVES | {"common", "detect", "link"},
@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._link_reader": {"link"},
     "run._callback_thread": {"_records", "link", "run._callbacks"},
     "run._state_report": {"link", "run._training_side"},
-    "run._outbox": {"link", "run._questions", "run._retained", "run._state_report", "run._training_side"},
+    "run._outbox": {"common", "link", "run._questions", "run._retained", "run._state_report", "run._training_side"},
     "run._link": {"common", "link"}
     | {f"run.{name}" for name in ("_link_reader", "_outbox", "_questions", "_restarts")},
     "run._process_watcher": LEAVES

@@ -69,10 +69,8 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """Give the families of the latest snapshot, in the catalogue's order."""
         started = self._timer()
-        try:
-            snapshot = self._snapshot()
-        except Exception as error:  # noqa: BLE001 - contained: the scrape says that it failed
-            self._on_error(error)
+        snapshot = contained(self._on_error, self._snapshot)
+        if snapshot is None:  # the scrape says that it failed
             samples = Samples(self._run_id)
             self._put_collections(samples, {"training": Collection(self._timer() - started, False)})
             return samples.families()

@@ -178,13 +178,16 @@ class Recorder:
                 contained(self._on_error, self._digest_step, self._held.pop(key))
         contained(self._on_error, self._add_posted, self._inbox)
         contained(self._on_error, lambda: self._on_tick(self._counter() + self._offset))
-        try:
-            self._snapshot = self._build()
-        except Exception as error:  # noqa: BLE001 - that the run has ended is shown all the same
-            self._on_error(error)
-            if self._end_time is not None:  # whatever else is not known: that the run has ended is
-                self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
+        contained(self._fail_to_publish, self._publish)
         contained(self._on_error, self._on_round)
+
+    def _publish(self) -> None:
+        self._snapshot = self._build()
+
+    def _fail_to_publish(self, error: Exception) -> None:
+        self._on_error(error)
+        if self._end_time is not None:  # whatever else is not known: that the run has ended is
+            self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
 
     def _add_posted(self, posted: deque[Event]) -> None:
         while posted:

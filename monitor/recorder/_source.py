@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from monitor._records import Sample, Step
+from monitor.common import contained
 from monitor.recorder._decoder import Decoder
 
 
@@ -67,20 +68,20 @@ class EntrySource:
         if self._fetch is not None:
             self._waiting.extend(self._fetch())
         for _ in range(len(self._waiting)):
-            record = self._decoded(self._waiting.popleft(), wall_offset)
+            record = contained(self._lose, self._decoded, self._waiting.popleft(), wall_offset)
             if record is not None:
                 yield record
 
     def _decoded(self, packed: bytes, wall_offset: float) -> Step | Sample | None:
-        try:
-            entry = marshal.loads(packed)
-            sequence: int = entry[0]
-            if sequence < self._expected:
-                return None
-            self.num_dropped += sequence - self._expected
-            self._expected = sequence + 1
-            return self._decoder.decode(entry, wall_offset)
-        except Exception as error:  # noqa: BLE001 - one that cannot be read must not stand in the way of the others
-            self.num_dropped += 1
-            self._on_error(error)
+        entry = marshal.loads(packed)
+        sequence: int = entry[0]
+        if sequence < self._expected:
             return None
+        self.num_dropped += sequence - self._expected
+        self._expected = sequence + 1
+        return self._decoder.decode(entry, wall_offset)
+
+    def _lose(self, error: Exception) -> None:
+        """Count an entry that cannot be read: it must not stand in the way of the others."""
+        self.num_dropped += 1
+        self._on_error(error)

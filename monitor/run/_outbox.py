@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from monitor.common import contained
 from monitor.link import RECORDED, FailureReporter, Hello, Pipe, WatcherProcess, pack_entries, pack_message
 from monitor.run._questions import Words
 from monitor.run._retained import Remembered, Retained
@@ -122,10 +123,8 @@ class Outbox:
             pipe.write(frame)
 
     def _write_message(self, pipe: Pipe, kind: str, content: Any) -> None:
-        try:
-            frame = pack_message(kind, content)
-        except Exception as error:  # noqa: BLE001 - whatever an object of the program's raises when it is pickled
-            self._failures.note("link", error)
+        frame = contained(self._failures.of("link"), pack_message, kind, content)
+        if frame is None:  # an object of the program's cannot be pickled
             return
         pipe.write(frame)
         if kind in RECORDED:

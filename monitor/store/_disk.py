@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from monitor.common import contained
+
 PATIENCE_SECONDS = 1.5
 """How long the start of a run waits for the disk, and its end once more."""
 MOMENT_SECONDS = 0.5
@@ -80,13 +82,7 @@ class DiskThread:
 
     def _run(self) -> None:
         while (job := self._next()) is not None:
-            self._do(job)
-
-    def _do(self, job: Callable[[], object]) -> None:
-        try:
-            job()
-        except Exception as error:  # noqa: BLE001 - contained: the next job may do better
-            self._on_error(error)
+            contained(self._on_error, job)
 
     def _next(self) -> Callable[[], object] | None:
         left = self._next_save - time.monotonic()

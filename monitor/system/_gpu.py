@@ -184,7 +184,7 @@ class GpuReader:
     def _read_allocator(self, asker: Asker, index: int) -> Mapping[str, float]:
         try:
             return self._allocator_stats(index)
-        except Exception as error:  # noqa: BLE001 - after a CUDA error torch refuses; the card can still be read
+        except (RuntimeError, AssertionError, ValueError) as error:  # after a CUDA error torch refuses
             asker.fail(f"caching allocator of GPU {index}", error)
             return {}
 

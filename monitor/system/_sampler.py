@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from monitor._records import Collection, HostReading, SystemReading
-from monitor.common import Loop
+from monitor.common import Loop, contained
 from monitor.system._gpu import GpuRound
 from monitor.system._system_history import SystemHistory
 
@@ -144,14 +144,13 @@ class SystemSampler:
     def _collect(self, name: str, read: Callable[[], _T], collections: dict[str, Collection]) -> _T | None:
         started = self._timer()
         self._under_way = (name, started)
-        result, message = None, ""
-        try:
-            result = read()
-        except Exception as error:  # noqa: BLE001 - contained: the round continues without this reading
-            message = f"{type(error).__name__}: {error}"
-            self._contain(error)
+        errors: list[Exception] = []
+        result: _T | None = contained(errors.append, read)
         self._under_way = None
+        message = "".join(f"{type(error).__name__}: {error}" for error in errors)
         collections[name] = Collection(self._timer() - started, result is not None, message)
+        for error in errors:
+            self._contain(error)
         return result
 
     def _close(self) -> None:

@@ -16,6 +16,7 @@ import psutil
 
 from monitor._errors import MonitorError
 from monitor._records import Event, State
+from monitor.common import contained
 from monitor.link import (
     ENTRIES,
     RECORDED,
@@ -242,13 +243,12 @@ class Service:
             item = self._outbox.get()
             if item is _END:
                 return
-            kind, content = item
+            frame = contained(self._failures.of("link"), pack_message, *item)
             try:
-                self._outgoing.write(pack_message(kind, content))
+                if frame is not None:
+                    self._outgoing.write(frame)
             except OSError:  # it is gone
                 return
-            except Exception as error:  # noqa: BLE001 - one that cannot be sent must not stand in the way of the others
-                self._failures.note("link", error)
 
     def _send(self, kind: str, content: Any) -> None:
         self._outbox.put((kind, content))
@@ -294,13 +294,15 @@ class Service:
             threading.Thread(target=self._answer, args=(number, what, arguments), daemon=True).start()
 
     def _answer(self, number: int, what: str, arguments: tuple[Any, ...]) -> None:
+        """Answer on a thread of the question's own; one that fails has no answer, and its asker a default."""
+        self._failures.contain("link", lambda: self._send("answer", (number, self._answer_to(what, arguments))))
+
+    def _answer_to(self, what: str, arguments: tuple[Any, ...]) -> Any:
         answer: Callable[..., Any] = getattr(self, f"_answer_{what}")
         try:
-            self._send("answer", (number, answer(*arguments)))
+            return answer(*arguments)
         except (ValueError, MonitorError) as error:
-            self._send("answer", (number, error))
-        except Exception as error:  # noqa: BLE001 - the thread of one question: its asker has a default
-            self._failures.note("link", error)
+            return error
 
     def _answer_snapshot(self) -> Any:
         return self._watcher.reports.snapshot()
