@@ -32,6 +32,7 @@ class Publisher:
         self,
         hello: Hello,
         *,
+        store: RunStore,
         reports: Reports,
         training: Training,
         failures: FailureReporter,
@@ -49,12 +50,7 @@ class Publisher:
         self._wait_deadline = 0.0
         self._server: HttpServer | None = None
         self._is_continued = hello.is_continued
-        self.store = RunStore(
-            self._post_to_path,
-            failures.of("store"),
-            max_bytes=hello.settings.store_bytes,
-            is_continued=hello.is_continued,
-        )
+        self._store = store
         self.linger = Linger()
 
     @property
@@ -132,7 +128,8 @@ class Publisher:
         """Have something done to the folder, if there is one when its turn comes."""
         self._disk.post(lambda: None if self._folder is None else act(self._folder))
 
-    def _post_to_path(self, act: Callable[[Path], None]) -> None:
+    def post_to_path(self, act: Callable[[Path], None]) -> None:
+        """Have something done with the path of the folder, on the disk's thread, if there is a folder by then."""
         self._post(lambda folder: act(folder.path))
 
     def _save(self) -> None:
@@ -194,12 +191,12 @@ class Publisher:
     def finish(self, state: State, end: float) -> None:
         """Have the last state written into the folder."""
         final = run_document(self._reports.snapshot())
-        self.store.close()
+        self._store.close(self.post_to_path)
         self._post(lambda folder: folder.finish(state, end_time=end, final=final))
 
     def hand_over(self) -> None:
         """Have the store closed, and the present state kept, for another watcher of the same run."""
-        self.store.close()
+        self._store.close(self.post_to_path)
         self._disk.post(self._save)
         self._disk.stop()
 

@@ -19,14 +19,15 @@ MAX_WAITING = 200_000
 SAME_SECONDS = 0.001
 """How far apart two watchers show the time of one value."""
 _READ_EVENTS = 1000
+Post = Callable[[Callable[[Path], None]], None]
+"""Has a function called with the path of the run folder, on the one thread that touches the disk; does nothing where
+there is no folder."""
 
 
 class RunStore:
     """Fill the store of one run.
 
     Args:
-        post: has a function called with the path of the run folder, on the one thread that touches the disk; does
-            nothing where there is no folder.
         on_error: takes the StoreError of a commit that failed.
         max_bytes: what the store may take; 0: there is none.
         is_continued: an earlier watcher of this run has written to it: what it has, is not written again.
@@ -34,13 +35,11 @@ class RunStore:
 
     def __init__(
         self,
-        post: Callable[[Callable[[Path], None]], None],
         on_error: Callable[[Exception], None],
         *,
         max_bytes: int,
         is_continued: bool = False,
     ) -> None:
-        self._post = post
         self._on_error = on_error
         self._max_bytes = max_bytes
         self._is_continued = is_continued
@@ -106,7 +105,7 @@ class RunStore:
             return
         self._waiting.append((kind, content))
 
-    def flush(self) -> None:
+    def flush(self, post: Post) -> None:
         """Have what was taken written. Called by one thread at a time, once a round, also where nothing was taken, so
         that a commit that is due is made."""
         if not self._max_bytes:
@@ -114,15 +113,15 @@ class RunStore:
         batch = [self._waiting.popleft() for _ in range(len(self._waiting))]  # others hand in meanwhile
         if batch or self._num_posted > self._num_written or (self._writer is not None and self._writer.is_due):
             self._num_posted += len(batch)
-            self._post(lambda folder: self._write(folder, batch))
+            post(lambda folder: self._write(folder, batch))
 
-    def close(self) -> None:
+    def close(self, post: Post) -> None:
         """Have what is left written and the file closed. To be called once nothing else flushes."""
         if self._max_bytes:
             for optimizer in self._first:
                 self._let_go(optimizer)
-            self.flush()
-            self._post(self._close)
+            self.flush(post)
+            post(self._close)
 
     # ---------------------------------------------------------------------------------------- the disk's thread
 

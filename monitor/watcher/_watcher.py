@@ -18,6 +18,7 @@ from monitor.system import GpuReader, HostReader, SystemSampler
 from monitor.watcher._detection import Detection
 from monitor.watcher._publisher import Publisher
 from monitor.watcher._reports import Reports
+from monitor.watcher._run_store import RunStore
 from monitor.watcher._training import Training
 
 _SECRETS = {"token", "read_token"}
@@ -61,6 +62,7 @@ class Watcher:
             settings=settings,
             on_error=failures.of("detect"),
         )
+        self._store = RunStore(failures.of("store"), max_bytes=settings.store_bytes, is_continued=hello.is_continued)
         self.recorder = Recorder(
             self.source,
             hello.info,
@@ -69,8 +71,8 @@ class Watcher:
             target_steps=settings.total_steps,
             stall_timeout=settings.stall_timeout,
             detect=self._digest,
-            on_step=lambda *record: self.publisher.store.add_step(*record),
-            on_sample=lambda *record: self.publisher.store.add_sample(*record),
+            on_step=self._store.add_step,
+            on_sample=self._store.add_sample,
             on_event=self._on_event,
             on_tick=self._on_tick,
             on_round=self._on_round,
@@ -90,10 +92,10 @@ class Watcher:
             if settings.gpu
             else None,
             failures.of("system"),
-            on_reading=lambda reading: self.publisher.store.add_reading(reading),
+            on_reading=self._store.add_reading,
         )
         self.reports = Reports(self.recorder, self.sampler, training, failures)
-        self.publisher = Publisher(hello, reports=self.reports, training=training, failures=failures)
+        self.publisher = Publisher(hello, store=self._store, reports=self.reports, training=training, failures=failures)
 
     # ------------------------------------------------------------------------------------------------- life
 
@@ -108,7 +110,7 @@ class Watcher:
             self.recorder.post(_start_of(self._hello.info.run_id))
         self._failures.contain("recorder", self.recorder.start)
         self._failures.contain("system", self.sampler.start)
-        self.publisher.store.set_facts(_facts_of(self._hello))
+        self._store.set_facts(_facts_of(self._hello))
         self.publisher.open_server()
         self.publisher.tidy()
 
@@ -143,13 +145,13 @@ class Watcher:
 
     def note_command(self, record: CommandRecord) -> None:
         """Keep a command that was accepted, or its outcome."""
-        self.publisher.store.add_command(record)
+        self._store.add_command(record)
 
     def end(self, state: State, end: float, exception: str = "") -> None:
         """Record the end of the run; ``exception`` is the text of what it failed with."""
         self.recorder.set_state(state, end)
         facts = {"state": state, "end_time": end, **({"exception": exception} if exception else {})}
-        self.publisher.store.set_facts(facts)
+        self._store.set_facts(facts)
 
     # ------------------------------------------------------------------------------------------ recorder thread
 
@@ -164,11 +166,11 @@ class Watcher:
         return self._detection.digest(record)
 
     def _on_event(self, event: Event) -> None:
-        self.publisher.store.add_event(event)
+        self._store.add_event(event)
         self._training.on_event(event)
 
     def _on_round(self) -> None:
-        self.publisher.store.flush()
+        self._store.flush(self.publisher.post_to_path)
         self._training.end_round(self.source.decoder.skipped)
         self._after_round()
 

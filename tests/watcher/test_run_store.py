@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,22 +156,25 @@ def test_a_watcher_that_takes_over_writes_nothing_twice(tmp_path: Path) -> None:
 def test_what_comes_at_the_last_step_of_the_last_watcher_is_kept(tmp_path: Path) -> None:
     """Sent again, rows are left out; a value logged at the same step later, and an earlier step run again, are not."""
 
+    def post(act: Callable[[Path], None]) -> None:
+        act(tmp_path)
+
     def filled(rows: list[Any], **settings: Any) -> RunStore:
         errors: list[Exception] = []
-        store = RunStore(lambda act: act(tmp_path), errors.append, max_bytes=2**21, **settings)
+        store = RunStore(errors.append, max_bytes=2**21, **settings)
         for number, when in rows:
             store.add_step(step_of(number), None, when)
             store.add_sample(Sample("metric", "accuracy", when, number, when), when)
-        store.flush()
-        store.close()
+        store.flush(post)
+        store.close(post)
         assert errors == []
         return store
 
     filled([(1, 1.0), (2, 2.0), (3, 3.0)])
-    again = RunStore(lambda act: act(tmp_path), pytest.fail, max_bytes=2**21, is_continued=True)
+    again = RunStore(pytest.fail, max_bytes=2**21, is_continued=True)
     again.add_sample(Sample("metric", "accuracy", 3.0, 3, 3.0), 3.0)
     again.add_sample(Sample("metric", "accuracy", 3.5, 3, 3.5), 3.5)
-    again.close()
+    again.close(post)
     filled([(2, 2.0), (3, 3.0), (4, 4.0), (2, 5.0), (3, 6.0)], is_continued=True)
     with StoreReader(tmp_path / STORE_FILE) as store:
         assert [point.last_step for point in store.rows("optimizer", "adam", "loss")] == [1, 2, 3, 4, 2, 3]
@@ -180,7 +184,7 @@ def test_what_comes_at_the_last_step_of_the_last_watcher_is_kept(tmp_path: Path)
 
 def test_no_record_is_lost_between_the_threads_that_hand_them_in(tmp_path: Path) -> None:
     """Commands come on another thread than steps: what is handed in during a flush is written with the next one."""
-    store = RunStore(lambda act: act(tmp_path), pytest.fail, max_bytes=2**21)
+    store = RunStore(pytest.fail, max_bytes=2**21)
     others = [monitor.CommandRecord("a1", "reduce", "api", 0.0)]
 
     class Handed(deque[Any]):
@@ -191,8 +195,8 @@ def test_no_record_is_lost_between_the_threads_that_hand_them_in(tmp_path: Path)
 
     store._waiting = Handed()
     store.add_step(step_of(1), None, 1.0)
-    store.flush()
-    store.close()
+    store.flush(lambda act: act(tmp_path))
+    store.close(lambda act: act(tmp_path))
     with StoreReader(tmp_path / STORE_FILE) as reader:
         assert [one["id"] for one in reader.commands()] == ["a1"]
 
@@ -201,10 +205,10 @@ def test_what_a_disk_that_does_not_answer_costs_is_counted(tmp_path: Path, monke
     """Beyond a number of waiting records they are dropped, and the store says how many."""
     monkeypatch.setattr("monitor.watcher._run_store.MAX_WAITING", 2)
     waiting: list[Any] = []
-    store = RunStore(waiting.append, pytest.fail, max_bytes=2**21)
+    store = RunStore(pytest.fail, max_bytes=2**21)
     for number in range(1, 6):
         store.add_step(step_of(number), None, float(number))
-    store.close()
+    store.close(waiting.append)
     for act in waiting:
         act(tmp_path)
     with StoreReader(tmp_path / STORE_FILE) as reader:
