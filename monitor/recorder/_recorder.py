@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from monitor._records import MAX_NAMES, Event, RunInfo, Sample, Snapshot, State, Step
+from monitor._records import Event, RunInfo, Sample, Snapshot, State, Step
 from monitor.common import BoundedHistory, Loop, contained
-from monitor.recorder._aggregates import OptimizerAggregate, PaceAggregate, Throughput
 from monitor.recorder._events import EventLog
 from monitor.recorder._series import SeriesBucket, columns
 from monitor.recorder._sight import LossSight
+from monitor.recorder._totals import RunTotals
 
 WORK_SECONDS = 0.0002
 """How long the recorder works before it lets go of the interpreter lock. Python takes the lock from a thread only after
 5 ms, and the training thread, which gives it up at every operation of torch, would wait so long to have it back."""
 REST_SECONDS = 0.00005
 """How long it rests then: as long as it takes the other thread to wake up."""
-_LOG = logging.getLogger("monitor")
 _MEMORY = (
     "log",
     "_began",
     "_offset",
-    "_aggregates",
+    "_totals",
     "_history",
     "_sights",
-    "_pace",
-    "_samples",
-    "_tokens",
-    "_validation",
-    "_metrics",
-    "_num_refused_names",
     "_num_digested",
     "_held",
     "_holds_back",
@@ -115,16 +107,9 @@ class Recorder:
         self._offset = clock() - self._began  # once for all: no setting of the clock moves what is measured
         self._set_by = 0.0  # how far the wall clock has been set since then
         self._rest = rest
-        self._aggregates = {key: OptimizerAggregate(key, name, window) for key, name in optimizers.items()}
+        self._totals = RunTotals(optimizers, window)
         self._history = {key: BoundedHistory[SeriesBucket]() for key in optimizers}
         self._sights = {key: LossSight(key) for key in optimizers}
-        self._first = next(iter(optimizers))
-        self._pace = PaceAggregate(window)
-        self._samples = Throughput(window)
-        self._tokens = Throughput(window)
-        self._validation: dict[str, float] = {}
-        self._metrics: dict[str, float] = {}
-        self._num_refused_names = 0
         self._num_digested = 0
         self._held: dict[str, Step] = {}
         self._holds_back = False
@@ -141,9 +126,8 @@ class Recorder:
             stall_timeout=stall_timeout,
             events_total=dict(self.log.totals),
             events_active=dict(self.log.active),
-            optimizers=tuple(a.view() for a in self._aggregates.values()),
-            step_duration=self._pace.histogram(),
-            phase_seconds=self._pace.phases(),
+            optimizers=self._totals.optimizers(),
+            **self._totals.view(),
         )
         self._loop = Loop(
             "monitor-recorder",
@@ -218,13 +202,11 @@ class Recorder:
             self._digest_step(record)
 
     def _digest_step(self, step: Step) -> None:
-        aggregate = self._aggregates[step.optimizer]
-        aggregate.add(step)
-        self._pace.add(step, step.optimizer == self._first)
+        ema = self._totals.add_step(step)
         self._num_digested += 1
         shown_time = step.time + self._set_by
-        self._history[step.optimizer].append(SeriesBucket(step, aggregate.ema, self._num_digested, shown_time))
-        self._on_step(step, aggregate.ema, shown_time)
+        self._history[step.optimizer].append(SeriesBucket(step, ema, self._num_digested, shown_time))
+        self._on_step(step, ema, shown_time)
         for event in self._detect(step):
             self._add_event(event)
         self._say(self._sights[step.optimizer].add(step))
@@ -233,16 +215,9 @@ class Recorder:
         self._on_sample(sample, sample.time + self._set_by)
         if sample.kind == "loss":
             self._amend(sample)
-        elif sample.kind == "samples":
-            self._samples.add(sample.value, sample.time)
-        elif sample.kind == "tokens":
-            self._tokens.add(sample.value, sample.time)
-        elif sample.kind == "val_loss":
-            self._keep(self._validation, sample)
-            for event in self._detect(sample):
-                self._add_event(event)
-        else:
-            self._keep(self._metrics, sample)
+            return
+        self._totals.add_sample(sample)
+        if sample.kind in ("val_loss", "metric"):
             for event in self._detect(sample):
                 self._add_event(event)
 
@@ -255,16 +230,8 @@ class Recorder:
         if held is not None and held.global_step == sample.step:
             self._held[key] = replace(held, loss=sample.value)
         else:
-            self._aggregates[key].amend_loss(sample.value)
+            self._totals.amend_loss(key, sample.value)
             self._say(self._sights[key].amend(sample.step))
-
-    def _keep(self, where: dict[str, float], sample: Sample) -> None:
-        if sample.name in where or len(where) < MAX_NAMES:
-            where[sample.name] = sample.value
-        else:
-            self._num_refused_names += 1
-            if self._num_refused_names == 1:
-                _LOG.warning("more than %d names logged; %r and other new ones are left out", MAX_NAMES, sample.name)
 
     def _say(self, event: Event | None) -> None:
         if event is not None:
@@ -296,11 +263,10 @@ class Recorder:
         return self._snapshot
 
     def _build(self) -> Snapshot:
-        last, pace, log = self._snapshot, self._pace, self.log
-        optimizers = tuple(a.view() for a in self._aggregates.values())
-        rate = pace.steps_per_second
-        state = self._state
-        if state == "starting" and pace.last_time is not None:
+        last, totals, log = self._snapshot, self._totals, self.log
+        optimizers, known, state = totals.optimizers(), totals.view(), self._state
+        rate = known["steps_per_second"]
+        if state == "starting" and totals.last_time is not None:
             state = "running"
         eta = None
         if last.target_steps is not None and rate and self._end_time is None:
@@ -311,26 +277,16 @@ class Recorder:
             time=self._clock(),
             elapsed_seconds=self._counter() - self._began if self._elapsed is None else self._elapsed,
             end_time=self._end_time,
-            last_step_time=None if pace.last_time is None else pace.last_time + self._set_by,
+            last_step_time=None if totals.last_time is None else totals.last_time + self._set_by,
             optimizers=optimizers,
-            samples_total=self._samples.total,
-            tokens_total=self._tokens.total,
-            steps_per_second=rate,
-            samples_per_second=self._samples.rate,
-            tokens_per_second=self._tokens.rate,
             eta_seconds=eta,
-            validation_losses=dict(self._validation),
-            metrics=dict(self._metrics),
-            step_duration=pace.histogram(),
-            phase_seconds=pace.phases(),
             events_total=dict(log.totals),
             events_active=dict(log.active),
             last_event_time=dict(log.last_time),
             last_event_step=dict(log.last_step),
             last_event_seq=log.last_seq,
-            hook_seconds=pace.hook_seconds,
-            overhead_ratio=pace.overhead_ratio,
             dropped_steps=self._source.num_dropped,
+            **known,
         )
 
     def memory(self) -> dict[str, Any]:
@@ -344,13 +300,11 @@ class Recorder:
 
     def smoothing(self) -> dict[str, dict[str, Any]]:
         """Return the smoothed loss of each optimizer and its best, as plain values."""
-        return {key: a.smoothing() for key, a in self._aggregates.items()}
+        return self._totals.smoothing()
 
     def load_smoothing(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Go on from the smoothed losses of an earlier session."""
-        for key, aggregate in self._aggregates.items():
-            if key in state:
-                aggregate.load_smoothing(state[key])
+        self._totals.load_smoothing(state)
 
     def time_of(self, cursor: int) -> float:
         """Return the time of the last step up to a cursor of :meth:`history`, in seconds of ``counter``; 0 before the
