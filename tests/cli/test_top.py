@@ -49,7 +49,10 @@ def frame_of(fake: FakeRun, **optimizer: Any) -> Frame:
     """One look at a run, as the API gives it."""
     run = run_document(fake.snapshot())
     run["optimizers"][0].update(optimizer)
-    events = [{"step": e.step, "kind": e.kind, "severity": e.severity, "message": e.message} for e in fake.events(0)]
+    events = [
+        {"step": e.step, "kind": e.kind, "severity": e.severity, "message": e.message}
+        for e in fake.events(0, 2**63, 2000)
+    ]
     return Frame(run, fake.history(0, 200), events)
 
 
