@@ -40,9 +40,10 @@ MAX_SAMPLED = 65_536
 """Elements of a gradient that are read at most to tell whether it was zeroed."""
 
 
-USUAL: list[Any] = [None, None]
+USUAL: list[Any] = [None, None, False]
 """For the hot path: the one :class:`Witness` that it has to look at, and the norms of the same optimizer. None wherever
-there is more to do. Set by ``_watched.expect_usual``; everybody else takes away only."""
+there is more to do. The third tells that of several optimizers on one thread each may be looked at by its own. Set by
+``_watched.expect_usual``; everybody else takes away only."""
 
 
 class LossAttribution:

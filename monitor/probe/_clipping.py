@@ -97,7 +97,7 @@ def watch_clip_with_norm(original: Any) -> Any:
                 params, parameters = _as_list(parameters)
             try:
                 start = clock()
-                witness, meter = usual
+                witness, meter, _ = usual
                 if (
                     witness is not None
                     and meter is not None

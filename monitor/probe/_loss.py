@@ -134,13 +134,8 @@ def end_pass(trace: Trace, one: Pass, roots: Any) -> None:
     is_seen = roots is None
     for attribution in _concerned(trace, roots):
         sole = attribution.sole
-        gradient = None if sole is None else sole.gradient()
-        if sole is None or gradient is None or not sole.has_changed(gradient):
-            is_seen = attribution.end(one, roots) or is_seen
-        else:
-            is_seen = True
-            sole.add(one, gradient)
-            sole.see(gradient)
+        is_noticed = sole is not None and (sole.newest is one or sole.notice(one))
+        is_seen = is_noticed or attribution.end(one, roots) or is_seen
     if not is_seen:
         sharded = [attribution for attribution in ATTRIBUTIONS if attribution.is_sharded]
         for attribution in sharded:

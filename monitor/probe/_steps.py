@@ -209,6 +209,10 @@ class StepProbe:
                     replaced = evaluation.wrap(args, kwargs)
                 else:
                     sole = usual[0]
+                    if sole is None and usual[2]:
+                        sole = attribution.usual
+                        if sole is not None and trace.underway is not None and not sole.passes:
+                            sole.notice(trace.underway)  # a step made inside the backward pass
                     try:
                         is_usual = (
                             sole is not None
@@ -220,7 +224,9 @@ class StepProbe:
                     except (IndexError, RuntimeError):  # fewer parameters than there were; made in inference mode
                         is_usual = False
                     if is_usual and sole.passes:
-                        losses, sole.passes, sole.grad_id = sole.passes, [], 0
+                        losses, sole.passes = sole.passes, []
+                        if sole.grad_id == ASSUMED:
+                            sole.grad_id = 0
                     else:
                         if attribution.witnesses:  # else there was no backward pass yet
                             losses = attribution.take(underway())
@@ -249,7 +255,7 @@ class StepProbe:
             except StopTraining:
                 raise
             except Exception as error:  # noqa: BLE001 - must not reach the training loop
-                usual[:] = None, None
+                usual[:] = None, None, False
                 self._spoil()
                 self.on_error("probe", error)
                 return None

@@ -97,7 +97,7 @@ _LOCAL = threading.local()
 def open_trace() -> Trace:
     """Make the calling thread's trace."""
     _LOCAL.tenure = _Tenure()
-    USUAL[0] = None  # of two threads each one's own passes are told apart
+    USUAL[:] = None, None, False  # of two threads each one's own passes are told apart
     trace = TRACES[get_ident()] = Trace()
     return trace
 

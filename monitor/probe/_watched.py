@@ -50,13 +50,15 @@ def probe_of(optimizer: Any) -> Probe | None:
 
 @untraced
 def expect_usual() -> None:
-    """Have the hot path look at one parameter and no more, where one thread trains one optimizer and nothing is to be
+    """Have the hot path look at one parameter of an optimizer and no more, where one thread trains and nothing is to be
     put right."""
-    USUAL[:] = None, None
+    USUAL[:] = None, None, False
     try:
-        if len(PROBES) == 1 and len(TRACES) == 1:
+        if len(TRACES) == 1 and len(PROBES) == 1:
             for probe in list(PROBES.values()):
-                USUAL[:] = probe.attribution.usual, None if SCALING else probe.norms.usual
+                USUAL[:2] = probe.attribution.usual, None if SCALING else probe.norms.usual
+        elif len(TRACES) == 1:
+            USUAL[2] = True
     except Exception as error:  # noqa: BLE001 - must not reach the training loop
         report(error)
 

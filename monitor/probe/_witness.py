@@ -77,6 +77,27 @@ class Witness:
         self.passes.append(one)
         self.newest = one
 
+    def notice(self, one: Pass) -> bool:
+        """Look after a pass; return whether it has reached the parameter. One function without detours, as it runs for
+        each of many optimizers."""
+        try:
+            parameter = self._groups()[self.group]["params"][self.index]
+        except (IndexError, KeyError):
+            return False
+        gradient = parameter.grad
+        if gradient is None or id(parameter) != self.parameter_id or gradient.is_inference():
+            return False
+        version, alive = gradient._version, self.alive
+        if id(gradient) == self.grad_id and version == self.version and (alive is None or not alive.expired()):
+            return False
+        if self.newest is not one:
+            if self.fresh != version and not self.passes:
+                self.fresh = version if self.fresh == UNSEEN else None
+            self.passes.append(one)
+            self.newest = one
+        self.grad_id, self.version, self.alive = id(gradient), version, _weak(gradient)
+        return True
+
     def has_changed(self, gradient: Tensor | None) -> bool:
         """Tell whether the gradient is another than the one last seen."""
         if gradient is None:

@@ -120,6 +120,7 @@ REASONS = {
         "monitor.probe._loss.end_first_pass",
         "monitor.probe._norms.NormMeter.usual",
     },
+    "several optimizers; shown below": {"monitor.probe._witness.Witness.notice"},
     "a command in force only; shown below": {
         "monitor.probe._steps.StepProbe._pass_boundary",
         "monitor.probe._steps.StepProbe._enter",
@@ -310,6 +311,33 @@ def test_a_failure_in_a_plain_loop_changes_no_weight(
         with watch(optimizer, tmp_path) if is_watched else contextlib.nullcontext() as run:
             fault.is_armed = is_watched
             train_plainly(model, optimizer, make_batches(20))
+            fault.is_armed = False
+        found.append(weights_of(model))
+    assert_same(found[1], found[0])
+    assert fault.num_hits
+    assert run.snapshot().errors
+    assert run.step == 20
+
+
+@pytest.mark.parametrize("label", REASONS["several optimizers; shown below"])
+def test_a_failure_with_several_optimizers_changes_no_weight(
+    label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only a loop with an optimizer a layer comes to may fail as well."""
+    fault = Fault(FAULTS[label].owner, FAULTS[label].name)
+    fault.install(monkeypatch)
+    found = []
+    for is_watched in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+        optimizers = {str(i): torch.optim.SGD(layer.parameters(), lr=0.1) for i, layer in enumerate(model)}
+        with watch(optimizers, tmp_path) if is_watched else contextlib.nullcontext() as run:
+            fault.is_armed = is_watched
+            for _ in range(20):
+                model(torch.ones(2, 3)).square().mean().backward()
+                for optimizer in optimizers.values():
+                    optimizer.step()
+                    optimizer.zero_grad()
             fault.is_armed = False
         found.append(weights_of(model))
     assert_same(found[1], found[0])

@@ -123,6 +123,83 @@ def test_backward_of_all_then_step_of_all(watch: Any) -> None:
     assert losses(watched) == expected
 
 
+def step_in_backward(parameter: Any, optimizer: Any) -> None:
+    def step(_: Any) -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    parameter.register_post_accumulate_grad_hook(step)
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+def test_many_optimizers_that_every_pass_reaches(watch: Any, is_inside: bool) -> None:
+    """One optimizer a parameter, stepped inside backward or after it: each step has the loss of its own pass."""
+    parameters = scalars(*map(float, range(1, 9)))
+    watched = watch(*(torch.optim.SGD([p], lr=0.0) for p in parameters))
+    optimizers = [probe.optimizer for probe in watched.probes]
+    for parameter, optimizer in zip(parameters, optimizers, strict=True) if is_inside else ():
+        step_in_backward(parameter, optimizer)
+    for i in range(3 * LONG):
+        (sum(parameters) * (i + 1)).backward()
+        for optimizer in () if is_inside else optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    expected = [36.0 * (i + 1) for i in range(3 * LONG)]
+    assert losses(watched) == {str(i): expected for i in range(8)}
+    assert [probe.attribution.num_unreached for probe in watched.probes] == [0] * 8
+
+
+@pytest.mark.parametrize("is_cleared", [True, False])
+def test_a_pass_that_reaches_one_of_two_after_many_that_reached_both(watch: Any, is_cleared: bool) -> None:
+    """The other one's step has nothing of it, whether or not its gradient of the step before still stands."""
+    a, b = scalars(2.0, 3.0)
+    watched = watch(torch.optim.SGD([a], lr=0.0), torch.optim.SGD([b], lr=0.0))
+    first, second = (probe.optimizer for probe in watched.probes)
+    for i in range(3 * LONG):
+        if i == 2 * LONG:
+            (a * 10).backward()
+            first.step()
+            first.zero_grad()
+        (a + b).backward()
+        first.step()
+        first.zero_grad()
+        second.step()
+        if is_cleared or i != 2 * LONG - 1:
+            second.zero_grad()
+    expected = [5.0] * (3 * LONG)
+    assert losses(watched) == {"0": [*expected[: 2 * LONG], 20.0, *expected[2 * LONG :]], "1": expected}
+    assert watched.probes[1].attribution.num_discarded == 0
+
+
+@pytest.mark.parametrize("change", ["scaled", "clipped", "cleared", "replaced"])
+def test_one_of_several_whose_gradient_the_loop_changes(watch: Any, change: str) -> None:
+    """What a loop does to one optimizer's gradient, after many steps without it, counts for that one."""
+    a, b = scalars(2.0, 3.0)
+    watched = watch(torch.optim.SGD([a], lr=0.0), torch.optim.SGD([b], lr=0.0))
+    first, second = (probe.optimizer for probe in watched.probes)
+    for i in range(2 * LONG):
+        (a * a + b * b).backward()
+        if i == 2 * LONG - 1:
+            if change == "scaled":
+                b.grad *= 0.5
+            elif change == "clipped":
+                torch.nn.utils.clip_grad_norm_([b], 0.1)
+            elif change == "cleared":
+                second.zero_grad()
+                (b * 7).backward()
+            else:
+                b.grad = b.grad * 2
+        first.step()
+        second.step()
+        first.zero_grad()
+        second.zero_grad()
+    found = losses(watched)
+    last = {"scaled": None, "clipped": 13.0, "cleared": 21.0, "replaced": None}[change]
+    assert found["0"] == [13.0] * (2 * LONG)
+    assert found["1"][:-1] == [13.0] * (2 * LONG - 1)
+    assert found["1"][-1] == last
+
+
 def test_a_generators_pass_through_the_discriminator_is_not_the_discriminators(watch: Any) -> None:
     """What reaches it and is cleared before its own step is not its loss."""
     gen, disc = scalars(2.0, 3.0)
