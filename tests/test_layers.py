@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._open_runs": {"_errors"},
     "run._optimizers": set(),
     "run._sigterm": set(),
-    "run._identity": {"_records", "_version", "store"},
+    "run._identity": {"_records", "_version", "control", "store"},
     "run._run_events": {"_records", "control"},
     "run._logged": {"probe"},
     "run._callbacks": {"_records", "control", "link", "run._log"},

@@ -12,8 +12,11 @@ from monitor.control._in_force import in_force
 from monitor.control._lr import LearningRates
 from monitor.control._lr_scaling import LRScaling
 from monitor.control._policy import Policies, Policy, Reaction, ReduceLROn, Request, check_policies
+from monitor.control._rank_store import world
+from monitor.control._ranks import FOLLOWS, Ranks
 
 __all__ = [
+    "FOLLOWS",
     "AdaptiveLR",
     "Boundary",
     "Command",
@@ -22,6 +25,7 @@ __all__ = [
     "LearningRates",
     "Policies",
     "Policy",
+    "Ranks",
     "Reaction",
     "ReduceLROn",
     "Request",
@@ -29,4 +33,5 @@ __all__ = [
     "check_policies",
     "describe",
     "in_force",
+    "world",
 ]

@@ -11,7 +11,6 @@ from monitor._errors import CommandRefusedError, StopTraining
 from monitor._records import CommandRecord
 from monitor.control._commands import Command, Commands
 from monitor.control._lr import LearningRates
-from monitor.control._ranks import objection
 
 LR_ACTIONS = ("reduce", "set", "restore", "undo")
 _PAUSE_SECONDS = 0.2
@@ -29,7 +28,7 @@ class Boundary:
         stop_raises: raise StopTraining after a stop.
         on_error: takes the exception of a command that could not be carried out.
         on_checkpoint_error: takes what ``on_checkpoint`` has raised.
-        objection: returns why no command may take effect here now, or None.
+        objection: returns why this run takes no such command now, or None.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Boundary:
         stop_raises: bool,
         on_error: Callable[[Exception], None],
         on_checkpoint_error: Callable[[Exception], None],
-        objection: Callable[[], str | None] = objection,
+        objection: Callable[[CommandRecord], str | None] = lambda _: None,
     ) -> None:
         self.should_stop = False
         self._is_closed = False
@@ -60,8 +59,12 @@ class Boundary:
 
     def check(self, record: CommandRecord) -> None:
         """Refuse a command that cannot be carried out, before it is queued. Raises CommandRefusedError."""
-        if (why := self._objection()) is not None:
+        if (why := self._objection(record)) is not None:
             raise CommandRefusedError(why)
+        self.check_effect(record)
+
+    def check_effect(self, record: CommandRecord) -> None:
+        """Refuse a command that another rank has accepted, if it cannot be carried out here. Raises as check."""
         if record.action in LR_ACTIONS:
             self._rates.check(record.action, record.factor, record.groups, record.over_steps)
             return
@@ -84,18 +87,21 @@ class Boundary:
         """Have a paused training thread look at once."""
         self._came.set()
 
-    def pass_through(self, commands: Commands) -> None:
-        """Carry out all that waits; stay while paused. Raises StopTraining if that was asked for; nothing else."""
+    def pass_through(self, commands: Commands, take: Callable[[], Command | None] | None = None) -> None:
+        """Carry out all that waits; stay while paused. Raises StopTraining if that was asked for; nothing else.
+
+        ``take`` returns the next command that is due, None: there is no more; default: that of ``commands``.
+        """
         self.is_busy = True
         try:
-            self._pass_through(commands)
+            self._pass_through(commands, commands.take if take is None else take)
         finally:
             self.is_busy = False
 
-    def _pass_through(self, commands: Commands) -> None:
+    def _pass_through(self, commands: Commands, take: Callable[[], Command | None]) -> None:
         is_announced = False
         while True:
-            while (command := commands.take()) is not None:
+            while (command := take()) is not None:
                 self._carry_out(commands, command)
             if not self.is_paused or self.should_stop or self._is_closed:
                 break
@@ -136,8 +142,6 @@ class Boundary:
         return self._rates.trace()
 
     def _effect(self, record: CommandRecord, begin_at: float | None) -> tuple[Any, str]:
-        if (why := self._objection()) is not None:
-            raise CommandRefusedError(why)
         if record.action in LR_ACTIONS:
             return self._rates.apply(record.action, record.factor, record.groups, record.over_steps, begin_at), ""
         if record.action == "pause":

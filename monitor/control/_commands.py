@@ -170,12 +170,30 @@ class Commands:
                     f"{MAX_WAITING} commands are waiting for the next optimizer step already; wait for it and try again"
                 )
             self._waiting.append(command)
-            self._kept[record.id] = command
-            while len(self._kept) > MAX_COMMANDS_KEPT:
-                self._kept.pop(next(iter(self._kept)))
+            self._keep(command)
         self._on_accepted(record)
         self._on_waiting()
         return command
+
+    def adopt(self, record: CommandRecord, begin_at: float | None) -> Command:
+        """Take over a command that another rank has accepted; its outcome is due."""
+        command = Command(record, self._is_training_thread, deadline=math.inf, begin_at=begin_at)
+        self._keep(command)
+        self._on_accepted(record)
+        return command
+
+    def decline(self, action: str, message: str) -> Command:
+        """Return a command that ends as rejected and leaves no trace: another rank has given the same one."""
+        now = self._clock()
+        record = CommandRecord(secrets.token_hex(8), action, "code", now, status="rejected", finished=now)
+        command = Command(record, self._is_training_thread, deadline=math.inf)
+        command.finish(replace(record, message=message))
+        return command
+
+    def _keep(self, command: Command) -> None:
+        self._kept[command.id] = command
+        while len(self._kept) > MAX_COMMANDS_KEPT:
+            self._kept.pop(next(iter(self._kept)))
 
     def _refuse_after_the_end(self, action: str) -> None:
         if self._is_closed:

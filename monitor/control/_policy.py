@@ -111,13 +111,18 @@ class Policies:
         policies: as given to ``attach``.
         submit: takes a command (``Commands.submit``).
         on_error: takes what a policy has raised.
+        is_idle: tells that steps and events are for another rank's policies.
     """
 
     def __init__(
-        self, policies: Iterable[Policy], submit: Callable[..., Command], on_error: Callable[[BaseException], None]
+        self,
+        policies: Iterable[Policy],
+        submit: Callable[..., Command],
+        on_error: Callable[[BaseException], None],
+        is_idle: Callable[[], bool] = lambda: False,
     ) -> None:
         self._policies = tuple(policies)
-        self._submit, self._on_error = submit, on_error
+        self._submit, self._on_error, self._is_idle = submit, on_error, is_idle
         self._reactions: list[Reaction] = []
 
     def start(self) -> None:
@@ -128,12 +133,12 @@ class Policies:
 
     def on_event(self, event: Event) -> None:
         """Hand an event to every policy."""
-        for reaction in self._reactions:
+        for reaction in () if self._is_idle() else self._reactions:
             self._contain(partial(reaction.on_event, event))
 
     def on_step(self, step: Step) -> None:
         """Hand a step to every policy."""
-        for reaction in self._reactions:
+        for reaction in () if self._is_idle() else self._reactions:
             self._contain(partial(reaction.on_step, step))
 
     def clear(self) -> None:

@@ -1,19 +1,189 @@
-"""The seam for training on several ranks: when may a command take effect, on all of us?"""
+"""This process as one of several ranks: where its commands go, and which of them are due."""
 
 from __future__ import annotations
 
-import torch.distributed
+import time
+from collections import deque
+from collections.abc import Callable
 
-SPLIT = "several ranks train together: a change on one alone would split them"
+from monitor._records import CommandRecord
+from monitor.common import Loop
+from monitor.control._agreement import POLL_SECONDS, Follower, Leader
+from monitor.control._commands import Command, Commands
+from monitor.control._promises import ABORT, COMMIT, Promises
+from monitor.control._rank_store import RankStore, open_stores, world
+
+RETRY_SECONDS = 5.0
+"""How long a store that does not answer is left alone."""
+RATE_SECONDS = 2.0
+"""Over how long the pace of the steps is taken."""
+STOP_SECONDS = 0.1
+"""How long the end of a run waits for the thread."""
+FOLLOWS = "rank 0's command holds for all ranks"
 
 
-def objection() -> str | None:
-    """Return why no command may take effect on this rank now, or None if one may.
+class Ranks:
+    """Hand the training thread its commands: at once where it trains alone, else once all ranks have agreed.
 
-    Ranks that step with different learning rates, or of which one pauses, part for good. Until they can agree on the
-    step from which a command holds, a command is refused wherever there is more than one.
+    Args:
+        run_id: of this rank's run.
+        commands: the queue.
+        check_effect: refuses what cannot be carried out here: raises CommandRefusedError.
+        num_steps: returns how many steps the first optimizer has made here.
+        call_at: has the training thread pass its step boundary once it has made so many steps.
+        on_error: takes the exception of a store that does not answer.
+        clock: a monotonic clock in seconds.
     """
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized():
+
+    def __init__(
+        self,
+        run_id: str,
+        commands: Commands,
+        *,
+        check_effect: Callable[[CommandRecord], None],
+        num_steps: Callable[[], int],
+        call_at: Callable[[int], None],
+        on_error: Callable[[Exception], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run_id, self._commands, self._check_effect = run_id, commands, check_effect
+        self._num_steps, self._on_error, self._clock = num_steps, on_error, clock
+        self._promises = Promises(num_steps, call_at)
+        self._part: Leader | Follower | None = None
+        self._loop: Loop | None = None
+        self._store_of_training: RankStore | None = None
+        self._next_try = 0.0
+        self._why = ""
+        self._pace: deque[tuple[float, int]] = deque(maxlen=int(RATE_SECONDS / POLL_SECONDS))
+        self._is_closed = False
+
+    @property
+    def follows(self) -> bool:
+        """Tell whether another rank gives the commands."""
+        return world()[1] > 0
+
+    @property
+    def are_several(self) -> bool:
+        """Tell whether other ranks train along."""
+        return world()[0] > 1
+
+    def objection(self, record: CommandRecord) -> str | None:
+        """Return why no command may be accepted here now, or None."""
+        num_ranks, rank = world()
+        if num_ranks == 1:
+            return None
+        if self._why:
+            return f"the {num_ranks} ranks cannot agree on a step: {self._why}"
+        if self._part is not None:
+            return self._part.objection(record)
+        return f"this is rank {rank}: send it to rank 0's run and it takes effect on every rank" if rank else None
+
+    # ------------------------------------------------------------------------------------------ training thread
+
+    def take(self) -> Command | None:
+        """Return the next command that is due before the step that begins now, None: there is none."""
+        if world()[0] == 1:
+            return self._commands.take()
+        while (promise := self._promises.due()) is not None:
+            if not promise.decision:
+                promise.decision = self._ask(promise.register)
+            self._promises.keep(promise)
+            if promise.decision == COMMIT:
+                return promise.command or self._commands.adopt(promise.record, promise.begin_at)
+            if promise.is_last and promise.command is not None:
+                self._commands.finish(promise.command, "rejected", message=f"the ranks cannot agree: {self._why}")
         return None
-    return SPLIT if distributed.get_world_size() > 1 else None
+
+    def _ask(self, register: str) -> str:
+        assert self._store_of_training is not None
+        return self._store_of_training.insist(register, ABORT)
+
+    def call_for_next(self) -> None:
+        """Have the training thread called when the next command is due."""
+        self._promises.call_for_next()
+
+    # ------------------------------------------------------------------------------------------- other threads
+
+    def wake(self) -> None:
+        """Have a command that has just come looked at."""
+        if self._loop is not None:
+            self._loop.wake()
+
+    def look(self) -> None:
+        """Take part where there are several ranks by now; called now and then."""
+        num_ranks, rank = world()
+        if num_ranks > 1 and self._loop is None and not self._is_closed and self._clock() >= self._next_try:
+            self._next_try = self._clock() + RETRY_SECONDS
+            self._open(num_ranks, rank)
+        elif num_ranks == 1 and self._loop is not None:
+            self._end()
+
+    def _open(self, num_ranks: int, rank: int) -> None:
+        try:
+            store, self._store_of_training = open_stores()
+            if rank == 0:
+                self._part = Leader(
+                    store, num_ranks, self._run_id, self._commands, self._promises, self._steps_in, self._clock
+                )
+            else:
+                self._part = Follower(store, rank, self._promises, self._check_effect, self._clock)
+        except (RuntimeError, ValueError) as error:
+            self._fail(error)
+            return
+        self._why = ""
+        self._loop = Loop("monitor-ranks", self._round, POLL_SECONDS, on_error=self._fail)
+        self._loop.start()
+
+    def _round(self) -> None:
+        now = self._clock()
+        self._pace.append((now, self._num_steps()))
+        part = self._part
+        if part is None or world()[0] == 1:
+            return  # the group is gone, or its store with it
+        part.round()
+
+    def _steps_in(self, seconds: float) -> float:
+        (then, before), (now, after) = self._pace[0], self._pace[-1]
+        return (after - before) / (now - then) * seconds if now > then else 0.0
+
+    def _fail(self, error: Exception) -> None:
+        """Take no more commands until the store answers again."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.end()
+        self._next_try = self._clock() + RETRY_SECONDS
+        self._why = str(error).partition("\n")[0][:200]
+        part, self._part = self._part, None
+        if part is not None:
+            part.give_up(self._why)
+        self._on_error(error)
+
+    def _stop(self) -> None:
+        loop, self._loop = self._loop, None
+        part, self._part = self._part, None
+        if part is None:
+            return
+        is_over = loop is None or loop.stop(STOP_SECONDS)  # else it waits for a store that does not answer
+        if is_over and self.are_several:
+            part.close()
+        else:
+            part.give_up("the store of the process group is gone")
+
+    def _end(self) -> None:
+        try:
+            self._stop()
+        except RuntimeError as error:
+            self._on_error(error)
+        for promise in self._promises.drop_all():
+            if promise.command is not None and promise.command.status == "pending":
+                message = f"the ranks parted before step {promise.fence}, from which it was to hold"
+                self._commands.finish(promise.command, "expired", message=message)
+
+    def close(self) -> None:
+        """Decide against what is undecided, and end the thread: the run ends."""
+        self._is_closed = True
+        self._end()
+
+    def forget(self) -> None:
+        """Let go of everything in a forked child, where the thread is the parent's."""
+        self._loop = self._part = None

@@ -30,6 +30,8 @@ from monitor.probe._watched import expect_usual
 
 LEAVE_SECONDS = 1.0
 """How long a close on another thread waits for the step under way before it takes the hooks out all the same."""
+NEVER = sys.maxsize
+"""Stands for a step that is never made."""
 _MAX_FRAMES = 16
 _HOOK_ATTRIBUTES = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 _INITIAL: tuple[Any, ...] = ("initial",)
@@ -64,7 +66,7 @@ class StepProbe:
         optimizer: the optimizer itself; nothing of it is replaced. Held by a weak reference.
         buffer: where entries go.
         scaling: applies LR factors (see ``control``).
-        on_boundary: called first at each step boundary when :attr:`has_pending_command` is set; may raise StopTraining.
+        on_boundary: called first at each step boundary once :attr:`boundary_at` steps are made; may raise StopTraining.
         on_error: takes ``(component, exception)`` of a failure of ours.
         gradient_norm: "auto", "off" or a stride.
         budget: share of the step time that "auto" may use.
@@ -89,7 +91,7 @@ class StepProbe:
         self.scaling = scaling
         self.on_error = on_error
         self.number = 0
-        self.has_pending_command = False
+        self.boundary_at = NEVER
         self.is_at_boundary = False
         self.wants_details = True
         self._buffer = buffer
@@ -181,7 +183,7 @@ class StepProbe:
         def pre_hook(optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             try:
                 start = clock()
-                if self.has_pending_command:
+                if self.number >= self.boundary_at:
                     self._pass_boundary()
                     start = clock()
                 try:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from monitor._errors import ClosedRunError, StopTraining
 from monitor._records import ENDED_STATES, CommandRecord, Event, State
 from monitor._settings import Settings
-from monitor.control import Command, Commands, Policies, Policy
+from monitor.control import FOLLOWS, Command, Commands, Policies, Policy
 from monitor.detect import Detector
 from monitor.link import FailureReporter, Hello
 from monitor.run._callbacks import Callbacks
@@ -69,6 +69,7 @@ class Engine:
             self.optimizers,
             settings,
             self._failures,
+            run_id=self.id,
             on_checkpoint=on_checkpoint,
             on_paused=self._on_paused,
             on_command=self._on_command,
@@ -76,7 +77,14 @@ class Engine:
         )
         policies = tuple(policies)
         self._callbacks = Callbacks(
-            Policies(policies, self._training.commands.submit, self._failures.of("policy")), on_event, self._failures
+            Policies(
+                policies,
+                self._training.commands.submit,
+                self._failures.of("policy"),
+                is_idle=lambda: self._training.ranks.follows,
+            ),
+            on_event,
+            self._failures,
         )
         self._hello = Hello(
             settings=settings,
@@ -205,6 +213,7 @@ class Engine:
         for probe in self._training.probes:
             self._failures.contain("probe", probe.close)
         self._failures.contain("control", self._training.rates.close)
+        self._training.ranks.forget()
         if self._watcher is not None:
             self._failures.contain("recorder", self._watcher.forget)
 
@@ -233,6 +242,7 @@ class Engine:
         """Do, several times a second, what need not be done at every step."""
         self._training.want_details()
         self._training.commands.expire()
+        self._training.ranks.look()
         for message, optimizer in self._training.blind_spots():
             self._events.note_capture(message, optimizer)
 
@@ -325,6 +335,8 @@ class Engine:
         """Queue a command of the script's own. Raises as ``Commands.submit``."""
         if os.getpid() != self._pid:
             raise ClosedRunError(f"run {self.id} belongs to process {self._pid}; {action} it there, not in its child")
+        if self._training.ranks.follows:
+            return self._training.commands.decline(action, FOLLOWS)
         if isinstance(groups, int | str):
             groups = (groups,)
         return self._training.commands.submit(

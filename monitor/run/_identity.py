@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from monitor._records import RunInfo
 from monitor._version import __version__
+from monitor.control import world
 from monitor.store import answer_within, read_text
 
 _COMMIT_SECONDS = 0.3
@@ -65,13 +66,6 @@ def default_name() -> str:
     path = script_path()
     stem = Path(path).stem if path else "run"
     return Path(path).parent.name if stem == "__main__" else stem
-
-
-def world() -> tuple[int, int]:
-    """Return (number of ranks, own rank) of torch.distributed; (1, 0) without it."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_world_size(), torch.distributed.get_rank()
-    return 1, 0
 
 
 def git_commit(start: Path) -> str:

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from monitor._errors import StopTraining
 from monitor._records import CommandRecord
 from monitor._settings import Settings
-from monitor.control import Boundary, Commands, LearningRates, LRScaling, in_force
+from monitor.control import Boundary, Commands, LearningRates, LRScaling, Ranks, in_force
 from monitor.link import FailureReporter, InForce
-from monitor.probe import Blindness, ForwardWatch, StepBuffer, StepProbe
+from monitor.probe import NEVER, Blindness, ForwardWatch, StepBuffer, StepProbe
 from monitor.run._logged import LoggedValues
 from monitor.system import read_allocator, read_torch_devices
 
@@ -26,6 +26,7 @@ class TrainingSide:
         optimizers: by name.
         settings: of the run.
         failures: where what is contained is noted.
+        run_id: of the run.
         on_checkpoint: called for a checkpoint; None: that is refused.
         on_paused: told True when training pauses and False when it continues.
         on_command: takes every command that was accepted.
@@ -38,6 +39,7 @@ class TrainingSide:
         settings: Settings,
         failures: FailureReporter,
         *,
+        run_id: str,
         on_checkpoint: Callable[[], Any] | None,
         on_paused: Callable[[bool], None],
         on_command: Callable[[CommandRecord], None],
@@ -64,10 +66,11 @@ class TrainingSide:
             stop_raises=settings.stop_raises,
             on_error=failures.of("control"),
             on_checkpoint_error=failures.of("on_checkpoint"),
+            objection=lambda record: self.ranks.objection(record),
         )
         self.commands = Commands(
             self.boundary.check,
-            on_waiting=self._call_training_thread,
+            on_waiting=self._on_waiting,
             on_accepted=on_command,
             on_finished=on_outcome,
             timeout=settings.command_timeout,
@@ -87,7 +90,14 @@ class TrainingSide:
             )
             for key, optimizer in optimizers.items()
         ]
-
+        self.ranks = Ranks(
+            run_id,
+            self.commands,
+            check_effect=self.boundary.check_effect,
+            num_steps=lambda: self.probes[0].number,
+            call_at=self._call_at,
+            on_error=failures.of("control"),
+        )
         self._blindness = Blindness(self.probes)
 
     def open(self) -> None:
@@ -99,6 +109,7 @@ class TrainingSide:
     def release(self) -> None:
         """Let a paused thread continue, and take no more commands: the run ends."""
         self._failures.contain("control", self.boundary.close)
+        self._failures.contain("control", self.ranks.close)
         self._failures.contain("control", self.commands.close)
         self._failures.contain("probe", self._forward.close)
 
@@ -168,17 +179,27 @@ class TrainingSide:
         threads = {p.thread for p in self.probes if p.thread}
         return threading.get_ident() in (threads or {self._first_thread})
 
-    def _call_training_thread(self) -> None:
+    def _on_waiting(self) -> None:
+        """Have a command that was accepted taken: by the training thread, or first by the other ranks."""
+        if self.ranks.are_several:
+            self.ranks.wake()
+            return
         for probe in self.probes:
-            probe.has_pending_command = True
+            probe.boundary_at = 0
+        self.boundary.wake()
+
+    def _call_at(self, num_steps: int) -> None:
+        self.probes[0].boundary_at = num_steps
         self.boundary.wake()
 
     def _on_boundary(self, _: StepProbe) -> None:
         for each in self.probes:
-            each.has_pending_command = False
+            each.boundary_at = NEVER
         try:
-            self.boundary.pass_through(self.commands)
+            self.boundary.pass_through(self.commands, self.ranks.take)
         except StopTraining:
             raise
         except Exception as error:  # noqa: BLE001 - must not reach the training loop
             self._failures.note("control", error)
+        finally:
+            self.ranks.call_for_next()

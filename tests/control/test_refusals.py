@@ -276,17 +276,20 @@ def test_a_closed_run_takes_no_command(attach: Attach) -> None:
     assert optimizer.used == [[0.1]]
 
 
-def test_several_ranks_take_no_command(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change on one rank alone would split the training: refused, without a field, as the run's state forbids it."""
+def test_ranks_without_a_store_take_no_command(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They cannot agree: refused, without a field, as the run's state forbids it, and counted as an error of ours."""
     run = attach(noting(0.1))
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    run.flush()
     for act in (lambda: run.reduce_lr(0.5), run.undo_lr, run.restore_lr):
-        with pytest.raises(CommandRefusedError, match="several ranks train together") as caught:
+        with pytest.raises(CommandRefusedError, match=r"the 2 ranks cannot agree on a step: .* group") as caught:
             act()
         assert caught.value.field is None
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
     assert run.reduce_lr(0.5).status == "pending"
+    assert run.snapshot().errors["control"] >= 1
 
 
 def test_waiting_on_the_training_thread_is_refused_at_once(attach: Attach) -> None:

@@ -422,13 +422,11 @@ def test_a_flood_of_alerts_leaves_a_bounded_trace(attach: Attach) -> None:
 
 # ------------------------------------------------------------------------------------------------ several ranks
 
-SPLIT = "several ranks train together: a change on one alone would split them"
 RANKS = """
-    import json, sys
+    import json, sys, time
     import torch
     import torch.distributed as dist
     import monitor
-    from monitor import CommandRefusedError
     from tests.control.conftest import noting
     from tests.server.fake_run import READ_TOKEN, TOKEN
     from tests.server.real_run import Live
@@ -443,26 +441,28 @@ RANKS = """
     with monitor.attach(optimizer, token=TOKEN, read_token=READ_TOKEN, **settings) as run:
         live = Live(run, optimizer)
         dist.barrier()
+        time.sleep(1)  # until rank 1 has heard of rank 0's run
         reported = {}
-        for path in ("/lr", "/lr/reduce", "/lr/restore", "/lr/undo", "/pause", "/resume", "/stop", "/checkpoint"):
+        actions = ("", "/reduce", "/restore", "/undo")
+        paths = [*(f"/lr{one}" for one in actions), "/pause", "/resume", "/stop", "/checkpoint"]
+        for path in paths[:1] if rank == 0 else paths:
             body = {"factor": 0.5} if path in ("/lr", "/lr/reduce") else {}
             answer = live.send(path, body, method="PUT" if path == "/lr" else "POST")
             reported[path] = [answer.status, answer.json]
         ours = alert(labels={"run_id": live.get("/run")["run"]["run_id"]})
-        alerted = live.send("/alertmanager", notification(ours))
-        python = []
-        for act in (lambda: run.reduce_lr(0.5), lambda: run.set_lr_factor(0.5), run.restore_lr, run.undo_lr):
-            try:
-                act()
-            except CommandRefusedError as error:
-                python.append([str(error), error.field])
-        dist.barrier()
-        optimizer.step()
+        alerted = live.send("/alertmanager", notification(ours)) if rank else None
+        acts = (lambda: run.reduce_lr(0.5), lambda: run.set_lr_factor(0.5), run.restore_lr, run.undo_lr)
+        python = [act().record.message for act in acts] if rank else []
+        for _ in range(100):
+            dist.barrier()
+            time.sleep(0.01)
+            optimizer.step()
+        run.flush()
         metrics = call(live, "GET", "/metrics").body.decode()
         info = [line for line in metrics.splitlines() if line.startswith("training_run_info{")]
         print(json.dumps({
             "rank": rank, "http": reported, "python": python, "used": optimizer.used, "info": info,
-            "page": live.get("/run")["run"], "alerted": [alerted.status, alerted.json],
+            "page": live.get("/run")["run"], "alerted": alerted and [alerted.status, alerted.json],
             "audit": [entry["status"] for entry in live.audit()],
         }))
         dist.barrier()
@@ -470,9 +470,9 @@ RANKS = """
 """
 
 
-def test_ranks_that_train_together_take_no_command(tmp_path: Path) -> None:
-    """Two real processes of one gloo group: 409 for every action on each, the same words in Python and in the answer
-    to an alert, no change, and metrics and page say how many train."""
+def test_ranks_that_train_together_take_commands_by_rank_0(tmp_path: Path) -> None:
+    """Two real processes of one gloo group: what rank 0 is sent takes effect on both; the other answers 409 to every
+    action, and to an alert, with the way to go. Metrics and page say how many train."""
     program = textwrap.dedent(RANKS)
     ranks = [
         subprocess.Popen(
@@ -486,15 +486,21 @@ def test_ranks_that_train_together_take_no_command(tmp_path: Path) -> None:
     ]
     ends = [one.communicate(timeout=300) for one in ranks]
     assert [one.returncode for one in ranks] == [0, 0], ends
-    for rank, (output, _) in enumerate(ends):
-        reported = json.loads(output.splitlines()[-1])
-        problem = {"type": "about:blank", "status": 409, "title": "Conflict", "detail": SPLIT}
-        assert list(reported["http"].values()) == [[409, problem]] * 8
-        assert reported["python"] == [[SPLIT, None]] * 4
-        assert reported["used"] == [[0.1, 0.2]]
-        status, alerted = reported["alerted"]
-        assert (status, alerted["detail"].endswith(f"TrainingDiverges: {SPLIT}")) == (409, True), alerted
-        assert reported["audit"] == ["rejected"] * 13
+    leader, follower = (json.loads(output.splitlines()[-1]) for output, _ in ends)
+    (accepted,) = leader["http"].values()
+    assert accepted[0] == 202
+    assert leader["audit"] == ["applied"]
+    for rank, reported in enumerate((leader, follower)):
+        assert reported["used"][0] == [0.1, 0.2]
+        assert reported["used"][-1] == [0.05, 0.1]
         (info,) = reported["info"]
         assert 'world_size="2"' in info
         assert (reported["page"]["world_size"], reported["page"]["rank"]) == (2, rank)
+    assert leader["used"] == follower["used"]
+    where = f"this is rank 1: send it to rank 0's run, {leader['page']['run_id']}, and it takes effect on every rank"
+    problem = {"type": "about:blank", "status": 409, "title": "Conflict", "detail": where}
+    assert list(follower["http"].values()) == [[409, problem]] * 8
+    assert follower["python"] == ["rank 0's command holds for all ranks"] * 4
+    status, alerted = follower["alerted"]
+    assert (status, alerted["detail"].endswith(f"TrainingDiverges: {where}")) == (409, True), alerted
+    assert sorted(set(follower["audit"])) == ["applied", "rejected"]
