@@ -271,7 +271,8 @@ class SystemReading:
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """Identity of a run: constant while it lives."""
+    """Identity of a run: constant while it lives. ``start_time`` is that of its first session; ``resume_time`` is when
+    the present one continued it, None in the first."""
 
     run_id: str
     name: str
@@ -284,6 +285,7 @@ class RunInfo:
     rank: int = 0
     git_commit: str = ""
     pid: int = 0
+    resume_time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,3 +366,8 @@ class Snapshot:
     host: HostReading | None = None
     gpus: tuple[GpuReading, ...] = ()
     collections: Mapping[str, Collection] = field(default_factory=dict)
+
+
+def no_curves(since: int) -> dict[str, Any]:
+    """Return the answer of ``GET /api/v1/history`` where there are no curves."""
+    return {"since": since, "next": since, "resolution": 1, "optimizers": {}, "attempt": 0, "abandoned": {}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from monitor._checks import check_flag, check_number, check_whole, is_token, is_whole
 
+AUTO = "auto"
+"""The ``resume`` that looks for the run by itself."""
 MIN_STORE_BYTES = 2 * 2**20
 """The least size with which a run store has room for what it always keeps."""
 
@@ -105,7 +108,15 @@ class Settings:
         metadata={"doc": "Size of all run folders together; at the start of a run the oldest that ended go."},
     )
     keep_days: float | None = field(
-        default=None, metadata={"doc": "Days after their start that ended runs are kept; default: no limit."}
+        default=None,
+        metadata={"doc": "Days after their last session began that ended runs are kept; default: no limit."},
+    )
+    resume: str | None = field(
+        default=None,
+        metadata={
+            "doc": 'Earlier run to continue: its id, or "auto": the newest of this name that was cut short, if the '
+            "optimizer holds the state of a checkpoint."
+        },
     )
     watcher: str = field(
         default="process",
@@ -293,6 +304,19 @@ def _on_sigterm(name: str, value: Any) -> None:
         raise ValueError(f'{name} must be "interrupt" or None, got {value!r}')
 
 
+def _resume(name: str, value: Any) -> None:
+    _text(name, value)
+    if value is not None and value != AUTO and not is_run_id(value):
+        raise ValueError(
+            f'{name} must be "auto" or a run id such as "digits-3f9a0c", got {value!r}; `monitor runs` lists the ids'
+        )
+
+
+def is_run_id(value: object) -> bool:
+    """Tell whether something has the form of a run id, which is the name of its folder."""
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", value) is not None
+
+
 def _watcher(name: str, value: Any) -> None:
     if value not in ("process", "thread"):
         raise ValueError(f'{name} must be "process" or "thread", got {value!r}')
@@ -328,6 +352,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "keep_runs": _integer(1, "1 or more"),
     "keep_bytes": _integer(MIN_STORE_BYTES, f"{MIN_STORE_BYTES} or more"),
     "keep_days": _keep_days,
+    "resume": _resume,
     "watcher": _watcher,
     "on_sigterm": _on_sigterm,
     "linger": _number(0, "0 seconds or more"),

@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._optimizers": set(),
     "run._sigterm": set(),
     "run._identity": {"_records", "_version", "control", "store"},
+    "run._resume": {"_errors", "_settings", "store"},
     "run._run_events": {"_records", "control"},
     "run._logged": {"probe"},
     "run._callbacks": {"_records", "control", "link", "run._log"},
@@ -76,7 +77,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {f"run.{name}" for name in ("_callbacks", "_process_watcher", "_thread_watcher", "_training_side")},
     "run._engine": LEAVES
     | {"control", "detect", "link", "store"}
-    | {f"run.{name}" for name in ("_callbacks", "_identity", "_open_runs", "_optimizers", "_run_events", "_sigterm")}
+    | {f"run.{name}" for name in ("_callbacks", "_identity", "_open_runs", "_optimizers", "_resume")}
+    | {f"run.{name}" for name in ("_run_events", "_sigterm")}
     | {f"run.{name}" for name in ("_training_side", "_watcher_form")},
     "run._run": LEAVES | {"control", "run._engine"},
     "run._attach": LEAVES
@@ -108,7 +110,7 @@ BY_MODULE = {"run", "cli"}
 OUTSIDE: dict[str, set[str]] = {
     "torch": {"probe", "control"}
     | {f"run.{name}" for name in ("_attach", "_engine", "_identity", "_logged", "_optimizers")}
-    | {"run._training_side"},
+    | {"run._resume", "run._training_side"},
     "prometheus_client": {"export"},
     "psutil": {"system", "watcher"},
     "pynvml": {"system"},

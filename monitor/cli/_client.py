@@ -163,7 +163,7 @@ def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool) -> Know
     live = [run for run in runs if run.is_live]
     if wanted is None:
         if not live and runs and not live_only:
-            return max(runs, key=lambda run: run.end_time or run.start_time)
+            return max(runs, key=lambda run: run.end_time or run.session_time)
         if not live:
             raise ClientError("no run is going on; `monitor runs` lists those that ended")
         return _only(live, "several runs are going on; say which")

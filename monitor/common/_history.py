@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 SIZE = 1024
@@ -61,6 +62,7 @@ class BoundedHistory(Generic[B]):
     def __init__(self, size: int = SIZE) -> None:
         self._size = size
         self._newest: deque[B] = deque(maxlen=size)
+        self._has_all = True  # of what is kept, the newest rows are all there is
         self._whole: list[B] = []
         self._stride = 1
         self._lock = threading.Lock()
@@ -75,6 +77,7 @@ class BoundedHistory(Generic[B]):
     def append(self, row: B) -> None:
         """Add a row: a bucket of one, which must not be changed afterwards."""
         with self._lock:
+            self._has_all = self._has_all and len(self._newest) < self._size
             self._newest.append(row)
             if self._is_full():
                 self._whole = _merged(self._whole, 2)
@@ -83,6 +86,26 @@ class BoundedHistory(Generic[B]):
                 self._whole[-1].merge(row)
             else:
                 self._whole.append(row.copy())
+
+    def begin_with(self, buckets: list[B]) -> None:
+        """Take what came before the first row of this process, at any resolution; what was there is given up."""
+        with self._lock:
+            self._newest.clear()
+            self._newest.extend(buckets)
+            self._has_all = len(buckets) <= self._size
+            self._whole = [bucket.copy() for bucket in buckets]
+            self._stride = max((bucket.count for bucket in buckets), default=1)
+
+    def cut(self, is_kept: Callable[[B], bool]) -> list[B]:
+        """Take out the buckets that are not kept, which are the last ones, and return them, the finest there are. One
+        that is in part to be kept has to be kept."""
+        with self._lock:
+            has_all = self._has_all or (bool(self._newest) and is_kept(self._newest[0]))
+            rows = list(self._newest) if has_all else self._whole
+            gone = [row.copy() for row in rows if not is_kept(row)]
+            self._newest = deque((row for row in self._newest if is_kept(row)), maxlen=self._size)
+            self._whole = [bucket for bucket in self._whole if is_kept(bucket)]
+        return gone
 
     def _is_full(self) -> bool:
         return len(self._whole) >= 2 * self._size and not self._has_room_in_last()
@@ -102,14 +125,18 @@ class BoundedHistory(Generic[B]):
         first are of equally many rows, as far as those that are kept are."""
         with self._lock:
             newest = list(self._newest)
-            is_whole = len(newest) < self._size  # nothing has been dropped yet
-            if newest and (is_whole or cursor >= newest[0].cursor):
+            if newest and (self._has_all or cursor >= newest[0].cursor):
                 chosen = newest[bisect_right([row.cursor for row in newest], cursor) :]
             else:
                 chosen = [bucket for bucket in self._whole if bucket.cursor > cursor]
             chosen = [bucket.copy() for bucket in chosen]
-        share = -(-len(chosen) // points)
-        return _merged(chosen, share) if share > 1 else chosen
+        return thinned(chosen, points)
+
+
+def thinned(buckets: list[B], points: int) -> list[B]:
+    """Return at most ``points`` buckets: neighbours are merged, in place."""
+    share = -(-len(buckets) // points)
+    return _merged(buckets, share) if share > 1 else buckets
 
 
 def _merged(buckets: list[B], share: int) -> list[B]:

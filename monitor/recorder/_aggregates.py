@@ -44,6 +44,7 @@ class OptimizerAggregate:
         self.key = key
         self.class_name = class_name
         self.last: Step | None = None
+        self.base_step = 0
         self.steps = 0
         self.loss: float | None = None
         self.best: float | None = None
@@ -141,7 +142,7 @@ class OptimizerAggregate:
             key=self.key,
             class_name=self.class_name,
             steps=self.steps,
-            global_step=self.last.global_step if self.last else 0,
+            global_step=self.last.global_step if self.last else self.base_step,
             groups=self.last.groups if self.last else (),
             loss=self.loss,
             loss_ema=self.ema,

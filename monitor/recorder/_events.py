@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from monitor._records import EVENT_KINDS, Event
@@ -40,6 +41,19 @@ class EventLog:
             self.active[event.kind] = any(k[0] == event.kind for k in self._open)
         self._events.append(event)
         return event
+
+    def begin_after(self, events: Sequence[Event], last_seq: int, totals: Mapping[str, int]) -> None:
+        """Continue the numbers and counts of an earlier session and keep its events. None of them lasts on: what a
+        detector still sees, it says again."""
+        self._events = deque(events, maxlen=self._events.maxlen)
+        self._open.clear()
+        self._last_id = max((event.id for event in events), default=last_seq)
+        self.last_seq = last_seq
+        self.active = dict.fromkeys(self.active, False)
+        self.totals = {kind: totals.get(kind, 0) for kind in self.totals}
+        begun = {event.id: event for event in reversed(events) if event.kind in self.totals}  # the end of one is newer
+        for event in reversed(begun.values()):
+            self.last_time[event.kind], self.last_step[event.kind] = event.time, event.step
 
     def _next_id(self) -> int:
         self._last_id += 1

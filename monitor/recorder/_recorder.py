@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from monitor._records import Event, RunInfo, Sample, Snapshot, State, Step
-from monitor.common import BoundedHistory, Loop, contained
+from monitor.common import Loop, contained
+from monitor.recorder._course import Course
 from monitor.recorder._events import EventLog
-from monitor.recorder._series import SeriesBucket, columns
+from monitor.recorder._past import Past, resumption
 from monitor.recorder._sight import LossSight
 from monitor.recorder._totals import RunTotals
 
@@ -25,9 +26,8 @@ _MEMORY = (
     "_began",
     "_offset",
     "_totals",
-    "_history",
+    "_course",
     "_sights",
-    "_num_digested",
     "_held",
     "_holds_back",
     "_state",
@@ -108,9 +108,11 @@ class Recorder:
         self._set_by = 0.0  # how far the wall clock has been set since then
         self._rest = rest
         self._totals = RunTotals(optimizers, window)
-        self._history = {key: BoundedHistory[SeriesBucket]() for key in optimizers}
+        self._course = Course(optimizers)
+        self._awaited: tuple[RunInfo, int, float] | None = None
+        self._past: Past | None = None
+        self._recorded_step: int | None = None
         self._sights = {key: LossSight(key) for key in optimizers}
-        self._num_digested = 0
         self._held: dict[str, Step] = {}
         self._holds_back = False
         self._inbox: deque[Event] = deque(maxlen=1000)
@@ -155,6 +157,8 @@ class Recorder:
 
     def run_once(self, releases_held: bool = True) -> None:
         """Make one round: drain, digest, publish. Failures are contained record by record."""
+        if not contained(self._on_error, self._has_past, default=True):
+            return
         contained(self._on_error, self._add_posted, self._posted_before)
         contained(self._on_error, self._drain)
         if releases_held:
@@ -172,6 +176,54 @@ class Recorder:
         self._on_error(error)
         if self._end_time is not None:  # whatever else is not known: that the run has ended is
             self._snapshot = replace(self._snapshot, state=self._state, end_time=self._end_time)
+
+    def resume(self, run: RunInfo, base_step: int, seconds: float) -> None:
+        """Continue an earlier session from a step; no step must have been made yet. Nothing is digested before
+        :meth:`take_past` has been called, for ``seconds`` at most."""
+        self._awaited = run, base_step, self._counter() + seconds
+
+    def take_past(self, past: Past) -> None:
+        """Take what the earlier session has recorded, from any thread."""
+        self._past = past
+        self._loop.wake()
+
+    def wait_for_past(self, timeout: float) -> None:
+        """Wait until it has been taken over, ``timeout`` seconds at most."""
+        self._loop.wait(lambda: self._awaited is None, timeout)
+
+    def _has_past(self) -> bool:
+        """Tell whether nothing earlier is still to be taken over; take it over once it is there."""
+        if self._awaited is None:
+            return True
+        run, base_step, deadline = self._awaited
+        past, is_late = self._past, self._counter() > deadline or self._end_time is not None
+        if past is None and not is_late:
+            return False
+        self._awaited = self._past = None
+        self._take_over(run, base_step, past or Past())
+        return True
+
+    def _take_over(self, run: RunInfo, base_step: int, past: Past) -> None:
+        self.begin_at(base_step)  # nothing is awaited or recorded yet: this says nothing
+        self._snapshot = replace(self._snapshot, run=run)
+        self._began -= past.elapsed_seconds
+        self.log.begin_after(past.events, past.last_seq, past.events_total)
+        for posted in (self._posted_before, self._inbox):  # another run was said to start
+            for event in [one for one in posted if one.details.get("state") == "starting"]:
+                posted.remove(event)
+        self._course.begin_with(past)
+        self._totals.keep_best(lambda key: past.best(key, base_step))
+        self._recorded_step = past.last_step
+        self._add_event(resumption(run.run_id, base_step, past.last_step))
+
+    def begin_at(self, base_step: int) -> None:
+        """Show a step until the first one is made. A session that was to continue elsewhere says so once more."""
+        before = self._totals.begin_at(base_step)
+        if self._awaited is not None:
+            run, _, deadline = self._awaited
+            self._awaited = run, base_step, deadline
+        elif self._recorded_step is not None and base_step != before and self._totals.last_time is None:
+            self.post(resumption(self._snapshot.run.run_id, base_step, self._recorded_step))
 
     def _add_posted(self, posted: deque[Event]) -> None:
         while posted:
@@ -203,9 +255,8 @@ class Recorder:
 
     def _digest_step(self, step: Step) -> None:
         ema = self._totals.add_step(step)
-        self._num_digested += 1
         shown_time = step.time + self._set_by
-        self._history[step.optimizer].append(SeriesBucket(step, ema, self._num_digested, shown_time))
+        self._course.add(step, ema, shown_time)
         self._on_step(step, ema, shown_time)
         for event in self._detect(step):
             self._add_event(event)
@@ -309,19 +360,8 @@ class Recorder:
     def time_of(self, cursor: int) -> float:
         """Return the time of the last step up to a cursor of :meth:`history`, in seconds of ``counter``; 0 before the
         first step."""
-        found = [h.until(cursor) for h in self._history.values()]
-        return max(0.0, max((bucket.time for bucket in found if bucket is not None), default=0.0) - self._offset)
+        return max(0.0, self._course.time_of(cursor) - self._offset)
 
     def history(self, since: int, points: int) -> dict[str, Any]:
-        """Return the course of each optimizer after a cursor as columns, at most ``points`` each, and the next cursor.
-
-        A cursor counts the steps that all optimizers have made together in this session, whatever their own numbers.
-        """
-        chosen = {key: h.after(since, points) for key, h in self._history.items()}
-        last = max((b[-1].cursor for b in chosen.values() if b), default=since)
-        return {
-            "since": since,
-            "next": last,
-            "resolution": max((b.count for bs in chosen.values() for b in bs), default=1),
-            "optimizers": {key: columns(buckets) for key, buckets in chosen.items()},
-        }
+        """Return the curves after a cursor, as :meth:`Course.history` does."""
+        return self._course.history(since, points)

@@ -6,10 +6,24 @@ A bucket keeps minimum, maximum and mean of its steps, and a loss that is not fi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from monitor._records import MAX_GROUPS, PHASES, Step
 from monitor.common import Bucket
+
+PART_COLUMNS = (
+    "step",
+    "time",
+    "count",
+    "loss",
+    "loss_min",
+    "loss_max",
+    "loss_ema",
+    "gradient_norm",
+    "gradient_norm_max",
+    "lr",
+)
 
 
 class SeriesBucket(Bucket):
@@ -79,12 +93,52 @@ class SeriesBucket(Bucket):
         self.seconds_count += other.seconds_count
         self.phases = [a + b for a, b in zip(self.phases, other.phases, strict=True)]
 
+    def ends_before(self, step: int) -> bool:
+        """Tell whether the bucket began before a step, at which training has gone on from an earlier one; what lies
+        behind is then no longer said to be in it."""
+        if self.first >= step:
+            return False
+        self.last = min(self.last, step - 1)
+        return True
+
     @property
     def loss(self) -> float | None:
         """The mean; a non-finite loss anywhere in the bucket shows instead of it."""
         if self.nonfinite is not None:
             return self.nonfinite
         return self.loss_sum / self.loss_count if self.loss_count else None
+
+
+def part_columns(buckets: list[SeriesBucket]) -> dict[str, Any]:
+    """Lay out a part that was done over: of :func:`columns`, those that are drawn beside the curve."""
+    found = columns(buckets)
+    return {name: found[name] for name in PART_COLUMNS}
+
+
+def buckets_of(columns: Mapping[str, Any], cursors: Iterable[int]) -> list[SeriesBucket]:
+    """Return what :func:`columns` has laid out, each row with its cursor."""
+    return [_bucket_of(columns, row, cursor) for row, cursor in enumerate(cursors)]
+
+
+def _bucket_of(columns: Mapping[str, Any], row: int, cursor: int) -> SeriesBucket:
+    found: SeriesBucket = object.__new__(SeriesBucket)
+    steps, count = columns["step"], columns["count"][row]
+    found.cursor, found.count = cursor, count
+    found.first, found.last = steps[row - 1] + 1 if row and steps[row - 1] < steps[row] else steps[row], steps[row]
+    found.time = found.wall_time = columns["time"][row]
+    found.ema, found.clip = columns["loss_ema"][row], columns["clip_threshold"][row]
+    loss, norm, seconds = (columns[name][row] for name in ("loss", "gradient_norm", "step_seconds"))
+    low, high = columns["loss_min"][row], columns["loss_max"][row]
+    found.nonfinite = loss if loss is not None and not math.isfinite(loss) else None
+    mean = loss if found.nonfinite is None else low
+    found.loss_count = 0 if low is None else count
+    found.loss_min, found.loss_max, found.loss_sum = low or 0.0, high or 0.0, (mean or 0.0) * count
+    found.norm_count = 0 if norm is None else count
+    found.norm_sum, found.norm_max = (norm or 0.0) * count, columns["gradient_norm_max"][row] or 0.0
+    found.seconds, found.seconds_count = (seconds or 0.0) * count, 0 if seconds is None else count
+    found.phases = [columns["phases"][phase][row] * count for phase in PHASES]
+    found.lrs = [(group["scheduled"][row], group["applied"][row]) for group in columns["lr"].values()]
+    return found
 
 
 def columns(buckets: list[SeriesBucket]) -> dict[str, Any]:
@@ -105,8 +159,8 @@ def columns(buckets: list[SeriesBucket]) -> dict[str, Any]:
         "loss_ema": [b.ema for b in buckets],
         "gradient_norm": [b.norm_sum / b.norm_count if b.norm_count else None for b in buckets],
         "gradient_norm_max": [b.norm_max if b.norm_count else None for b in buckets],
+        "lr": {str(i): {"scheduled": lr(i, 0), "applied": lr(i, 1)} for i in range(num_groups)},
         "clip_threshold": [b.clip for b in buckets],
         "step_seconds": [b.seconds / b.seconds_count if b.seconds_count else None for b in buckets],
         "phases": {p: [b.phases[i] / b.count for b in buckets] for i, p in enumerate(PHASES)},
-        "lr": {str(i): {"scheduled": lr(i, 0), "applied": lr(i, 1)} for i in range(num_groups)},
     }

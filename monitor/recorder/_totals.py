@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from monitor._records import MAX_NAMES, OptimizerSnapshot, Sample, Step
@@ -57,6 +57,19 @@ class RunTotals:
             self._num_refused_names += 1
             if self._num_refused_names == 1:
                 _LOG.warning("more than %d names logged; %r and other new ones are left out", MAX_NAMES, sample.name)
+
+    def begin_at(self, base_step: int) -> int:
+        """Show a step until the first one is made; return the one that was shown before."""
+        before = self._aggregates[self._first].base_step
+        for aggregate in self._aggregates.values():
+            aggregate.base_step = base_step
+        return before
+
+    def keep_best(self, best: Callable[[str], tuple[float | None, int | None]]) -> None:
+        """Take over the best smoothed loss of each optimizer that has none yet, and its step."""
+        for key, aggregate in self._aggregates.items():
+            if aggregate.best is None:
+                aggregate.best, aggregate.best_step = best(key)
 
     @property
     def last_time(self) -> float | None:

@@ -58,6 +58,7 @@ def attach(
     keep_runs: int | None = None,
     keep_bytes: int | None = None,
     keep_days: float | None = None,
+    resume: str | None = None,
     watcher: str | None = None,
     linger: float | None = None,
     wait_for_scrape: float | None = None,
@@ -116,7 +117,9 @@ def attach(
         keep_runs: Run folders kept; at the start of a run the oldest that ended go. Default: 200.
         keep_bytes: Size of all run folders together; at the start of a run the oldest that ended go. Default:
             4294967296.
-        keep_days: Days after their start that ended runs are kept; default: no limit.
+        keep_days: Days after their last session began that ended runs are kept; default: no limit.
+        resume: Earlier run to continue: its id, or "auto": the newest of this name that was cut short, if the optimizer
+            holds the state of a checkpoint.
         watcher: "process": records and serves in a process of its own; "thread": on threads of this one. Default:
             'process'.
         linger: Seconds that the watcher process stays after the end for one more scrape; delays no script. Default:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from monitor._errors import CommandRefusedError
-from monitor._records import Event, RunInfo, Snapshot, State
+from monitor._records import Event, RunInfo, Snapshot, State, no_curves
 from monitor._settings import Settings
 from monitor.control import Command
 from monitor.run._engine import check_end_state, end_state
@@ -68,7 +68,7 @@ class DisabledRun(Run):
 
     def history(self, since: int = 0, points: int = 1000) -> dict[str, Any]:
         """Return no curves."""
-        return {"since": since, "next": since, "resolution": 1, "optimizers": {}, "system": {"time": []}}
+        return {**no_curves(since), "system": {"time": []}}
 
     def events(self, since: int = 0) -> tuple[Event, ...]:
         """Return no events."""

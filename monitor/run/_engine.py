@@ -11,13 +11,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from torch.optim import Optimizer
 
 from monitor._errors import ClosedRunError, StopTraining
 from monitor._records import ENDED_STATES, CommandRecord, Event, State
-from monitor._settings import Settings
+from monitor._settings import AUTO, Settings, is_run_id
 from monitor.control import FOLLOWS, Command, Commands, Policies, Policy
 from monitor.detect import Detector
 from monitor.link import FailureReporter, Hello
@@ -25,6 +26,7 @@ from monitor.run._callbacks import Callbacks
 from monitor.run._identity import default_name, environment, identify, script_path
 from monitor.run._open_runs import leave, note_end
 from monitor.run._optimizers import WeakOptimizers
+from monitor.run._resume import Claimed, Claims, Refusal, holds_state, where_to_continue
 from monitor.run._run_events import RunEvents
 from monitor.run._sigterm import SigtermHandler
 from monitor.run._training_side import TrainingSide
@@ -32,6 +34,7 @@ from monitor.run._watcher_form import RunWatcher, make_watcher
 from monitor.store import make_run_id, own_command
 
 _LOG = logging.getLogger("monitor")
+FLUSH_SECONDS = 5.0
 MAX_EXCEPTION = 16_000
 """Characters of a traceback that are kept: its end."""
 
@@ -59,6 +62,7 @@ class Engine:
         self._has_started = False
         self._is_closed = False
         self._has_let_go = False
+        self._claimed: Claimed | None = None
         self._exception = ""
         self._sigterm = SigtermHandler(lambda: note_end(self, SystemExit))
         self._lock = threading.Lock()
@@ -98,6 +102,8 @@ class Engine:
             wants_steps=bool(policies),
         )
 
+        self._claims = Claims(settings, self.token, self._hello.info.rank)
+
     def _post(self, event: Event) -> None:
         if self._watcher is not None:  # before there is one, nobody reads events
             self._watcher.post(event)
@@ -112,12 +118,14 @@ class Engine:
             ValueError: for a ``directory`` that can never be one or a certificate that cannot be used; nothing stays
                 behind then.
         """
+        self._failures.contain("folder", self._continue_earlier)
         try:  # only now: a run that is refused, as another one watches its optimizer, starts no process
             self._watcher = make_watcher(
                 self._hello, self._training, self._callbacks, self._failures, self._begin_round
             )
         except BaseException:
             leave(self)
+            self._give_back()
             raise
         try:
             self.watcher.open()
@@ -127,9 +135,43 @@ class Engine:
                 self._sigterm.install()
         except BaseException:
             self.close("failed")
+            self._give_back()
             raise
         self._has_started = True
         return self
+
+    def _continue_earlier(self) -> None:
+        """Become the earlier run that the settings name, if there is one to continue."""
+        wanted = self.settings.resume
+        if wanted is None:
+            return
+        if wanted == AUTO and not holds_state(self.optimizers):
+            found: Claimed | Refusal = Refusal("the optimizer holds no state of a checkpoint")
+        elif wanted == AUTO:
+            found = self._claims.newest(self.name, self._hello.script)
+        else:
+            found = self._claims.by_id(wanted)
+        if isinstance(found, Refusal):
+            level = logging.INFO if wanted == AUTO else logging.WARNING
+            _LOG.log(level, "a new run begins, %s; resume=%r continues none: %s", self.id, wanted, found.reason)
+            return
+        step, why = where_to_continue(self.optimizers, found.recorded_step)
+        self._training.continue_at(step)
+        self._become(found)
+        _LOG.info("run %s continues at step %d: %s", self.id, step, why)
+
+    def _become(self, claimed: Claimed) -> None:
+        """Be the run of an earlier session from here on."""
+        self._claimed, run = claimed, claimed.run
+        self.id, self.name = run.run_id, run.name
+        info = replace(
+            self._hello.info, run_id=run.run_id, name=run.name, start_time=run.start_time, resume_time=time.time()
+        )
+        self._hello = replace(self._hello, info=info, base_step=self._training.base_step)
+
+    def _give_back(self) -> None:
+        if self._claimed is not None:
+            self._claimed.give_back()
 
     def close(self, state: State = "finished") -> None:
         """End the run: take out every hook and patch, publish the final state, join the threads, free the port.
@@ -289,6 +331,7 @@ class Engine:
         """Return what a resumed run needs to continue, as plain values."""
         return {
             "version": 1,
+            "run_id": self.id,
             "step": self.step,
             "lr_factors": self._training.rates.state_dict(),
             **self.watcher.state_dict(),
@@ -304,10 +347,15 @@ class Engine:
             return
         if state.get("version") != 1 or not {"step", "smoothing", "detectors"} <= set(state):
             raise ValueError(f"this is not what run.state_dict() returns: it has the keys {sorted(map(str, state))}")
+        run_id = state.get("run_id")
+        if run_id is not None and not is_run_id(run_id):
+            raise ValueError(f"this is not what run.state_dict() returns: its run_id is {run_id!r}")
         try:
             self._training.rates.check_state_dict(state.get("lr_factors", {}))
         except (TypeError, ValueError) as error:
             raise ValueError(f"the saved LR factors cannot be read: {error!r}") from error
+        if self._training.buffer.last_sequence:
+            self.watcher.flush(FLUSH_SECONDS)  # the steps made so far have the numbers of before
         before = self._training.base_step
         self._training.continue_at(int(state["step"]))
         try:
@@ -316,6 +364,25 @@ class Engine:
             self._training.base_step = before
             raise
         self._training.rates.load_state_dict(state.get("lr_factors", {}))
+        if run_id not in (None, self.id) and not self._is_closed and os.getpid() == self._pid:
+            self._failures.contain("folder", lambda: self._continue_saved(str(run_id)))
+
+    def _continue_saved(self, run_id: str) -> None:
+        """Become the run that was saved, if that is still possible."""
+        if self._training.buffer.last_sequence:
+            found: Claimed | Refusal = Refusal("steps were made before load_state_dict")
+        elif self._claimed is not None:
+            found = Refusal("this run continues another one already")
+        else:
+            found = self._claims.by_id(run_id)
+        if isinstance(found, Refusal):
+            _LOG.warning("run %s goes on under its own id, not as %s: %s", self.id, run_id, found.reason)
+            return
+        self._become(found)
+        self.watcher.resume(self._hello.info, self._training.base_step)
+        for record in self._training.commands.kept():
+            self.watcher.note_command(record)
+        _LOG.info("run %s continues at step %d: the saved state says so", self.id, self.step)
 
     # ------------------------------------------------------------------------------------------------ writing
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from monitor._errors import MonitorError, UnreachableError
-from monitor._records import CommandRecord, Event, OptimizerSnapshot, Snapshot, State
+from monitor._records import CommandRecord, Event, OptimizerSnapshot, RunInfo, Snapshot, State, no_curves
 from monitor.link import FailureReporter, Hello, WatcherProcess, start_watcher
 from monitor.run._callback_thread import CallbackThread
 from monitor.run._callbacks import Callbacks
@@ -157,6 +157,14 @@ class ProcessWatcher:
             line = "the watcher process does not answer: smoothed losses and detectors begin anew; training continues"
             self._failures.note("link", TimeoutError(line), line=line)
 
+    def resume(self, info: RunInfo, base_step: int) -> None:
+        """Continue an earlier run that this process has claimed. From here on any watcher knows the run as that one."""
+        self._hello = replace(self._hello, info=info, base_step=base_step)
+        self._snapshot = replace(self._snapshot, run=info)
+        if self._ask("resume", info, base_step, default=_NOTHING) is _NOTHING:
+            line = "the watcher process does not answer: what it shows may be that of another run; training continues"
+            self._failures.note("link", TimeoutError(line), line=line)
+
     def _send(self, kind: str, content: Any, *, wakes: bool = False) -> None:
         if not self._link.has_given_up:
             self._outbox.post(kind, content)
@@ -186,7 +194,7 @@ class ProcessWatcher:
 
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the curves after a cursor."""
-        nothing = {"since": since, "next": since, "resolution": 1, "optimizers": {}, "system": {"time": []}}
+        nothing = {**no_curves(since), "system": {"time": []}}
         found: dict[str, Any] = self._final_or("history", nothing, since, points)
         return nothing if self._is_ending and since else found
 

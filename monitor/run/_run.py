@@ -120,8 +120,8 @@ class Run:
         return self._engine.watcher.flush(timeout)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to continue: step, best loss, detectors, LR factors. Plain values, for
-        a checkpoint.
+        """Return what a resumed run needs to continue: its id, step, best loss, detectors, LR factors. Plain values,
+        for a checkpoint.
 
         The LR factors are in ``optimizer.state_dict()`` too, but not in what ``torch.distributed.checkpoint`` makes
         of it.
@@ -135,10 +135,14 @@ class Run:
         """Continue from :meth:`state_dict` of an earlier session. That of one under ``MONITOR_DISABLED=1`` is empty and
         changes nothing.
 
+        Before the first step this run becomes the saved one, with its id, folder, curves and events, if that is over
+        and in the same directory; a line in the log says so, or why not.
+
         Raises:
             ValueError: for what state_dict did not make.
         """
         self._engine.load_state_dict(state)
+        self.id, self.name = self._engine.id, self._engine.name
 
     def log(
         self,

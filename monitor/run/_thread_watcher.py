@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from monitor._records import CommandRecord, Event, Snapshot, State, Step
+from monitor._records import CommandRecord, Event, RunInfo, Snapshot, State, Step
 from monitor.link import FailureReporter, Hello, InForce
 from monitor.run._callbacks import Callbacks
 from monitor.run._training_side import TrainingSide
@@ -151,6 +151,10 @@ class ThreadWatcher:
         """Continue from the state of an earlier session."""
         self.watcher.load(base_step, smoothing, detectors)
 
+    def resume(self, info: RunInfo, base_step: int) -> None:
+        """Continue an earlier run that this process has claimed."""
+        self._failures.contain("recorder", lambda: self.watcher.resume(info, base_step))
+
     def end(self, state: State, end: float, note: Callable[[], None], exception: str = "") -> None:
         """Record the end of the run: everything that can be done without waiting for somebody else."""
         watcher, contain = self.watcher, self._failures.contain
@@ -171,3 +175,4 @@ class ThreadWatcher:
 
     def forget(self) -> None:
         """Let go of everything in a forked child: the threads have stayed behind."""
+        self.watcher.publisher.forget()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from monitor._records import CommandRecord, Event, Snapshot, State
+from monitor._records import CommandRecord, Event, RunInfo, Snapshot, State
 from monitor.link import FailureReporter, Hello, start_watcher, why_not_apart
 from monitor.run._callbacks import Callbacks
 from monitor.run._training_side import TrainingSide
@@ -62,6 +62,9 @@ class RunWatcher(Protocol):
         Raises:
             ValueError: for what ``state_dict`` did not make.
         """
+
+    def resume(self, info: RunInfo, base_step: int) -> None:
+        """Continue an earlier run that this process has claimed, in the place of the one that was to begin."""
 
     def end(self, state: State, end: float, note: Callable[[], None], exception: str = "") -> None:
         """Record the end of the run; ``note`` hands in its last event, ``exception`` is the text of what it

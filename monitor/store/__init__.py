@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from monitor.store._claim import UNFINISHED, claim_run, give_back, newest_run
 from monitor.store._command import own_command
 from monitor.store._disk import PATIENCE_SECONDS, DiskThread, answer_within
 from monitor.store._folder import RunFolder, check_directory, make_run_id, prune, remove_run
@@ -29,6 +30,7 @@ __all__ = [
     "PATIENCE_SECONDS",
     "STORE_FILE",
     "TABLES",
+    "UNFINISHED",
     "Attempt",
     "DiskThread",
     "KnownRun",
@@ -40,10 +42,13 @@ __all__ = [
     "StoreWriter",
     "answer_within",
     "check_directory",
+    "claim_run",
     "export",
+    "give_back",
     "held",
     "list_runs",
     "make_run_id",
+    "newest_run",
     "own_command",
     "prune",
     "read_history",

@@ -31,6 +31,8 @@ _STEP_COLUMNS = (
 )
 _GROUP_COLUMNS = ("lr_scheduled", "lr_applied", "lr_factor", "weight_decay", "momentum")
 Row = tuple[float | None, ...]
+SKIPPED = 2 + _STEP_COLUMNS.index("is_skipped")
+"""Where the row of an optimizer says that its step was skipped."""
 
 
 @lru_cache(maxsize=256)

@@ -269,6 +269,22 @@ def points_of_buckets(attempt: int, buckets: Buckets) -> Iterator[Point]:
         yield Point(attempt, first, last, time / 1e6, rows, mean, low, high, num_finite, num_bad, kinds_of(flags))
 
 
+def last_steps(points: Sequence[Point]) -> list[int]:
+    """Return the last step of each point; of one that reaches over the step at which a later attempt began, the last
+    step before that.
+
+    >>> point = Point(0, 1, 16, 0.0, 16, 1.0, 1.0, 1.0, 16)
+    >>> last_steps([point, point._replace(attempt=1, first_step=9, last_step=24)])
+    [8, 24]
+    """
+    follow = [point.first_step for point in points[1:]]
+    cut = [
+        min(point.last_step, first - 1) if first < point.last_step else point.last_step
+        for point, first in zip(points, follow, strict=False)
+    ]
+    return [*cut, *(point.last_step for point in points[-1:])]
+
+
 def thin_out(points: Sequence[Point], limit: int) -> list[Point]:
     """Return at most ``limit`` points: neighbours of one attempt are merged into shares of about as many rows."""
     if len(points) <= limit:

@@ -9,6 +9,7 @@
       <run_id>/read_token       read-only token, likewise, where one is set
       <run_id>/last.json        its state a moment ago, kept while it runs
       <run_id>/final.json       last state of the run, written when it ends
+      <run_id>/lock             locked by the process that writes to the folder, or is about to
       <run_id>/watcher.log      what the watcher process has written to its standard error
       <run_id>/run.db           its curves, events and commands (docs/store.md); while it is open, run.db-wal and
                                 run.db-shm beside it
@@ -25,7 +26,6 @@ import os
 import re
 import secrets
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -36,13 +36,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from monitor.store._disk import answer_within
+from monitor.store._files import lock, unlock, write_atomically
 from monitor.store._known import (
     FINAL,
     LAST,
+    LOCK,
     LOG,
     READ_TOKEN,
     RUN,
     SIDE_SUFFIXES,
+    STATE_BYTES,
     STORE_FILE,
     TOKEN,
     VANISHED,
@@ -51,6 +54,7 @@ from monitor.store._known import (
     list_runs,
     process_start,
     read_json,
+    read_object,
     read_run,
     runs_directory,
 )
@@ -89,6 +93,7 @@ class RunFolder:
 
     def __init__(self, run: KnownRun) -> None:
         self._run = run
+        self._lock: int | None = None
 
     @classmethod
     def create(
@@ -99,6 +104,7 @@ class RunFolder:
         name: str,
         start_time: float,
         script: str = "",
+        rank: int = 0,
         pid: int | None = None,
         token: str | None = None,
         read_token: str | None = None,
@@ -122,6 +128,7 @@ class RunFolder:
             state="starting",
             start_time=start_time,
             script=script,
+            rank=rank,
             process_start=process_start(pid),
             path=path,
         )
@@ -132,8 +139,8 @@ class RunFolder:
             undo.callback(_remove_run, path)
             for file_name, secret in ((TOKEN, token), (READ_TOKEN, read_token)):
                 if secret is not None:
-                    _write_atomically(path / file_name, secret + "\n")
-            _write_atomically(path / RUN, _to_json(run))
+                    write_atomically(path / file_name, secret + "\n")
+            write_atomically(path / RUN, to_json(run))
             undo.pop_all()
         return cls(run)
 
@@ -142,6 +149,39 @@ class RunFolder:
         """Return the folder that an earlier watcher of this run has made; None where there is none of this process."""
         run = read_run(runs_directory(directory).absolute() / run_id)
         return cls(run) if run is not None and run.pid == pid else None
+
+    def hold(self, seconds: float) -> None:
+        """Have nobody else continue or remove the run while this process lives, up to :meth:`finish`, also where the
+        training process is gone. Wait ``seconds`` at most for an earlier watcher to let go.
+
+        Raises:
+            OSError: as :func:`lock`.
+        """
+        self._lock = lock(self.path, seconds)
+
+    def abandon(self) -> None:
+        """Have the lock of the parent end with the parent: this is a forked child."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def let_go(self) -> None:
+        """Let another process write to the folder. Safe to repeat."""
+        unlock(self._lock)
+        self._lock = None
+
+    def carry_on(self) -> dict[str, Any] | None:
+        """Return the last state of the earlier session, which from here on is that of a run that goes on; None where
+        there is none."""
+        with suppress(FileNotFoundError):
+            os.replace(self.path / FINAL, self.path / LAST)
+        return read_object(self.path / LAST, STATE_BYTES)
+
+    def discard(self) -> None:
+        """Remove the folder of a run that has not begun, as this process continues another one."""
+        self.withdraw()
+        _remove_run(self.path)
+        self.let_go()
 
     @property
     def path(self) -> Path:
@@ -158,15 +198,16 @@ class RunFolder:
         run = replace(self._run, state=state or self._run.state, url=url or self._run.url)
         if run == self._run:
             return
-        _write_atomically(self.path / RUN, _to_json(run))
+        write_atomically(self.path / RUN, to_json(run))
         self._run = run
         if url:
             self._target.parent.mkdir(exist_ok=True)
-            _write_atomically(self._target, json.dumps([_to_target(run.name, url)]), mode=0o644)
+            write_atomically(self._target, json.dumps([_to_target(run.name, url)]), mode=0o644)
 
     def autosave(self, state: Mapping[str, Any]) -> None:
         """Write the present state of a live run: all that is left should its process be killed."""
-        _write_atomically(self.path / LAST, json.dumps(state) + "\n")
+        if self._run.end_time is None:
+            write_atomically(self.path / LAST, json.dumps(state) + "\n")
 
     def take_errors(self) -> None:
         """Have standard error of this process go into the log of the folder from here on."""
@@ -179,15 +220,19 @@ class RunFolder:
     def finish(self, state: str, *, end_time: float, final: Mapping[str, Any] | None = None) -> None:
         """Write the end: state, time, last snapshot. The run stays a target until :meth:`withdraw`. Safe to repeat."""
         if final is not None:
-            _write_atomically(self.path / FINAL, json.dumps(final) + "\n")
+            write_atomically(self.path / FINAL, json.dumps(final) + "\n")
         run = replace(self._run, state=state, end_time=end_time)
-        _write_atomically(self.path / RUN, _to_json(run))
+        write_atomically(self.path / RUN, to_json(run))
         self._run = run
         (self.path / LAST).unlink(missing_ok=True)
+        self.let_go()
 
     def withdraw(self) -> None:
-        """Take the run off the list of targets, once its last state could be scraped. Safe to repeat."""
-        self._target.unlink(missing_ok=True)
+        """Take the run off the list of targets, once its last state could be scraped. Safe to repeat. One that another
+        process continues stays."""
+        now = read_run(self.path)
+        if now is None or (now.pid, now.process_start) == (self._run.pid, self._run.process_start):
+            self._target.unlink(missing_ok=True)
 
     @property
     def _target(self) -> Path:
@@ -229,8 +274,7 @@ def prune(
     found = surplus(runs, num_runs=keep, num_bytes=max_bytes, before=before, is_late=lambda: is_late(0.7))
     chosen = {run.path for beyond in found.values() for run in beyond}
     for run in takewhile(lambda _: not is_late(1.0), (run for run in runs if run.path in chosen)):
-        if not is_held(run.path):
-            _remove_run(run.path)
+        _remove_if_over(run.path)
 
 
 def remove_run(run: KnownRun) -> bool:
@@ -242,12 +286,21 @@ def remove_run(run: KnownRun) -> bool:
     """
     if run.is_live:
         raise ValueError(f"{run.run_id} is {run.state}; only a run that is over can be removed")
-    if is_held(run.path):
-        return False
-    with suppress(OSError):
-        (run.path.parent / _TARGETS / f"{run.run_id}.json").unlink(missing_ok=True)
-    _remove_run(run.path)
+    _remove_if_over(run.path)
     return not run.path.exists()
+
+
+def _remove_if_over(path: Path) -> None:
+    """Remove a run, unless somebody looks at it, writes to it or has continued it."""
+    with suppress(OSError):
+        descriptor = lock(path)
+        try:
+            run = read_run(path)
+            if run is not None and not run.is_live and not is_held(path):
+                (path.parent / _TARGETS / f"{path.name}.json").unlink(missing_ok=True)
+                _remove_run(path)
+        finally:
+            unlock(descriptor)
 
 
 def _targets(root: Path) -> list[Path]:
@@ -307,7 +360,16 @@ def _is_mistake(root: Path, error: Exception) -> bool:
 def _remove_run(path: Path) -> None:
     """Remove the files of a run, those too that a kill left half written, and the folder if it is empty then."""
     with suppress(OSError):
-        for name in (TOKEN, READ_TOKEN, *_STORE_FILES, LAST, FINAL, LOG, RUN):  # RUN last: a folder without is no run
+        for name in (
+            TOKEN,
+            READ_TOKEN,
+            *_STORE_FILES,
+            LAST,
+            FINAL,
+            LOG,
+            LOCK,
+            RUN,
+        ):  # RUN last: a folder without is no run
             for file in (*path.glob(f".{name}.*"), path / name):
                 file.unlink(missing_ok=True)
         path.rmdir()
@@ -325,7 +387,8 @@ def _may_be_served(run: KnownRun, now: float) -> bool:
     return run.end_time is None or now - run.end_time < FORGOTTEN_SECONDS
 
 
-def _to_json(run: KnownRun) -> str:
+def to_json(run: KnownRun) -> str:
+    """Return what ``run.json`` says of a run."""
     content = asdict(run)
     del content["path"]
     return json.dumps(content, indent=2) + "\n"
@@ -345,19 +408,3 @@ def _is_target(path: Path) -> bool:
     one = found[0] if isinstance(found, list) and len(found) == 1 else None
     labels = one.get("labels") if isinstance(one, dict) else None
     return isinstance(labels, dict) and {"run_name", "__metrics_path__"} <= set(labels)
-
-
-def _write_atomically(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write a file so that a reader sees the old content or the new, and a full disk leaves the old."""
-    # mkstemp makes the file 0600, so a secret is never readable by others, not even for a moment.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        if mode != 0o600:
-            os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from monitor._records import MAX_GROUPS, PHASES
 from monitor.store._columns import OPTIMIZER, READINGS
-from monitor.store._curve import Point
+from monitor.store._curve import Point, last_steps
 from monitor.store._reader import StoreReader
 
-_PLAIN = ("loss", "loss_ema", "gradient_norm", "clip_threshold", "step_seconds")
+MAX_PARTS, PART_POINTS, PART_GROUPS = 8, 200, 8
+_DRAWN = ("loss", "loss_ema", "gradient_norm")
+_PLAIN = ("clip_threshold", "step_seconds")
 
 
 def read_history(store: StoreReader, points: int = 1000, *, since: int = 0) -> dict[str, Any]:
@@ -23,10 +26,13 @@ def read_history(store: StoreReader, points: int = 1000, *, since: int = 0) -> d
             loss = read_history(store)["optimizers"]["AdamW"]["loss"]
 
     Each optimizer has at most ``points`` points. One that stands for ``count`` steps has their mean; a live run gives
-    the learning rate, the smoothed loss and the clip threshold of the last of them. Durations have seven digits. Steps
-    that a later attempt did over are left out. ``since`` is a cursor, the ``next`` of an earlier answer: of the same
-    points only those after it are returned. ``system`` has the readings of the machine, of all attempts; a point that
-    stands for several has their mean.
+    the learning rate, the smoothed loss and the clip threshold of the last of them. Durations have seven digits.
+    ``system`` has the readings of the machine, of all attempts; a point that stands for several has their mean.
+
+    Steps that a later attempt did over stand apart, under ``abandoned``: the newest MAX_PARTS parts of each optimizer,
+    in PART_POINTS points each, with losses, gradient norms and learning rates alone. ``attempt`` is the number of the
+    last attempt. ``since`` is a cursor, the ``next`` of an earlier answer: of the same points only those after it are
+    returned, and nothing that was abandoned.
 
     Raises:
         ValueError: for ``points`` out of range.
@@ -49,7 +55,22 @@ def read_history(store: StoreReader, points: int = 1000, *, since: int = 0) -> d
         "resolution": max(counts, default=1),
         "optimizers": optimizers,
         "system": _after(_readings(store, points), time),
+        "attempt": max((attempt.number for attempt in store.attempts()), default=0),
+        "abandoned": {} if since else {name: _abandoned(store, name, columns) for name, columns in kept.items()},
     }
+
+
+def _abandoned(store: StoreReader, optimizer: str, kept: set[str]) -> list[dict[str, Any]]:
+    groups = _groups(kept)[:PART_GROUPS]
+    names = [*_DRAWN, *_rates(groups)]
+    parts = store.abandoned(OPTIMIZER, optimizer)[-MAX_PARTS:]
+    return [
+        _drawn(
+            dict(zip(names, store.curves(OPTIMIZER, optimizer, names, points=PART_POINTS, part=part), strict=True)),
+            groups,
+        )
+        for part in parts
+    ]
 
 
 def _readings(store: StoreReader, points: int) -> dict[str, Any]:
@@ -89,17 +110,25 @@ def _from(columns: Any, index: int) -> Any:
 
 
 def _columns(store: StoreReader, optimizer: str, kept: set[str], points: int) -> dict[str, Any]:
-    groups = [index for index in range(MAX_GROUPS) if f"lr_applied/{index}" in kept]
-    rates = [f"{name}/{index}" for index in groups for name in ("lr_scheduled", "lr_applied")]
-    names = [*_PLAIN, *(f"phase_seconds/{phase}" for phase in PHASES), *rates]
+    groups = _groups(kept)
+    names = [*_DRAWN, *_PLAIN, *(f"phase_seconds/{phase}" for phase in PHASES), *_rates(groups)]
     found = dict(zip(names, store.curves(OPTIMIZER, optimizer, names, points=points), strict=True))
+    return {
+        **_drawn(found, groups),
+        **{name: [_shown(point) for point in found[name]] for name in _PLAIN},
+        "phases": {phase: [_share(point) for point in found[f"phase_seconds/{phase}"]] for phase in PHASES},
+    }
+
+
+def _drawn(found: Mapping[str, list[Point]], groups: Iterable[int]) -> dict[str, Any]:
+    """Return the columns that a part which was done over has as well."""
     loss, norm = found["loss"], found["gradient_norm"]
 
     def shown(name: str) -> list[float | None]:
         return [_shown(point) for point in found[name]]
 
     return {
-        "step": [point.last_step for point in loss],
+        "step": last_steps(loss),
         "time": [point.time for point in loss],
         "count": [point.num_rows for point in loss],
         "loss": shown("loss"),
@@ -108,14 +137,19 @@ def _columns(store: StoreReader, optimizer: str, kept: set[str], points: int) ->
         "loss_ema": shown("loss_ema"),
         "gradient_norm": shown("gradient_norm"),
         "gradient_norm_max": [_shown(point) if point.nonfinite else point.maximum for point in norm],
-        "clip_threshold": shown("clip_threshold"),
-        "step_seconds": shown("step_seconds"),
-        "phases": {phase: [_share(point) for point in found[f"phase_seconds/{phase}"]] for phase in PHASES},
         "lr": {
             str(index): {"scheduled": shown(f"lr_scheduled/{index}"), "applied": shown(f"lr_applied/{index}")}
             for index in groups
         },
     }
+
+
+def _groups(kept: set[str]) -> list[int]:
+    return [index for index in range(MAX_GROUPS) if f"lr_applied/{index}" in kept]
+
+
+def _rates(groups: Iterable[int]) -> list[str]:
+    return [f"{name}/{index}" for index in groups for name in ("lr_scheduled", "lr_applied")]
 
 
 def _shown(point: Point) -> float | None:

@@ -24,13 +24,14 @@ from monitor._records import LIVE_STATES, STATES
 VANISHED = "vanished"
 RUN, TOKEN, READ_TOKEN, LAST, FINAL = "run.json", "token", "read_token", "last.json", "final.json"
 LOG = "watcher.log"
+LOCK = "lock"
 STORE_FILE = "run.db"
 SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """Names of what SQLite puts beside the store while it is open, and leaves there when its process is killed."""
 _FILE_BYTES = 2**16
 """The longest file of a run that is read, its last state apart."""
 _TOKEN_BYTES = 2**13
-_STATE_BYTES = 2**24
+STATE_BYTES = 2**24
 """The longest last state: some 100,000 param groups."""
 # What lies in a folder may be anything: a FIFO must not be waited for, a link not followed.
 _READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
@@ -54,12 +55,19 @@ class KnownRun:
     url: str | None = None
     script: str = ""
     process_start: str | None = None
+    rank: int = 0
+    resume_time: float | None = None
     path: Path = Path()
 
     @property
     def is_live(self) -> bool:
         """Whether the run may still be going on."""
         return self.state in LIVE_STATES
+
+    @property
+    def session_time(self) -> float:
+        """When its last session began: the first one, if it was never resumed."""
+        return self.start_time if self.resume_time is None else self.resume_time
 
     @property
     def has_store(self) -> bool:
@@ -74,10 +82,10 @@ class KnownRun:
     def read_final(self) -> dict[str, Any] | None:
         """Return the last state, as ``GET /api/v1/run`` gave it: that of the end, and of a run that has vanished the
         last one that was kept; None where there is none."""
-        final = read_object(self.path / FINAL, _STATE_BYTES)
+        final = read_object(self.path / FINAL, STATE_BYTES)
         if final is not None or self.state != VANISHED:
             return final
-        kept = read_object(self.path / LAST, _STATE_BYTES)
+        kept = read_object(self.path / LAST, STATE_BYTES)
         return None if kept is None else {**kept, "state": VANISHED}
 
 
@@ -109,7 +117,8 @@ def _no_home(given: object) -> NoHomeError:
 def list_runs(
     directory: str | os.PathLike[str] | None = None, is_due: Callable[[], bool] = lambda: False
 ) -> list[KnownRun]:
-    """Return the runs whose folders lie under ``directory`` (as by :func:`runs_directory`), oldest first.
+    """Return the runs whose folders lie under ``directory`` (as by :func:`runs_directory`), oldest first: by
+    when their last session began.
 
     Torn, foreign and unreadable files are passed over. A run of this host with no process is ``vanished``. Once
     ``is_due`` returns True, those read so far are returned.
@@ -125,7 +134,7 @@ def list_runs(
         return []
     folders = takewhile(lambda _: not is_due(), (root / name for name in names))
     found = [run for folder in folders if (run := read_run(folder)) is not None]
-    return sorted(found, key=lambda run: (run.start_time, run.run_id))
+    return sorted(found, key=lambda run: (run.session_time, run.run_id))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -152,11 +161,13 @@ def read_run(folder: Path) -> KnownRun | None:
             url=None if found.get("url") is None else _to_line(found["url"]),
             script=_to_line(found.get("script") or ""),
             process_start=None if found.get("process_start") is None else _to_line(found["process_start"]),
+            rank=int(found.get("rank") or 0),
+            resume_time=None if found.get("resume_time") is None else float(found["resume_time"]),
             path=folder,
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return None
-    if not math.isfinite(run.start_time):
+    if not (math.isfinite(run.start_time) and math.isfinite(run.session_time)):
         return None
     return replace(run, state=VANISHED) if run.is_live and is_gone(run) else run
 

@@ -63,6 +63,14 @@ class Attempt(NamedTuple):
     time: float
 
 
+class Part(NamedTuple):
+    """Steps of a curve that an attempt made and a later one did over."""
+
+    attempt: int
+    first_step: int
+    last_step: int
+
+
 class _Place(NamedTuple):
     """Where a block lies, without its data."""
 
@@ -216,14 +224,35 @@ class StoreReader:
         return found
 
     def curves(
-        self, kind: str, name: str, columns: Sequence[str], *, points: int = 1000, with_abandoned: bool = False
+        self,
+        kind: str,
+        name: str,
+        columns: Sequence[str],
+        *,
+        points: int = 1000,
+        part: Part | None = None,
+        with_abandoned: bool = False,
     ) -> list[list[Point]]:
-        """Return several columns of one whole curve, a list for each, from one state of the file.
+        """Return several columns of one whole curve, or of a ``part`` that was abandoned, a list for each, from one
+        state of the file.
 
         The lists are of equal length, and points at the same place span the same rows; one for rows that lack the
         column has no value. Otherwise as :meth:`curve`. Each column may take SECONDS.
         """
-        return self._curves(kind, name, columns, None, None, points, with_abandoned=with_abandoned, is_padded=True)
+        if part is None:
+            return self._curves(kind, name, columns, None, None, points, with_abandoned=with_abandoned, is_padded=True)
+        attempt, first, last = part
+        return self._curves(kind, name, columns, first, last, points, attempt=attempt, is_padded=True)
+
+    def abandoned(self, kind: str, name: str) -> list[Part]:
+        """Return what later attempts did over of a curve, oldest first."""
+        with self._question():
+            curve = self._curve_id(kind, name)
+            cuts = {} if curve is None else self._cuts(curve)
+            sql = "SELECT attempt, MIN(first_step), MAX(last_step) FROM block WHERE curve = ? GROUP BY attempt"
+            found = self._connection.execute(f"{sql} ORDER BY attempt LIMIT 10000", (curve,)).fetchall()
+            parts = [Part(number, max(first, cuts[number]), last) for number, first, last in found if number in cuts]
+            return [part for part in parts if part.first_step <= part.last_step]
 
     def _curves(
         self,
@@ -234,7 +263,8 @@ class StoreReader:
         last_step: int | None,
         points: int,
         *,
-        with_abandoned: bool,
+        with_abandoned: bool = True,
+        attempt: int | None = None,
         is_padded: bool,
     ) -> list[list[Point]]:
         if not 1 <= points <= MAX_POINTS:
@@ -245,6 +275,7 @@ class StoreReader:
                 (first_step is None or point.last_step >= first_step)
                 and (last_step is None or point.first_step <= last_step)
                 and (with_abandoned or not point.is_abandoned)
+                and (attempt is None or point.attempt == attempt)
             )
 
         with self._question():

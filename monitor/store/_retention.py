@@ -31,7 +31,7 @@ def surplus(
         runs: all runs, oldest first. Live ones count, and are never among the answers.
         num_runs: how many stay, live ones among them; the newest do.
         num_bytes: what the folders may take together; the oldest go first.
-        before: Unix time; what began earlier goes.
+        before: Unix time; runs whose last session began earlier go.
         is_late: tells that no further folder is to be measured: those that were not do not count as too large.
     """
     found: dict[str, list[KnownRun]] = {}
@@ -41,7 +41,7 @@ def surplus(
     if num_bytes is not None:
         found["num_bytes"] = _beyond(runs, ended, num_bytes, is_late)
     if before is not None:
-        found["before"] = [run for run in ended if run.start_time < before]
+        found["before"] = [run for run in ended if run.session_time < before]
     return found
 
 

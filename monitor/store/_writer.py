@@ -20,7 +20,7 @@ from monitor._errors import StoreError
 from monitor._records import CommandRecord, Event, Sample, Step
 from monitor.store._block_table import Chunk
 from monitor.store._blocks import Blocks
-from monitor.store._columns import LOGGED_COLUMNS, OPTIMIZER, READINGS, Row, row_of, step_columns
+from monitor.store._columns import LOGGED_COLUMNS, OPTIMIZER, READINGS, SKIPPED, Row, row_of, step_columns
 from monitor.store._database import PAGE_BYTES, create, identity, open_writing
 from monitor.store._text import to_text
 
@@ -125,7 +125,8 @@ class StoreWriter:
             self._reasons[step.optimizer] = step.gradient_norm_reason
             self.set_fact(f"gradient_norm_reason/{step.optimizer}", step.gradient_norm_reason)
         row = row_of(step, step.time if time is None else time, loss_ema)
-        self._add((OPTIMIZER, step.optimizer), step_columns(len(step.groups)), row, is_strict=True)
+        is_strict = not step.is_skipped  # one that was skipped has the number of the one before
+        self._add((OPTIMIZER, step.optimizer), step_columns(len(step.groups)), row, is_strict=is_strict)
 
     def add_sample(self, sample: Sample, *, time: float | None = None) -> None:
         """Take one logged value, under any name."""
@@ -298,8 +299,9 @@ class StoreWriter:
         ends = blocks.last_steps(last)
         for key, pending in self._pending.items():
             if pending.chunks and key in ends:
-                step: Any = pending.chunks[0].rows[0][0]
-                if step < ends[key] or (step == ends[key] and key[0] == OPTIMIZER):
+                row: Any = pending.chunks[0].rows[0]
+                step = row[0]
+                if step < ends[key] or (step == ends[key] and key[0] == OPTIMIZER and not row[SKIPPED]):
                     self._attempt_starts.insert(0, (0, step, self._clock()))
                     return int(last) + 1
         if self._attempt == 0:  # what comes next is compared with what is there

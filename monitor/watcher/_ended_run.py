@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from monitor._errors import ClosedRunError, StoreError
-from monitor._records import CommandRecord, Event, Snapshot
+from monitor._records import CommandRecord, Event, Snapshot, no_curves
 from monitor.export import Exporter
 from monitor.server import to_record, to_snapshot
 from monitor.store import KnownRun, StoreReader, read_history, to_event
@@ -46,10 +46,10 @@ class EndedRun:
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the curves after a cursor."""
         none = SystemHistory().columns()
-        if not self._has_store:
-            return {"since": since, "next": since, "resolution": 1, "optimizers": {}, "system": none}
-        with StoreReader(self._known.path) as store:
-            document = read_history(store, points, since=since)
+        document = {**no_curves(since), "system": none}
+        if self._has_store:
+            with StoreReader(self._known.path) as store:
+                document = read_history(store, points, since=since)
         return {**document, "system": {**none, **document["system"]}}
 
     def events(self, since: int, before: int, limit: int) -> Sequence[Event]:

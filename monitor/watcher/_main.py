@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import psutil
 
 from monitor._errors import MonitorError
-from monitor._records import Event, State
+from monitor._records import Event, RunInfo, State
 from monitor.common import contained
 from monitor.link import (
     ENTRIES,
@@ -322,6 +323,11 @@ class Service:
     def _answer_load(self, base_step: int, smoothing: Any, detectors: Any) -> None:
         self._watcher.load(base_step, smoothing, detectors)
         self._next_memory, self._remembered = 0.0, (-1, -1)  # no entry says it: another watcher would not know
+
+    def _answer_resume(self, info: RunInfo, base_step: int) -> None:
+        self._hello = replace(self._hello, info=info)
+        self._watcher.resume(info, base_step)
+        self._next_memory, self._remembered = 0.0, (-1, -1)
 
     def _answer_last_scrape(self, seconds: float) -> None:
         self._watcher.publisher.wait(seconds)

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from monitor._records import State
+from monitor._records import RunInfo, State
 from monitor.link import FailureReporter, Hello
+from monitor.recorder import Past
 from monitor.server import HttpServer, Security, create_app, run_document
 from monitor.store import PATIENCE_SECONDS, DiskThread, NoHomeError, RunFolder, prune
 from monitor.watcher._linger import Linger
+from monitor.watcher._past import read_past
 from monitor.watcher._reports import Reports
 from monitor.watcher._run_store import RunStore
 from monitor.watcher._served_run import ServedRun
@@ -36,7 +38,10 @@ class Publisher:
         reports: Reports,
         training: Training,
         failures: FailureReporter,
+        on_past: Callable[[Past], None],
     ) -> None:
+        self._on_past = on_past
+        self._earlier: dict[str, Any] | None = None
         self._info = hello.info
         self._settings = hello.settings
         self._token = hello.token
@@ -51,6 +56,7 @@ class Publisher:
         self._server: HttpServer | None = None
         self._is_continued = hello.is_continued
         self._store = store
+        self._is_logged = False
         self.linger = Linger()
 
     @property
@@ -65,6 +71,7 @@ class Publisher:
 
     def open_log(self) -> None:
         """Have what this process writes to its standard error go into the folder."""
+        self._is_logged = True
         self._post(lambda folder: folder.take_errors())
 
     def open_folder(self) -> None:
@@ -75,6 +82,7 @@ class Publisher:
         """
         self._failures.contain("folder", self._disk.start)
         self._disk.post(self._make_folder)
+        self._post(lambda folder: folder.hold(PATIENCE_SECONDS))
         self._wait_deadline = time.monotonic() + PATIENCE_SECONDS
         self._wait_for_disk()
         if self._mistake is not None:
@@ -83,8 +91,7 @@ class Publisher:
     def _make_folder(self) -> None:
         s, info = self._settings, self._info
         try:
-            if self._is_continued and (folder := RunFolder.reopen(s.directory, info.run_id, info.pid)) is not None:
-                self._folder = folder
+            if (self._is_continued or info.resume_time is not None) and self._reopen(info):
                 return
             self._folder = RunFolder.create(
                 s.directory,
@@ -92,6 +99,7 @@ class Publisher:
                 name=info.name,
                 start_time=info.start_time,
                 script=self._script,
+                rank=info.rank,
                 pid=info.pid,
                 token=self._token,
                 read_token=s.read_token,
@@ -107,6 +115,49 @@ class Publisher:
                 f"this run: {error}{cure}"
             )
             self._failures.note("folder", error, line=line)
+
+    def _reopen(self, info: RunInfo) -> bool:
+        """Open the folder that an earlier watcher, or an earlier session, has made; tell whether there is one."""
+        folder = RunFolder.reopen(self._settings.directory, info.run_id, info.pid)
+        if folder is None:
+            return False
+        self._folder = folder
+        if info.resume_time is not None:
+            self._earlier = folder.carry_on()
+        return True
+
+    def read_past(self) -> None:
+        """Have what earlier sessions have recorded handed on, once the disk has answered."""
+        self._disk.post(self._read_past)
+
+    def _read_past(self) -> Past:
+        found = [Past()]
+        self._failures.contain("store", lambda: found.append(self._past()))
+        self._on_past(found[-1])
+        return found[-1]
+
+    def _past(self) -> Past:
+        folder, before = self._folder, self._info.resume_time
+        return Past() if folder is None or before is None else read_past(folder.path, self._earlier, before)
+
+    def move(self, info: RunInfo) -> None:
+        """Have the run continue in the folder of an earlier session, which this process has claimed, and give up its
+        own."""
+        self._info = info
+        self._disk.post(self._move)
+
+    def _move(self) -> None:
+        own = self._folder
+        if not self._reopen(self._info) or self._folder is None:
+            self._on_past(Past())
+            return
+        self._store.move(self._read_past().last_seq)
+        if own is not None and own.path != self._folder.path:
+            own.discard()
+        if self._is_logged:
+            self._folder.take_errors()
+        self._folder.hold(PATIENCE_SECONDS)
+        self._folder.update(state="running", url=self.url)
 
     @property
     def _where(self) -> str:
@@ -198,7 +249,13 @@ class Publisher:
         """Have the store closed, and the present state kept, for another watcher of the same run."""
         self._store.close(self.post_to_path)
         self._disk.post(self._save)
+        self._post(lambda folder: folder.let_go())
         self._disk.stop()
+
+    def forget(self) -> None:
+        """Let go of the folder in a forked child."""
+        if self._folder is not None:
+            self._folder.abandon()
 
     def settle(self, seconds: float) -> None:
         """Wait until what was posted to the disk is done, ``seconds`` at most."""

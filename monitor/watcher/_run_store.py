@@ -135,6 +135,12 @@ class RunStore:
         if writer.is_due:
             self._commit(writer.commit)
 
+    def move(self, last_seq: int) -> None:
+        """Write from here on to the store of another run, which has the events up to a number."""
+        if self._writer is not None:
+            self._commit(self._writer.close)
+        self._writer, self._last_seq = None, last_seq
+
     def _opened(self, folder: Path) -> StoreWriter:
         if self._writer is None:
             path = folder / STORE_FILE
@@ -157,7 +163,7 @@ class RunStore:
     def _put(self, writer: StoreWriter, kind: str, content: Any) -> None:
         if kind == "step":
             step, loss_ema, time = content
-            if self._is_new(("optimizer", step.optimizer), step.global_step):
+            if self._is_new(("optimizer", step.optimizer), step.global_step, time):
                 writer.add_step(step, loss_ema=loss_ema, time=time)
         elif kind == "sample":
             sample, time = content
@@ -177,13 +183,13 @@ class RunStore:
             for key, value in content.items():
                 writer.set_fact(key, value)
 
-    def _is_new(self, key: tuple[str, str], step: int, time: float | None = None) -> bool:
-        """Tell whether a row comes after those that an earlier watcher has written. ``time`` tells two values of one
-        step apart. From the first such row on, all are: a run may go back to an earlier step."""
+    def _is_new(self, key: tuple[str, str], step: int, time: float) -> bool:
+        """Tell whether a row comes after those that an earlier watcher has written: its ``time`` tells two values of
+        one step apart, and a step that was made again. From the first such row on, all are."""
         if key not in self._last:
             return True
         last_step, last_time = self._last[key]
-        if step < last_step or (step == last_step and (time is None or time < last_time + SAME_SECONDS)):
+        if step <= last_step and time < last_time + SAME_SECONDS:
             return False
         del self._last[key]
         return True

@@ -8,12 +8,13 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
-from monitor._records import CommandRecord, Event, Sample, State, Step
+from monitor._records import CommandRecord, Event, RunInfo, Sample, State, Step
 from monitor.link import FailureReporter, Hello
 from monitor.recorder import Decoder, EntrySource, Recorder
+from monitor.store import PATIENCE_SECONDS
 from monitor.system import GpuReader, HostReader, SystemSampler
 from monitor.watcher._detection import Detection
 from monitor.watcher._publisher import Publisher
@@ -21,6 +22,8 @@ from monitor.watcher._reports import Reports
 from monitor.watcher._run_store import RunStore
 from monitor.watcher._training import Training
 
+PAST_SECONDS = 30.0
+"""How long the recorder waits for what earlier sessions have left on the disk; steps wait in the buffer meanwhile."""
 _SECRETS = {"token", "read_token"}
 """Settings that are written nowhere but into files of their own."""
 
@@ -95,7 +98,14 @@ class Watcher:
             on_reading=self._store.add_reading,
         )
         self.reports = Reports(self.recorder, self.sampler, training, failures)
-        self.publisher = Publisher(hello, store=self._store, reports=self.reports, training=training, failures=failures)
+        self.publisher = Publisher(
+            hello,
+            store=self._store,
+            reports=self.reports,
+            training=training,
+            failures=failures,
+            on_past=self.recorder.take_past,
+        )
 
     # ------------------------------------------------------------------------------------------------- life
 
@@ -107,12 +117,33 @@ class Watcher:
         """
         self.publisher.open_folder()
         if not self._hello.memory:  # no other watcher has numbered an event of this run that is known
-            self.recorder.post(_start_of(self._hello.info.run_id))
+            self._begin()
         self._failures.contain("recorder", self.recorder.start)
         self._failures.contain("system", self.sampler.start)
         self._store.set_facts(_facts_of(self._hello))
         self.publisher.open_server()
         self.publisher.tidy()
+
+    def _begin(self) -> None:
+        """Have the start recorded, or that an earlier session continues."""
+        info, base_step = self._hello.info, self._hello.base_step
+        if info.resume_time is None:
+            self.recorder.post(_start_of(info.run_id))
+            return
+        self.recorder.resume(info, base_step, PAST_SECONDS)
+        self.publisher.read_past()
+
+    def resume(self, info: RunInfo, base_step: int) -> None:
+        """Continue an earlier session of a run that this process has claimed, from a step, in the place of the run that
+        was to begin. No step must have been made. Asked once more, as a watcher that has taken over may be, do nothing.
+        """
+        if self.recorder.snapshot.run == info:
+            return
+        self._hello = replace(self._hello, info=info, base_step=base_step)
+        self.recorder.resume(info, base_step, PAST_SECONDS)
+        self.publisher.move(info)
+        self.recorder.wait_for_past(PATIENCE_SECONDS)
+        self._store.set_facts(_facts_of(self._hello))
 
     def load(self, base_step: int, smoothing: Any, detectors: Any) -> None:
         """Continue from the state of an earlier session.
@@ -125,6 +156,7 @@ class Watcher:
         except (KeyError, TypeError) as error:
             raise ValueError(f"the saved state of the detectors cannot be read: {error!r}") from error
         self.source.decoder.base_step = base_step
+        self.recorder.begin_at(base_step)
         self.recorder.load_smoothing(smoothing)
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,7 +214,9 @@ def _start_of(run_id: str) -> Event:
 def _facts_of(hello: Hello) -> dict[str, Any]:
     """Return what the store keeps of a run as a whole. No token is among it."""
     settings = {name: value for name, value in asdict(hello.settings).items() if name not in _SECRETS}
+    over = {"state": "running", "end_time": None, "exception": ""}  # what an earlier session may have left
     return {
+        **({} if hello.info.resume_time is None else over),
         "run": asdict(hello.info),
         "script": hello.script,
         "optimizers": dict(hello.optimizers),

@@ -101,12 +101,13 @@ def test_a_clock_that_is_set_back_hides_no_reading(page) -> None:
 
 
 def test_undo_is_reckoned_from_the_audit_trail(page) -> None:
-    """Changes are taken back one by one; rejected ones were none."""
+    """Changes are taken back one by one; rejected ones were none; those of an earlier session cannot be."""
     code = """(() => { const entry = (id, action, status = 'applied') =>
         ({id, kind: 'control', details: {action, status, before: [[id]]}});
       const before = (...events) => m.undoable(events)?.before[0][0] ?? null;
       return [before(), before(entry(1, 'reduce')), before(entry(1, 'reduce'), entry(2, 'set')),
         before(entry(1, 'reduce'), entry(2, 'set'), entry(3, 'undo')),
         before(entry(1, 'reduce'), entry(2, 'reduce', 'rejected')),
-        before(entry(1, 'reduce'), entry(2, 'undo'), entry(3, 'pause'))]; })()"""
-    assert evaluate(page, "changes", code) == [None, 1, 2, 1, 1, None]
+        before(entry(1, 'reduce'), entry(2, 'undo'), entry(3, 'pause')),
+        before(entry(1, 'reduce'), {id: 2, kind: 'state', details: {state: 'resumed'}})]; })()"""
+    assert evaluate(page, "changes", code) == [None, 1, 2, 1, 1, None, None]

@@ -13,6 +13,8 @@ from tests.server.fake_run import TOKEN
 
 LAST_STEP = "document.querySelector('#chart-loss .plot').data.find(({name}) => name === 'smoothed').x.at(-1)"
 FIRST_STEP_SHOWN = "document.querySelector('#chart-learning-rate .plot').layout.xaxis.range[0]"
+LAST_STEP_SHOWN = "document.querySelector('#chart-loss .plot').layout.xaxis.range[1]"
+EARLIER = "earlier attempt"
 PLOTTED = "#chart-loss .js-plotly-plot .scatterlayer .trace"
 
 
@@ -118,6 +120,39 @@ def test_only_increments_are_asked_for(visit) -> None:
     assert seen.run.asked[-1][0] in (300, 307)
     seen.until(LAST_STEP, 307)
     assert [trace["x"] for trace in traces(seen, "loss") if trace["name"] == "loss"] == [list(range(1, 308))]
+
+
+def test_what_was_done_over_is_a_grey_line_behind_the_curves(visit) -> None:
+    """It reaches over the steps that were made before, has a word in the legend and a sentence, and one that comes
+    while the page is open has everything asked for again."""
+    seen = visit(PageRun(300))
+    expect(seen.page.locator(PLOTTED).first).to_be_attached()
+    assert not [trace for trace in traces(seen, "loss") if trace["name"] == EARLIER]
+
+    def rewound(history: dict) -> dict:
+        columns = history["optimizers"]["AdamW"]
+        part = {**columns, "step": [step + 100 for step in columns["step"]]}
+        abandoned = {} if history["since"] else {"AdamW": [part]}
+        return {**history, "attempt": 1, "abandoned": abandoned}
+
+    seen.run.alter_history = rewound
+    seen.until(LAST_STEP_SHOWN, 400)
+    assert [since for since, _ in seen.run.asked].count(0) == 2
+    for chart in ("loss", "learning-rate", "gradient-norm"):
+        first = traces(seen, chart)[0]
+        assert (first["name"], first["dash"], first["x"][-1]) == (EARLIER, "dot", 400)
+        expect(seen.page.locator(f"#chart-{chart} .legend")).to_contain_text("earlier attempt, done over")
+    expect(seen.page.locator("#loss-summary")).to_contain_text("Done over, and grey: steps 101 to 400.")
+
+
+def test_another_session_of_the_run_is_shown_from_its_start(visit) -> None:
+    """A page that stayed open over a resume counts nothing by the cursors of the session before."""
+    seen = visit(PageRun(300))
+    seen.until(LAST_STEP, 300)
+    seen.run.alter = lambda snapshot: replace(snapshot, run=replace(snapshot.run, resume_time=2e9))
+    seen.page.wait_for_timeout(2500)
+    assert [since for since, _ in seen.run.asked].count(0) == 2
+    seen.until(LAST_STEP, 300)
 
 
 def test_events_are_listed_marked_and_lead_to_their_step(visit) -> None:

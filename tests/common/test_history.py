@@ -58,3 +58,35 @@ def test_what_was_read_does_not_change_what_is_kept() -> None:
     history.after(0, 3)[0].merge(Bucket(5))
     history.until(40).merge(Bucket(5))
     assert shown(history) == before
+
+
+def test_what_came_before_is_one_history_with_what_follows() -> None:
+    """Buckets of any size are taken first; new rows join them at the same resolution, and the bound holds."""
+    history = BoundedHistory[Bucket](8)
+    history.begin_with(filled(1000).after(0, 8))
+    before = len(shown(history))
+    for cursor in range(1001, 3001):
+        history.append(Bucket(cursor))
+    found = shown(history)
+    assert before <= 8
+    assert sum(count for _, count in found) == 3000
+    assert len(found) <= 16
+    assert max(count for _, count in found) <= 4 * 3000 // 8
+    assert shown(history, 2995) == [(cursor, 1) for cursor in range(2996, 3001)]
+
+
+@pytest.mark.parametrize("length", [6, 8, 12, 1000])
+def test_what_is_cut_is_gone_and_the_rest_is_whole(length: int) -> None:
+    """The rows from one on are handed out and kept no more, however many there were; a bucket that began before stays,
+    and others follow it."""
+    history = filled(length)
+    end = length - 3
+    gone = history.cut(lambda bucket: bucket.cursor - bucket.count < end)
+    assert [bucket.cursor for bucket in gone][-1:] == [length][: len(gone)]
+    assert end <= sum(count for _, count in shown(history)) <= length
+    assert length > 8 or shown(history) == shown(filled(end))
+    assert history.after(end + 3, 100) == []
+    history.append(Bucket(length + 1))
+    assert shown(history)[-1][0] == length + 1
+    assert shown(history)[0] == shown(filled(length))[0]
+    assert end + 1 <= sum(count for _, count in shown(history)) <= length + 1

@@ -11,8 +11,9 @@ import pytest
 
 from monitor._records import Clip, Event, ParamGroup, RunInfo, Sample, Step
 from monitor.common import SIZE, BoundedHistory
-from monitor.recorder import Recorder
-from monitor.recorder._series import SeriesBucket, columns
+from monitor.recorder import Past, Recorder
+from monitor.recorder._course import MAX_PARTS, PART_POINTS
+from monitor.recorder._series import SeriesBucket, buckets_of, columns
 
 RUN = RunInfo("run-000000", "run", 0.0)
 
@@ -462,3 +463,129 @@ def test_what_is_left_at_the_end_is_digested() -> None:
     rec.stop()
     assert rec.snapshot.optimizers[0].steps == 2
     assert (rec.snapshot.state, rec.snapshot.end_time, rec.snapshot.eta_seconds) == ("finished", 123.0, None)
+
+
+# ------------------------------------------------------------------------------------------------- steps made again
+
+
+def curve(rec: Recorder) -> list[int]:
+    return list(rec.history(0, 1000)["optimizers"]["sgd"]["step"])
+
+
+def parts(rec: Recorder) -> list[tuple[int, int]]:
+    return [(part["step"][0], part["step"][-1]) for part in rec.history(0, 1000)["abandoned"]["sgd"]]
+
+
+def test_what_is_done_over_stands_apart() -> None:
+    """A step that goes back, or comes again, moves what lies behind it out of the curve; a cursor is told by
+    ``attempt``."""
+    rec = digest([*map(step, range(1, 11)), *map(step, range(6, 9)), step(8, loss=7.0)])
+    assert curve(rec) == list(range(1, 9))
+    assert rec.history(0, 1000)["optimizers"]["sgd"]["loss"][-1] == 7.0
+    assert parts(rec) == [(6, 10), (8, 8)]
+    later = rec.history(5, 1000)
+    assert (later["attempt"], later["abandoned"]) == (2, {})
+
+
+def test_a_skipped_step_does_nothing_over() -> None:
+    """It has the number of the step before it, and so has the first one of a session."""
+    rec = digest([step(1), step(2), step(2, is_skipped=True), step(3)])
+    assert curve(rec) == [1, 2, 2, 3]
+    assert parts(rec) == []
+
+
+def test_parts_that_were_done_over_are_bounded() -> None:
+    """The newest are kept, with as many points as one can see."""
+    records = [step(number) for _ in range(MAX_PARTS + 2) for number in range(1, 3 * PART_POINTS)]
+    found = digest(records).history(0, 1000)["abandoned"]["sgd"]
+    assert len(found) == MAX_PARTS
+    assert max(len(part["step"]) for part in found) <= PART_POINTS
+
+
+def earlier(last: int = 10) -> Past:
+    """An earlier session of ten steps."""
+    rec = digest([step(number, loss=float(20 - number)) for number in range(1, last + 1)])
+    rec.post(Event("spike", "warning", 4, 4, "up", end_step=4))
+    rec.run_once()
+    history = rec.history(0, 1000)
+    return Past(history["optimizers"], history["abandoned"], 0, rec.log.since(0), rec.snapshot)
+
+
+def resumed(past: Past | None, records: list[Step | Sample], base_step: int) -> Recorder:
+    source = Source()
+    rec = recorder(source)
+    rec.resume(replace(RUN, run_id="run-earlier", resume_time=1.0), base_step, 30.0)
+    rec.post(Event("state", "info", 0, 0, "run run-000000 started", details={"state": "starting"}))
+    source.records = records
+    rec.run_once()
+    assert rec.snapshot.optimizers[0].steps == 0  # nothing is digested before the past is there
+    if past is not None:
+        rec.take_past(past)
+        rec.run_once()
+    return rec
+
+
+def test_a_resumed_session_continues_curves_events_and_best() -> None:
+    """What is recorded stands before what follows; the event says what is done over; cursors count on."""
+    past = earlier()
+    rec = resumed(past, [step(9, loss=1.0), step(10, loss=1.0)], base_step=8)
+    assert curve(rec) == list(range(1, 11))
+    assert rec.history(0, 1000)["optimizers"]["sgd"]["loss"] == [*(20.0 - n for n in range(1, 9)), 1.0, 1.0]
+    assert parts(rec) == [(9, 10)]
+    assert rec.history(past.num_rows, 1000)["optimizers"]["sgd"]["step"] == [9, 10]
+    events = rec.log.since(0)
+    assert [event.message for event in events] == [
+        "up",
+        "run run-earlier resumed at step 8 (recorded up to step 10: steps 9 to 10 are done over)",
+    ]
+    assert [(event.seq, event.id) for event in events] == [(1, 1), (2, 2)]
+    snapshot = rec.snapshot
+    assert (snapshot.run.run_id, snapshot.events_total["spike"], snapshot.last_event_step["spike"]) == (
+        "run-earlier", 1, 4,
+    )  # fmt: skip
+
+
+def test_a_session_that_continues_elsewhere_than_it_seemed_says_so() -> None:
+    """The saved state comes after the optimizer's own count, or after the last recorded step: the event names its step,
+    or another one does."""
+    rec = resumed(earlier(), [], base_step=10)
+    rec.begin_at(8)
+    rec.run_once()
+    again = "run run-earlier resumed at step 8 (recorded up to step 10: steps 9 to 10 are done over)"
+    assert [event.message for event in rec.log.since(1)] == ["run run-earlier resumed at step 10", again]
+    assert rec.snapshot.optimizers[0].global_step == 8
+    rec = resumed(None, [], base_step=10)
+    rec.begin_at(8)
+    rec.take_past(earlier())
+    rec.run_once()
+    assert [event.message for event in rec.log.since(1)] == [again]
+    assert rec.snapshot.optimizers[0].global_step == 8
+
+
+def test_the_best_of_a_resumed_session_is_one_of_the_steps_that_count() -> None:
+    """The best smoothed loss was at a step that is done over: the best up to there stands."""
+    past = earlier()
+    assert past.snapshot is not None
+    assert past.snapshot.optimizers[0].loss_best_step == 10
+    view = resumed(past, [], base_step=8).snapshot.optimizers[0]
+    assert (view.loss_best_step, view.global_step) == (8, 8)
+    assert view.loss_best == past.curves["sgd"]["loss_ema"][7]
+    view = resumed(past, [], base_step=10).snapshot.optimizers[0]
+    assert (view.loss_best_step, view.loss_best) == (10, past.snapshot.optimizers[0].loss_best)
+
+
+def test_a_past_that_never_comes_is_not_waited_for_at_the_end() -> None:
+    """A disk that hangs costs the earlier curves, not those of the session."""
+    rec = resumed(None, [step(9)], base_step=8)
+    rec.set_state("finished", 2000.0)
+    rec.run_once()
+    assert curve(rec) == [9]
+    assert rec.snapshot.state == "finished"
+
+
+def test_curves_taken_over_are_those_that_were_shown() -> None:
+    """Columns laid out, read back and laid out again are the same, whatever is not known."""
+    steps = [step(1), step(2, math.nan), step(3, None, gradient_norm=None), step(4, duration=None, groups=())]
+    before = columns([SeriesBucket(one, 0.5, one.number, 1.0) for one in steps])
+    after = columns(buckets_of(before, before["step"]))
+    assert repr(after) == repr(before)

@@ -179,6 +179,8 @@ class FakeRun:
                 "next": kept[-1]["step"] if kept else since,
                 "resolution": resolution,
                 "optimizers": {"AdamW": columns},
+                "attempt": 0,
+                "abandoned": {} if since else {"AdamW": []},
                 "system": self._system(kept),
             }
 

@@ -14,6 +14,7 @@ from monitor._records import PHASES, Step
 from monitor.common import BoundedHistory
 from monitor.recorder._series import SeriesBucket, columns
 from monitor.store import StoreReader, StoreWriter, read_history
+from monitor.store._history import MAX_PARTS, PART_POINTS
 from tests.store.made import START, STEP_SECONDS, a_sample, a_step, loss_at
 
 
@@ -153,7 +154,7 @@ def test_optimizers_stand_side_by_side(path: Path) -> None:
     writer.close()
     with StoreReader(path) as store:
         found = read_history(store)
-    assert list(found) == ["since", "next", "resolution", "optimizers", "system"]
+    assert list(found) == ["since", "next", "resolution", "optimizers", "system", "attempt", "abandoned"]
     assert (found["since"], found["next"], found["resolution"]) == (0, 10, 1)
     assert list(found["optimizers"]) == ["adam", "critic"]
     assert found["optimizers"]["critic"]["lr"] == {}
@@ -165,7 +166,8 @@ def test_a_run_without_a_step_has_an_empty_history(path: Path) -> None:
     writer.set_fact("settings", {})
     writer.close()
     with StoreReader(path) as store:
-        empty = {"since": 0, "next": 0, "resolution": 1, "optimizers": {}, "system": {"time": [], "gpus": {}}}
+        nothing = {"since": 0, "next": 0, "resolution": 1, "optimizers": {}, "attempt": 0, "abandoned": {}}
+        empty = {**nothing, "system": {"time": [], "gpus": {}}}
         assert read_history(store) == empty
     keep(path, [a_step(1)])
     with StoreReader(path) as store, pytest.raises(ValueError, match="points must be between 1 and 100000, got 0"):
@@ -181,3 +183,21 @@ def test_a_live_run_is_told_up_to_its_last_commit(path: Path) -> None:
     assert history_of(path)["step"] == [1]
     writer.close()
     assert history_of(path)["step"] == [1, 2]
+
+
+def test_what_was_done_over_stands_apart(path: Path) -> None:
+    """The curve has the steps that count, without a step back; the newest parts that were done over have theirs."""
+    keep(path, [a_step(number) for number in (*range(1, 2001), *range(1501, 1801))])
+    with StoreReader(path) as store:
+        found = read_history(store, 100)
+        steps = found["optimizers"]["adam"]["step"]
+        assert steps == sorted(steps)
+        assert (steps[-1], found["attempt"]) == (1800, 1)
+        (part,) = found["abandoned"]["adam"]
+        assert (part["step"][-1], len(part["step"]), part["step"] == sorted(part["step"])) == (2000, PART_POINTS, True)
+        assert part["lr"].keys() == {"0", "1"}
+        assert read_history(store, 100, since=5)["abandoned"] == {}
+    other = path.with_name("other.db")
+    keep(other, [a_step(number) for _ in range(MAX_PARTS + 2) for number in range(1, 5)])
+    with StoreReader(other) as store:
+        assert len(read_history(store)["abandoned"]["adam"]) == MAX_PARTS

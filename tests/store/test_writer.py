@@ -262,6 +262,36 @@ def test_a_step_that_comes_again_is_one_of_a_new_attempt(path: Path) -> None:
         assert values(store.curve(*ADAM, "loss")) == [(1, loss_at(1)), (2, loss_at(2)), (3, 0.0)]
 
 
+def test_a_skipped_step_is_one_of_the_same_attempt(path: Path) -> None:
+    """A GradScaler that skips a step leaves it the number of the one before: nothing is done over, whichever writer it
+    comes to."""
+    writer = write(path, [1, 2])
+    writer.add_step(a_step(2, is_skipped=True, loss=None))
+    writer.close()
+    again = StoreWriter(path)
+    again.add_step(a_step(2, is_skipped=True, loss=None))
+    again.add_step(a_step(3))
+    again.close()
+    with StoreReader(path) as store:
+        assert store.attempts() == []
+        assert [p.last_step for p in store.curve(*ADAM, "lr_applied/0")] == [1, 2, 2, 2, 3]
+        assert store.abandoned("optimizer", "adam") == []
+
+
+def test_parts_that_were_done_over_are_told_one_by_one(path: Path) -> None:
+    """Each attempt that a later one went back behind has a part, of its own rows alone."""
+    writer = write(path, [*range(1, 11), *range(8, 13), *range(6, 8)])
+    writer.close()
+    with StoreReader(path) as store:
+        assert store.abandoned("optimizer", "adam") == [(0, 6, 10), (1, 8, 12)]
+        assert store.abandoned("optimizer", "unknown") == []
+        first, second = (
+            store.curves("optimizer", "adam", ["loss"], part=part)[0] for part in store.abandoned("optimizer", "adam")
+        )
+        assert values(first) == [(step, loss_at(step)) for step in range(6, 11)]
+        assert values(second) == [(step, loss_at(step)) for step in range(8, 13)]
+
+
 def test_a_value_may_be_logged_twice_at_a_step(path: Path) -> None:
     """Two values of one name at one step are two values of one attempt."""
     writer = StoreWriter(path)

@@ -25,6 +25,7 @@ export function listGroups(run) {
 export function undoable(events) {
   const applied = [];
   for (const { kind, details = {} } of [...events].sort((a, b) => a.id - b.id)) {
+    if (details.state === "resumed") applied.length = 0; // what an earlier session changed came with its checkpoint
     if (kind !== "control" || details.status !== "applied") continue;
     if (details.action === "undo") applied.pop();
     else if (["reduce", "set", "restore"].includes(details.action)) applied.push(details);

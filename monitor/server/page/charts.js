@@ -130,7 +130,8 @@ class ChartCard {
     const { spec } = this;
     const axis = { gridcolor: theme.grid, linecolor: theme.line, zeroline: false, tickfont: { size: 11, color: theme.muted }, automargin: true };
     const steps = this.view.series.get("step");
-    const xRange = spec.isTime ? { autorange: true } : { range: zoom ? [...zoom] : [steps[0], Math.max(steps.at(-1), steps[0] + 1)], autorange: false };
+    const last = [steps, ...this.view.abandoned.map((part) => part.get("step"))].reduce((most, one) => Math.max(most, one.at(-1)), steps[0] + 1);
+    const xRange = spec.isTime ? { autorange: true } : { range: zoom ? [...zoom] : [steps[0], last], autorange: false };
     const y = this.isLog && spec.hasLog ? { type: "log", exponentformat: spec.exponent ?? "power", nticks: 5 } : { type: "linear", exponentformat: spec.exponent ?? "none" };
     return {
       margin: { l: 44, r: 10, t: 12, b: 24 }, autosize: true, showlegend: false, hovermode: "x unified", dragmode: "zoom",
@@ -162,6 +163,7 @@ function swatch(color, kind) {
     cross: ["path", { d: "M6 1 14 9M14 1 6 9", stroke: color, "stroke-width": 2.5 }],
     faint: ["path", { d: "M1 5H19", stroke: color, "stroke-width": 1.5, opacity: 0.5 }],
     strong: ["path", { d: "M1 5H19", stroke: color, "stroke-width": 3 }],
+    dot: ["path", { d: "M1 5H19", stroke: color, "stroke-width": 1.5, "stroke-dasharray": "2 2" }],
     dash: ["path", { d: "M1 5H19", stroke: color, "stroke-width": 2, "stroke-dasharray": "5 3" }],
   }[kind] ?? ["path", { d: "M1 5H19", stroke: color, "stroke-width": 2 }];
   const svg = create("svg", { viewBox: "0 0 20 10" });

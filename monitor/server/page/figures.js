@@ -113,11 +113,27 @@ function nonfiniteMarks(series, name, steps, values, theme) {
   }];
 }
 
+/** Thin grey lines of what was done over once training had gone back to an earlier step, to be drawn behind the curves. */
+function doneOver(parts, names, theme, isLog) {
+  const drawn = parts.flatMap((part) => {
+    const name = names.find((one) => has(part.get(one)));
+    return name ? [line("earlier attempt", part.get("step"), shown(part.get(name), isLog), theme.muted, { width: 1.4, dash: "dot", opacity: 0.75 })] : [];
+  });
+  return { traces: drawn, legend: drawn.length ? [legend("earlier attempt, done over", theme.muted, "dot")] : [] };
+}
+
+/** Which steps those were, in words. */
+function doneOverWords(parts) {
+  if (!parts.length) return "";
+  const spans = parts.map((part) => `${integer(part.get("step")[0])} to ${integer(part.get("step").at(-1))}`);
+  return ` Done over, and grey: steps ${spans.join(", ")}.`;
+}
+
 const legend = (label, color, kind = "solid") => ({ label, color, kind });
 const over = (steps) => `from step ${integer(steps[0])} to ${integer(steps.at(-1))}`;
 const column = (title, values, write = number) => ({ title, values, write });
 
-export function loss({ series, rows, isLog, theme, events }) {
+export function loss({ series, abandoned, rows, isLog, theme, events }) {
   const read = (name) => series.get(name, rows);
   const [steps, raw, smooth] = [read("step"), read("loss"), read("loss_ema")];
   if (!has(raw) && !has(smooth)) return { empty: "No loss yet: it appears with the first optimizer step after a backward pass." };
@@ -126,21 +142,23 @@ export function loss({ series, rows, isLog, theme, events }) {
   const marks = eventMarks(events, steps, theme);
   const bad = nonfiniteMarks(series, "loss", steps, shown(base, isLog), theme);
   const values = finite(raw.length ? raw : smooth);
+  const earlier = doneOver(abandoned, ["loss_ema", "loss"], theme, isLog);
   const isEmptyLog = isLog && !shown(base, true).some((value) => value !== null);
   return {
     traces: [
+      ...earlier.traces,
       ...(has(low) && has(high) ? band(steps, low, high, theme.series[0]) : []),
       line("loss", steps, shown(raw, isLog), theme.series[0], { opacity: 0.45, width: 1 }),
       line("smoothed", steps, shown(smooth, isLog), theme.series[0], { width: 2.4 }), ...bad, ...marks.traces,
     ],
     shapes: marks.shapes,
     legend: [legend("loss", theme.series[0], "faint"), legend("smoothed", theme.series[0], "strong"),
-      ...(has(low) ? [legend("lowest to highest", theme.series[0], "area")] : []),
+      ...(has(low) ? [legend("lowest to highest", theme.series[0], "area")] : []), ...earlier.legend,
       ...(bad.length ? [legend("NaN or Inf", theme.critical, "cross")] : [])],
     note: isEmptyLog ? "A logarithmic scale cannot show losses of zero or less: switch it off to see them." : "",
     summary: `Loss ${over(steps)}: last ${number(raw.at(-1))}, smoothed ${number(smooth.at(-1) ?? null)}, lowest ` +
       `${number(values.length ? least(values) : null)}, highest ${number(values.length ? most(values) : null)}` +
-      (bad.length ? `, ${bad[0].x.length} steps not finite.` : "."),
+      (bad.length ? `, ${bad[0].x.length} steps not finite.` : ".") + doneOverWords(abandoned),
     table: [column("Step", steps, integer), column("Loss", raw), column("Smoothed", smooth),
       column("Lowest", read("loss_min")), column("Highest", read("loss_max"))],
   };
@@ -167,7 +185,7 @@ function groupLabel(indices, groups) {
   return indices.length === 1 ? `group ${indices[0]}` : `groups ${ranges(indices)}`;
 }
 
-export function learningRate({ series, rows, isLog, theme, events, groups }) {
+export function learningRate({ series, abandoned, rows, isLog, theme, events, groups }) {
   const steps = series.get("step", rows);
   const all = distinctGroups(series, rows).filter(({ applied }) => has(applied));
   if (!all.length && steps.length) return { empty: "No learning rate in the param groups: the optimizer derives it itself." };
@@ -176,6 +194,7 @@ export function learningRate({ series, rows, isLog, theme, events, groups }) {
   const label = ({ indices }) => groupLabel(indices, groups);
   const differs = ({ applied, scheduled }) => has(scheduled) && !same(applied, scheduled);
   const marks = eventMarks(events.filter((event) => event.kind === "control"), steps, theme);
+  const earlier = doneOver(abandoned, lines.map(({ indices }) => `lr.${indices[0]}.applied`), theme, isLog);
   const coinciding = lines.filter(({ indices }) => indices.length > 1).length;
   const notes = [
     coinciding ? "Param groups on the same curve share a line." : "",
@@ -183,6 +202,7 @@ export function learningRate({ series, rows, isLog, theme, events, groups }) {
   ];
   return {
     traces: [
+      ...earlier.traces,
       ...lines.flatMap((one, order) => [
         ...(differs(one) ? [line(`${label(one)}, scheduled`, steps, shown(one.scheduled, isLog), theme.series[order], { dash: "dash", width: 1.4 })] : []),
         line(label(one), steps, shown(one.applied, isLog), theme.series[order], { width: 2 }),
@@ -191,7 +211,7 @@ export function learningRate({ series, rows, isLog, theme, events, groups }) {
     ],
     shapes: marks.shapes,
     legend: [...lines.map((one, order) => legend(label(one), theme.series[order])),
-      ...(lines.some(differs) ? [legend("scheduled", theme.muted, "dash")] : [])],
+      ...(lines.some(differs) ? [legend("scheduled", theme.muted, "dash")] : []), ...earlier.legend],
     note: notes.filter(Boolean).join(" "),
     summary: `Learning rate ${over(steps)}, last applied: ` +
       `${lines.map((one) => `${label(one)} ${rate(one.applied.at(-1))}`).join("; ")}.`,
@@ -200,7 +220,7 @@ export function learningRate({ series, rows, isLog, theme, events, groups }) {
   };
 }
 
-export function gradientNorm({ series, rows, isLog, theme, events, optimizer }) {
+export function gradientNorm({ series, abandoned, rows, isLog, theme, events, optimizer }) {
   const read = binned(series, rows);
   const [steps, norm, lowest] = [read("step", lastOf), read("gradient_norm", mean), read("gradient_norm", least)];
   const [highest, threshold] = [read("gradient_norm_max", most), read("clip_threshold", lastOf)];
@@ -209,9 +229,11 @@ export function gradientNorm({ series, rows, isLog, theme, events, optimizer }) 
     return { empty: reason ? `No gradient norm: ${reason}.` : "No gradient norm yet." };
   }
   const marks = eventMarks(events.filter((event) => /gradient|clipping|nonfinite/.test(event.kind)), steps, theme);
+  const earlier = doneOver(abandoned, ["gradient_norm"], theme, isLog);
   const bad = nonfiniteMarks(series, "gradient_norm", steps, shown(norm, isLog), theme);
   return {
     traces: [
+      ...earlier.traces,
       ...(has(highest) ? band(steps, shown(lowest, isLog), shown(highest, isLog), theme.series[3]) : []),
       line("gradient norm", steps, shown(norm, isLog), theme.series[3]),
       ...(has(threshold) ? [line("clip threshold", steps, shown(threshold, isLog), theme.series[1], { dash: "dash", width: 2.2 })] : []),
@@ -220,7 +242,7 @@ export function gradientNorm({ series, rows, isLog, theme, events, optimizer }) 
     shapes: marks.shapes,
     legend: [legend("before clipping", theme.series[3]), ...(has(highest) ? [legend("lowest to highest", theme.series[3], "area")] : []),
       ...(has(threshold) ? [legend("clip threshold", theme.series[1], "dash")] : []),
-      ...(bad.length ? [legend("NaN or Inf", theme.critical, "cross")] : [])],
+      ...(bad.length ? [legend("NaN or Inf", theme.critical, "cross")] : []), ...earlier.legend],
     summary: `Gradient norm before clipping ${over(steps)}: last ${number(norm.at(-1))}` +
       (has(threshold) ? `, clip threshold ${number(threshold.at(-1))}.` : ", no clipping seen."),
     table: [column("Step", steps, integer), column("Gradient norm", norm), column("Highest", highest), column("Clip threshold", threshold)],

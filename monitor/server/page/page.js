@@ -23,10 +23,23 @@ const MORE_POINTS = 1000;
 /** Everything known about one run; another run on the same port gets a new one. */
 class Picture {
   constructor() {
-    Object.assign(this, { run: null, cursor: 0, curves: new Map(), system: new Series("time"), events: new EventStore() });
+    Object.assign(this, { run: null, system: new Series("time"), events: new EventStore() });
+    this.forgetCurves();
+  }
+
+  /** Training has gone back to an earlier step: what is here is in part done over. */
+  forgetCurves() {
+    Object.assign(this, { cursor: 0, attempt: 0, curves: new Map(), abandoned: new Map() });
+  }
+
+  /** Whether an answer is of the run that is shown, and of the same session of it: another one counts anew. */
+  isOf({ run }) {
+    return !this.run || (this.run.run.run_id === run.run_id && this.run.run.resume_time === run.resume_time);
   }
 
   addHistory(history) {
+    this.attempt = history.attempt;
+    for (const [key, parts] of Object.entries(history.abandoned)) this.abandoned.set(key, parts.map(Series.of));
     for (const [key, columns] of Object.entries(history.optimizers)) {
       if (!this.curves.has(key)) this.curves.set(key, new Series("step"));
       this.curves.get(key).append(columns);
@@ -109,8 +122,12 @@ class Page {
       get("/events", { since: events.next, limit: MAX_EVENTS }),
     ]);
     if (run.status === "rejected") throw run.reason;
-    if (this.picture.run && this.picture.run.run.run_id !== run.value.run.run_id) {
+    if (!this.picture.isOf(run.value)) {
       this.#startOver();
+      return this.#fetchNews();
+    }
+    if (cursor && history.value && history.value.attempt !== this.picture.attempt) {
+      this.picture.forgetCurves();
       return this.#fetchNews();
     }
     this.#take(run.value, history.value, happened.value);
@@ -170,14 +187,14 @@ class Page {
   }
 
   #renderCharts() {
-    const { run, curves, system, events } = this.picture;
+    const { run, curves, abandoned, system, events } = this.picture;
     if (!run) return;
     const optimizer = this.#optimizer;
     const series = curves.get(optimizer?.key) ?? new Series("step");
     const zoom = this.zoom ?? this.#follow(series);
     const relevant = events.all.filter((event) => event.optimizer === null || event.optimizer === optimizer?.key);
     byId("reset-zoom").hidden = !this.zoom;
-    this.charts.update({ series, system, zoom, rows: zoom ? series.rows(...zoom) : null, optimizer, groups: optimizer?.groups ?? [], events: relevant, theme: this.theme, isOver: isEnded(run) });
+    this.charts.update({ series, abandoned: abandoned.get(optimizer?.key) ?? [], system, zoom, rows: zoom ? series.rows(...zoom) : null, optimizer, groups: optimizer?.groups ?? [], events: relevant, theme: this.theme, isOver: isEnded(run) });
   }
 
   /** The steps that the chosen range shows: null is all of them. */

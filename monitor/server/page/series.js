@@ -49,6 +49,13 @@ export class Series {
     Object.assign(this, { index, limit, recent, length: 0, weights: [], columns: new Map(), marks: [] });
   }
 
+  /** A part of a curve that does not grow any more. */
+  static of(tree) {
+    const series = new Series("step");
+    series.append(tree);
+    return series;
+  }
+
   /** Add what /history answered for one optimizer or the system. Returns whether there was anything new. */
   append(tree) {
     const incoming = this.#unseen(flatten(tree));
