@@ -63,12 +63,14 @@ class ClippingDetector(Detector):
         if self._open is not None:
             if self._share >= self.settings.back_share:
                 return None
-            return self._end(step.global_step, f"{self._share:.0%} of the recent steps are clipped")
+            was = f"it was nearly every step since step {self._open.start_step}"
+            return self._end(step.global_step, f"{self._share:.0%} of the recent steps are clipped; {was}")
         if self._share < self.settings.share or self._count < self.settings.least:
             return None
         start = self._since if self._since is not None else step.global_step
         threshold = step.clips[-1].threshold
         message = (
-            f"{self._share:.0%} of the recent steps are clipped at {threshold:g}: the threshold sets the update's size"
+            f"{self._share:.0%} of the recent steps are clipped at {threshold:g}, so that this sets the size of the "
+            "update. Raise it or lower the learning rate, unless that is meant"
         )
         return self._start(step.optimizer, step.global_step, start, message, self._share, threshold=threshold)

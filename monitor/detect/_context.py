@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from monitor._records import Step
-from monitor.detect._numbers import as_usable, show
+from monitor.detect._numbers import as_usable
 from monitor.detect._rise import Rise
+from monitor.detect._wording import show
 
 _SPACING = 8
 _KEPT = 8

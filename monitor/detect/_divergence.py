@@ -12,8 +12,8 @@ from monitor.detect._bins import Bin, BinSettings, LogBins
 from monitor.detect._detector import Detector
 from monitor.detect._level import CusumSettings, LevelSettings
 from monitor.detect._loss import LossRise, LossSettings
-from monitor.detect._numbers import show
 from monitor.detect._rise import Rise, RiseSettings
+from monitor.detect._wording import REDUCE, checkpoint, last_good, show
 
 _MOST_LOST = 4.0
 """Bins that a single one can count for, when it has given back much more than ``lost_share``."""
@@ -182,7 +182,7 @@ class DivergenceDetector(Detector):
         """Begin anew: the loss has gone below zero, and what was known of its logarithm says nothing about it."""
         self._was_log = self._rise.signal.is_log
         self._begin()
-        return self._end(step.global_step, f"loss is {show(self._rise.signal.value)} at step {step.global_step}")
+        return self._close(step.global_step, f"loss fell to {show(self._rise.signal.value)} at step {step.global_step}")
 
     def _follow(self, step: Step) -> Bin | None:
         """Take the value into all that looks back; return the bin that it closes."""
@@ -241,19 +241,17 @@ class DivergenceDetector(Detector):
         distance = max(self.settings.block_scales * scale, self._rise.signal.ratio(1.0 + self.settings.share))
         self._watch(onset.step, onset.last_good, onset.level, scale, onset.count * self.settings.block, distance)
 
-    def _watch(
-        self, start: int, last_good: int | None, level: float, scale: float, count: int, distance: float
-    ) -> None:
+    def _watch(self, start: int, good: int | None, level: float, scale: float, count: int, distance: float) -> None:
         """Watch a rise. After an announced change it has to give back a good part of what had been learned, too."""
         if count < self._announced_until and self._best is not None and self._start_value is not None:
             distance = max(distance, self.settings.lost_share * (self._start_value - self._best))
-        self._candidate = [start, last_good, level, scale, count]
+        self._candidate = [start, good, level, scale, count]
         self._limit, self._back, self._patience = level + distance, 0, self.settings.patience
 
     def _judge(self, step: Step) -> Event | None:
         settings = self.settings
         assert self._candidate is not None
-        start, last_good, level, scale, count = self._candidate
+        start, good, level, scale, count = self._candidate
         length = self._rise.signal.count - count + 1
         width = 5 if self._is_large else settings.median
         median = statistics.median(self._recent[-min(width, max(1, length)) :])
@@ -272,7 +270,7 @@ class DivergenceDetector(Detector):
             # It is back when it has come at least half of the way, and two thirds if it has risen by decades.
             rise = median - level
             self._limit = level + max(rise / 3.0, min(self._limit - level, rise / 2.0))
-            return self._raise(step, start, last_good, level, median)
+            return self._raise(step, start, good, level, median)
         return None
 
     def _let_go_of(self, median: float, count: int) -> Event | None:
@@ -285,7 +283,13 @@ class DivergenceDetector(Detector):
             return None
         self._lost, self._lost_since = 0.0, None
         shown = show(self._rise.signal.raw(median))
-        return self._end(self._back_since, f"loss is back at {shown} from step {self._back_since}")
+        return self._close(self._back_since, f"loss is back at {shown} from step {self._back_since}")
+
+    def _close(self, step: int, now: str) -> Event | None:
+        if self._open is None:
+            return None
+        before, peak = (show(self._open.details[name]) for name in ("level", "median"))
+        return self._end(step, f"{now}; it had risen from {before} to {peak} since step {self._open.start_step}")
 
     def _is_above_start(self, scale: float, length: int) -> bool:
         if self._best is None or self._start_value is None or length < self.settings.median:
@@ -329,12 +333,14 @@ class DivergenceDetector(Detector):
         self._limit, self._back = self._best + self.settings.lost_share * progress, 0
         return self._raise(step, self._lost_since, None, self._best, statistics.median(self._recent))
 
-    def _raise(self, step: Step, start: int, last_good: int | None, level: float, median: float) -> Event:
+    def _raise(self, step: Step, start: int, good: int | None, level: float, median: float) -> Event:
         signal = self._rise.signal
         before, now = signal.raw(level), signal.raw(median)
         beside, details = self._rise.context.describe(step, start)
-        good = "" if last_good is None else f"; last good step {last_good}"
-        message = f"loss rose from {show(before)} to {show(now)} since step {start} and stays there{beside}{good}"
+        message = (
+            f"loss rose from {show(before)} to {show(now)} since step {start} and stays there{beside}{last_good(good)}"
+            f". {REDUCE}; if the loss does not come back, restore {checkpoint(start, good)}"
+        )
         return self._start(
             step.optimizer,
             step.global_step,
@@ -343,7 +349,7 @@ class DivergenceDetector(Detector):
             step.loss,
             level=before,
             median=now,
-            last_good_step=last_good,
+            last_good_step=good,
             **details,
         )
 

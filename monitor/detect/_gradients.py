@@ -12,8 +12,9 @@ from monitor.detect._bins import LogBins
 from monitor.detect._detector import Detector
 from monitor.detect._lasting import LastingRiseDetector, positive
 from monitor.detect._level import LevelSettings
-from monitor.detect._numbers import as_usable, show
+from monitor.detect._numbers import as_usable
 from monitor.detect._rise import RiseSettings
+from monitor.detect._wording import REDUCE, show
 
 _LOG_LEVEL = LevelSettings(least_scale=0.05)
 
@@ -53,6 +54,8 @@ class GradientExplosionDetector(LastingRiseDetector):
     """Raise ``gradient_explosion`` when the norm's median has stood ten times above its level for some records."""
 
     kind = "gradient_explosion"
+    quantity = "gradient norm"
+    remedy = f"{REDUCE}, or clip (`torch.nn.utils.clip_grad_norm_`)"
 
     def __init__(self, settings: GradientSettings | None = None) -> None:
         self.settings = settings or GradientSettings()
@@ -66,9 +69,6 @@ class GradientExplosionDetector(LastingRiseDetector):
 
     def _value(self, step: Step) -> float | None:
         return positive(step.gradient_norm)
-
-    def _message(self, before: float, now: float, step: int) -> str:
-        return f"gradient norm rose from {show(before)} to {show(now)} from step {step} and stays there"
 
 
 class GradientVanishingDetector(Detector):
@@ -104,7 +104,10 @@ class GradientVanishingDetector(Detector):
             self._reference = math.exp(statistics.median(map(math.log, self._medians)))
         if self._open is None:
             return None
-        return self._end(step.global_step, f"gradient norm is back at {show(norm)}")
+        was = f"it had fallen from {show(self._open.details['level'])} to {show(self._open.value or 0.0)}"
+        return self._end(
+            step.global_step, f"gradient norm is back at {show(norm)}; {was} since step {self._open.start_step}"
+        )
 
     def _sink(self, step: Step, norm: float, reference: float, is_muted: bool) -> Event | None:
         """Count a low norm. It enters no bin, so that the reference stays what it was before."""
@@ -113,7 +116,10 @@ class GradientVanishingDetector(Detector):
         self._low += 1
         if self._low < self.settings.vanishing_records or self._open is not None or is_muted or self._since is None:
             return None
-        message = f"gradient norm fell from {show(reference)} to {show(norm)} from step {self._since} and stays there"
+        message = (
+            f"gradient norm fell from {show(reference)} to {show(norm)} since step {self._since} and stays there. "
+            "Look for a `detach` or a mask that cuts the graph, saturated activations, or underflow in half precision"
+        )
         return self._start(step.optimizer, step.global_step, self._since, message, norm, level=reference)
 
     def mute(self, records: int) -> None:

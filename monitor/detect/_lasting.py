@@ -10,17 +10,24 @@ from monitor._records import Event, Step
 from monitor.detect._detector import Detector
 from monitor.detect._numbers import as_usable
 from monitor.detect._rise import Rise, RiseSettings
+from monitor.detect._wording import last_good, show
 
 
 class LastingRiseDetector(Detector):
     """Raise an event when the median of the last records has stood ``ratio`` times above the level for ``patience``
     records.
 
-    Works on the logarithm, so that the unit does not matter. Subclasses name the value and the message.
+    Works on the logarithm, so that the unit does not matter. Subclasses name the value and what to do.
     """
 
     state_names: ClassVar[tuple[str, ...]] = ("_recent", "_candidate", "_above", "_is_announced")
     part_names = ("rise",)
+    quantity: ClassVar[str]
+    """What rises, for the message."""
+    unit: ClassVar[str] = ""
+    """Of the quantity, with the space before it."""
+    remedy: ClassVar[str]
+    """What to do, as a sentence."""
 
     def __init__(self, ratio: float, back_ratio: float, patience: int, median: int, rise: RiseSettings) -> None:
         super().__init__()
@@ -46,9 +53,6 @@ class LastingRiseDetector(Detector):
         """Tell whether the rise, which has stood for enough records, has also stood for long enough."""
         return True
 
-    def _message(self, before: float, now: float, step: int) -> str:
-        raise NotImplementedError
-
     def update(self, step: Step) -> Event | None:
         """Take the next record; see ``Detector.update``."""
         is_muted = self._muted > 0 and self._is_muted()
@@ -73,22 +77,26 @@ class LastingRiseDetector(Detector):
 
     def _judge(self, step: Step) -> Event | None:
         assert self._candidate is not None
-        start, last_good, level = self._candidate
+        start, good, level = self._candidate
         median = statistics.median(self._recent)
         self._above = self._above + 1 if median > level + self._ratio else 0
         if self._rise.sum <= 0.0 and (self._is_announced or median < level + self._back):
             self._candidate = None
             if self._open is None:
                 return None
-            return self._end(step.global_step, f"{self.kind} over: back at {math.exp(median):.3g}")
+            was = f"it had risen {self._span(self._open.details['level'], self._open.value or 0.0)}"
+            back = f"{self.quantity} is back at {show(math.exp(median))}{self.unit}"
+            return self._end(step.global_step, f"{back}; {was} since step {self._open.start_step}")
         has_lasted = self._has_lasted(step)
         if self._open is not None or self._is_announced or self._above < self._patience or not has_lasted:
             return None
         before, now = math.exp(level), math.exp(median)
-        message = self._message(before, now, start)
-        return self._start(
-            step.optimizer, step.global_step, start, message, now, level=before, last_good_step=last_good
-        )
+        cause = f"{self.quantity} rose {self._span(before, now)} since step {start} and stays there"
+        message = f"{cause}{last_good(good)}. {self.remedy}"
+        return self._start(step.optimizer, step.global_step, start, message, now, level=before, last_good_step=good)
+
+    def _span(self, before: float, now: float) -> str:
+        return f"from {show(before)}{self.unit} to {show(now)}{self.unit}"
 
     def mute(self, records: int) -> None:
         """Raise no event for a rise that begins within the next ``records`` records."""

@@ -10,6 +10,14 @@ from monitor._checks import require, require_whole
 from monitor._records import Event, Sample, Step
 from monitor.detect._detector import Detector
 from monitor.detect._numbers import as_number
+from monitor.detect._wording import REDUCE, checkpoint, last_good
+
+_NAMES = {"loss": "loss", "gradient": "gradient norm"}
+_SCALER = (
+    "The GradScaler skips these steps and the weights are unharmed: use bfloat16, clip after `scaler.unscale_`, or "
+    "look for what overflows"
+)
+_METRIC = "Look at the evaluation, for a ratio over nothing or the logarithm of 0; the training itself goes on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +104,21 @@ class NonfiniteDetector(Detector):
         return self._skips >= self.settings.skips or scale <= self.settings.scale_floor
 
     def _raise(self, step: Step, start: int, is_loss: bool, value: float | None) -> Event:
-        what = "loss" if is_loss else "gradient norm"
-        shown = "infinite" if value is None else "NaN" if math.isnan(value) else "infinite"
-        good = "" if self._last_good is None else f"; last good step {self._last_good}"
+        of, good = "loss" if is_loss else "gradient", self._last_good
         skips = "" if is_loss or self._skips < 2 else f" for {self._skips} steps in a row"
         return self._start(
             step.optimizer,
             step.global_step,
             start,
-            f"{what} is {shown} at step {step.global_step}{skips}{good}",
+            f"{_NAMES[of]} is {_not_finite(value)} at step {step.global_step}{skips}{last_good(good)}. "
+            + (
+                _SCALER
+                if step.is_skipped and not is_loss
+                else f"Restore {checkpoint(start, good)} and {REDUCE[0].lower()}{REDUCE[1:]}"
+            ),
             value,
-            of="loss" if is_loss else "gradient",
-            last_good_step=self._last_good,
+            of=of,
+            last_good_step=good,
         )
 
     def _recover(self, step: Step) -> Event | None:
@@ -118,7 +129,9 @@ class NonfiniteDetector(Detector):
             return None
         since, self._finite = self._finite_since, 0
         self._last_good = step.global_step
-        return self._end(since, f"finite again from step {since}")
+        assert self._open is not None
+        was = f"it was {_not_finite(self._open.value)} since step {self._open.start_step}"
+        return self._end(since, f"{_NAMES[self._open.details['of']]} is finite again from step {since}; {was}")
 
 
 class NonfiniteMetricDetector(Detector):
@@ -157,7 +170,7 @@ class NonfiniteMetricDetector(Detector):
         if known["event"] is not None:
             return None
         known["times"] = min(self.most_patience, known["times"] + 1)
-        message = f"{_named(sample)} is {'NaN' if math.isnan(value) else 'infinite'} at step {sample.step}"
+        message = f"{_named(sample)} is {_not_finite(value)} at step {sample.step}. {_METRIC}"
         details = {"of": sample.kind, "name": sample.name}
         event = Event(self.kind, self.severity, sample.step, sample.step, message, None, value, details=details)
         known["event"] = asdict(event)
@@ -173,7 +186,12 @@ class NonfiniteMetricDetector(Detector):
             return None
         event, known["event"] = Event(**known["event"]), None
         since = known["since"]
-        return replace(event, end_step=since, message=f"{_named(sample)} is finite again from step {since}")
+        was = f"it was {_not_finite(event.value)} since step {event.start_step}"
+        return replace(event, end_step=since, message=f"{_named(sample)} is finite again from step {since}; {was}")
+
+
+def _not_finite(value: float | None) -> str:
+    return "NaN" if value is not None and math.isnan(value) else "infinite"
 
 
 def _named(sample: Sample) -> str:

@@ -39,12 +39,3 @@ def as_usable(value: Any) -> float | None:
     """Return ``value`` as a finite float of sane size, or None: what may enter a baseline."""
     number = value if type(value) is float else as_number(value)
     return number if number is not None and -LARGEST < number < LARGEST else None
-
-
-def show(value: float) -> str:
-    """Write a number for a person: four significant digits.
-
-    >>> show(2.30712), show(1e-7)
-    ('2.307', '1e-07')
-    """
-    return f"{value:.4g}"

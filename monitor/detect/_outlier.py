@@ -5,7 +5,7 @@ from __future__ import annotations
 from monitor._records import Event, Step
 from monitor.detect._detector import Detector
 from monitor.detect._loss import LossRise, LossSettings
-from monitor.detect._numbers import show
+from monitor.detect._wording import show
 
 
 class OutlierDetector(Detector):
@@ -36,7 +36,10 @@ class OutlierDetector(Detector):
             return None
         first, last, value, height, level = point
         level = self._rise.signal.raw(level)
-        message = f"isolated point: loss {show(value)} at step {first}, {height:.0f} scales above {show(level)}"
+        where = f"at step {first}" if first == last else f"in steps {first} to {last}"
+        message = (
+            f"loss was {show(value)} {where} instead of {show(level)}, and came back. One batch of data, as a rule"
+        )
         self._start(step.optimizer, step.global_step, first, message, value, level=level, height=height)
         return self._end(last, message)
 

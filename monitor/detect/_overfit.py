@@ -11,7 +11,8 @@ from typing import Any
 from monitor._checks import require, require_whole
 from monitor._records import Event, Sample, Step
 from monitor.detect._detector import Detector
-from monitor.detect._numbers import SECOND_DIFFERENCE, as_usable, show
+from monitor.detect._numbers import SECOND_DIFFERENCE, as_usable
+from monitor.detect._wording import show
 
 _MOST = 256
 """Validations kept; beyond, neighbours are put together."""
@@ -151,17 +152,23 @@ class OverfitDetector(Detector):
 
     def _finish(self, sample: Sample, rise: float, limit: float) -> Event | None:
         if rise <= 0.0:
-            return self._end(sample.step, f"validation loss has a new best at step {sample.step}")
+            return self._close(sample.step, f"validation loss has a new best at step {sample.step}")
         # Half of the rise, so that what hovers about the limit is one event.
         if rise <= limit / 2.0:
-            return self._end(sample.step, f"validation loss is back at step {sample.step}")
+            return self._close(sample.step, f"validation loss is half way back at step {sample.step}")
         return None
+
+    def _close(self, step: int, now: str) -> Event | None:
+        assert self._open is not None
+        best, peak = show(self._open.details["best"]), show(self._open.value or 0.0)
+        return self._end(step, f"{now}; it had risen from {best} at step {self._open.start_step} to {peak}")
 
     def _raise(self, sample: Sample, step: int, best: float, now: float, before: float, train: float) -> Event:
         self._by = sample.name
         message = (
             f"validation loss rose from {show(best)} at step {step} to {show(now)} "
-            f"while the training loss fell from {show(before)} to {show(train)}"
+            f"while the training loss fell from {show(before)} to {show(train)}. "
+            f"Stop (`monitor stop`) and keep the checkpoint of step {step}, or regularise"
         )
         return self._start(self._optimizer, sample.step, step, message, now, dataset=sample.name, best=best)
 

@@ -14,8 +14,11 @@ from monitor._records import Event, Step
 from monitor.detect._bins import BinSettings, LogBins
 from monitor.detect._detector import Detector
 from monitor.detect._loss import LossRise
-from monitor.detect._numbers import as_usable, show
+from monitor.detect._numbers import as_usable
+from monitor.detect._wording import show
 
+_SETTLED = "Try a lower learning rate (`monitor lr reduce 0.3`); if the loss does not fall then, stop (`monitor stop`)"
+_GUESSES = "Check that the optimizer holds the model's parameters, the labels, and the learning rate"
 _MOST_BINS = 128
 """Bins kept: more than ten doublings."""
 
@@ -171,8 +174,9 @@ class PlateauDetector(Detector):
             if self._moving < settings.patience:
                 return None
             self._flat, self._shown, self._flat_since, self._moving = 0, 0, None, 0
-            now = show(self._rise.signal.raw(self._history[-1][1]))
-            return self._end(step.global_step, f"loss moves again at step {step.global_step}: {now}")
+            now = f"loss moves again at step {step.global_step}: {show(self._rise.signal.raw(self._history[-1][1]))}"
+            was = f"it had stayed near {show(self._open.details['level'])} since step {self._open.start_step}"
+            return self._end(step.global_step, f"{now}; {was}")
         self._flat = self._flat + 1 if likely else 0
         self._shown = self._shown + 1 if shown is not None else 0
         if self._flat == 1 and likely:
@@ -185,10 +189,14 @@ class PlateauDetector(Detector):
         settings = self.settings
         if self._count < settings.shown_least:
             return False
-        expected = settings.expected_initial_loss
-        if expected is not None and abs(self._rise.signal.raw(self._history[-1][1]) - expected) < 0.02 * abs(expected):
+        if self._is_expected(self._rise.signal.raw(self._history[-1][1])):
             return True
         return self._count * self._steps_per_record >= settings.shown_steps
+
+    def _is_expected(self, loss: float) -> bool:
+        """Say whether this is the loss of a model that has learned nothing, as far as that is known."""
+        expected = self.settings.expected_initial_loss
+        return expected is not None and abs(loss - expected) < 0.02 * abs(expected)
 
     def _span(self, bins: int) -> list[_Bin]:
         return [_Bin(*each) for each in self._history[-bins:]]
@@ -233,10 +241,14 @@ class PlateauDetector(Detector):
         span = [each for each in self._span(_MOST_BINS) if each.first_step >= start]
         raw = self._rise.signal.raw
         level = raw(statistics.median(each.median for each in span))
-        message = (
-            f"no progress: loss stays near {show(level)} since step {start} "
-            f"({100 * max(0.0, gain_per_doubling(span)[0]) / self._size(span):.2g} % less per doubling of steps)"
-        )
+        if self._is_expected(level):
+            message = (
+                f"loss stays near {show(level)} since step {start}, as that of a model that only guesses. {_GUESSES}"
+            )
+        else:
+            gain = 100 * max(0.0, gain_per_doubling(span)[0]) / self._size(span)
+            less = f"{gain:.2g} % less per doubling of steps"
+            message = f"no progress: loss stays near {show(level)} since step {start} ({less}). {_SETTLED}"
         return self._start(step.optimizer, step.global_step, start, message, raw(span[-1].median), level=level)
 
     def _is_lr_at_work(self, span: Sequence[_Bin]) -> bool:

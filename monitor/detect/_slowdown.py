@@ -48,6 +48,12 @@ class SlowdownDetector(LastingRiseDetector):
 
     kind = "slowdown"
     state_names = (*LastingRiseDetector.state_names, "_seconds")
+    quantity = "step time"
+    unit = " s"
+    remedy = (
+        "The phases of a step say where to look: data is the DataLoader, forward and backward the device or another "
+        "program on it"
+    )
 
     def __init__(self, settings: SlowdownSettings | None = None) -> None:
         self.settings = settings or SlowdownSettings()
@@ -68,6 +74,3 @@ class SlowdownDetector(LastingRiseDetector):
 
     def _value(self, step: Step) -> float | None:
         return positive(step.duration)
-
-    def _message(self, before: float, now: float, step: int) -> str:
-        return f"steps take {now:.3g} s instead of {before:.3g} s from step {step}"

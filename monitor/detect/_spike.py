@@ -5,7 +5,7 @@ from __future__ import annotations
 from monitor._records import Event, Step
 from monitor.detect._detector import Detector
 from monitor.detect._loss import LossRise, LossSettings
-from monitor.detect._numbers import show
+from monitor.detect._wording import REDUCE, last_good, show
 
 
 class SpikeDetector(Detector):
@@ -59,10 +59,12 @@ class SpikeDetector(Detector):
         assert onset is not None
         self._top = max(rise.peak, loss)
         level = rise.signal.raw(onset.level)
-        start, last_good = rise.context.norm_rise(onset.step) or (onset.step, onset.last_good)
+        start, good = rise.context.norm_rise(onset.step) or (onset.step, onset.last_good)
         beside, details = rise.context.describe(step, onset.step)
-        good = "" if last_good is None else f"; last good step {last_good}"
-        message = f"loss rose from {show(level)} to {show(self._top)} since step {onset.step}{beside}{good}"
+        message = (
+            f"loss rose from {show(level)} to {show(self._top)} since step {onset.step}{beside}{last_good(good)}. "
+            f"{REDUCE} if this happens again and again; one that comes back needs nothing"
+        )
         return self._start(
             step.optimizer,
             step.global_step,
@@ -72,7 +74,7 @@ class SpikeDetector(Detector):
             level=level,
             scale=onset.scale,
             peak=self._top,
-            last_good_step=last_good,
+            last_good_step=good,
             alarms_per_100k_steps=rise.alarms_per_100k_steps(rise.height),
             **details,
         )
@@ -84,7 +86,7 @@ class SpikeDetector(Detector):
         return self._end(
             step.global_step,
             f"loss is back at {show(loss)} at step {step.global_step}; it had risen from {show(level)} to "
-            f"{show(self._top)} from step {start}",
+            f"{show(self._top)} since step {start}",
         )
 
     def mute(self, records: int) -> None:

@@ -41,7 +41,7 @@ class StallDetector(Detector):
     >>> detector = StallDetector()
     >>> ended = [event for step in steps if (event := detector.update(step))]
     >>> detector.tick(steps[-1].time + 61).message
-    'no step for 61 s since step 125'
+    'no step for 61 s since step 125. `py-spy dump --pid PID` shows what the training waits for'
     """
 
     kind = "stall"
@@ -71,7 +71,8 @@ class StallDetector(Detector):
             duration = as_usable(duration)
         if self._open is not None:
             waited = "" if before is None else f" after {step.time - before:.0f} s"
-            return self._end(step.global_step, f"steps continue at step {step.global_step}{waited}")
+            was = f"there was none since step {self._open.step}"
+            return self._end(step.global_step, f"steps continue at step {step.global_step}{waited}; {was}")
         if duration is not None and duration >= 0.0:
             usual = self._usual
             if usual is None:
@@ -95,5 +96,8 @@ class StallDetector(Detector):
         if self._open is not None or waited <= self.timeout:
             return None
         usual = "" if self._usual is None else f"; a step usually takes {self._usual:.3g} s"
-        message = f"no step for {waited:.0f} s since step {self._step}{usual}"
+        message = (
+            f"no step for {waited:.0f} s since step {self._step}{usual}. "
+            "`py-spy dump --pid PID` shows what the training waits for"
+        )
         return self._start(self._optimizer, self._step, self._step, message, waited, timeout=self.timeout)

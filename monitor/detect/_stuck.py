@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from monitor._checks import require_whole
 from monitor._records import Event, Step
 from monitor.detect._detector import Detector
-from monitor.detect._numbers import LARGEST, as_usable, show
+from monitor.detect._numbers import LARGEST, as_usable
+from monitor.detect._wording import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,13 @@ class StuckDetector(Detector):
             self._value, self._equal, self._since = loss, 1, step.global_step
             if self._open is None:
                 return None
-            return self._end(step.global_step, f"loss moves again at step {step.global_step}: {show(loss)}")
+            was = f"it was exactly {self._open.value!r} since step {self._open.start_step}"
+            return self._end(step.global_step, f"loss moves again at step {step.global_step}: {show(loss)}; {was}")
         self._equal += 1
         if self._equal < self.settings.records or self._open is not None or self._since is None:
             return None
-        message = f"loss is exactly {loss!r} for {self._equal} records from step {self._since}"
+        message = (
+            f"loss is exactly {loss!r} for {self._equal} records since step {self._since}. It learns nothing: look for "
+            "frozen weights, a detached or clamped loss, or a batch that is read over and over"
+        )
         return self._start(step.optimizer, step.global_step, self._since, message, loss)

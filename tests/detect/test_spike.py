@@ -28,7 +28,7 @@ def test_the_message_names_levels_onset_and_last_good_step() -> None:
     start = events_of(SpikeDetector(), steps(raised(learning(400), 300, 10, 2.5)))[0]
     assert start.message.startswith("loss rose from 2.1")
     assert "to 4.7" in start.message
-    assert start.message.endswith("since step 301; last good step 300")
+    assert "since step 301; last good step 300. " in start.message
     assert start.details["last_good_step"] == 300
 
 
