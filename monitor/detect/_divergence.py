@@ -104,6 +104,7 @@ class DivergenceDetector(Detector):
         "_recent",
         "_candidate",
         "_limit",
+        "_peak",
         "_patience",
         "_is_large",
         "_back",
@@ -147,7 +148,7 @@ class DivergenceDetector(Detector):
         self._let_go_block: int | None = None
         self._recent: list[float] = []
         self._candidate: list[Any] | None = None
-        self._limit = 0.0
+        self._limit = self._peak = 0.0
         self._patience = 0
         self._is_large = False
         self._back = 0
@@ -171,7 +172,7 @@ class DivergenceDetector(Detector):
             return self._judge(step)
         if level is not None and not self._is_large:
             self._look_for_large(step, level, scale, last_step)
-        if closed is not None and self._lost >= self.settings.lost_bins:
+        if closed is not None and self._lost >= self.settings.lost_bins and not self._is_large:
             return self._raise_lost(step)
         if self._candidate is None:
             self._look_for_small()
@@ -247,6 +248,7 @@ class DivergenceDetector(Detector):
             distance = max(distance, self.settings.lost_share * (self._start_value - self._best))
         self._candidate = [start, good, level, scale, count]
         self._limit, self._back, self._patience = level + distance, 0, self.settings.patience
+        self._peak = level
 
     def _judge(self, step: Step) -> Event | None:
         settings = self.settings
@@ -255,6 +257,8 @@ class DivergenceDetector(Detector):
         length = self._rise.signal.count - count + 1
         width = 5 if self._is_large else settings.median
         median = statistics.median(self._recent[-min(width, max(1, length)) :])
+        if length >= 3:
+            self._peak = max(self._peak, median)
         self._back = self._back + 1 if median <= self._limit else 0
         if self._back == 1:
             self._back_since = step.global_step
@@ -264,7 +268,7 @@ class DivergenceDetector(Detector):
             return self._let_go_of(median, count)
         if self._open is not None or self._back or length < self._patience:
             return None
-        if self._is_large and length < settings.patience and min(self._recent[-5:]) <= self._limit:
+        if self._is_large and length < settings.patience and self._is_returning(level, median):
             return None
         if length >= settings.patience_share * count or self._is_above_start(scale, length):
             # It is back when it has come at least half of the way, and two thirds if it has risen by decades.
@@ -272,6 +276,10 @@ class DivergenceDetector(Detector):
             self._limit = level + max(rise / 3.0, min(self._limit - level, rise / 2.0))
             return self._raise(step, start, good, level, median)
         return None
+
+    def _is_returning(self, level: float, median: float) -> bool:
+        """Say whether a large rise is on its way back, so that it is given the time of others."""
+        return min(self._recent[-5:]) <= self._limit or median <= level + (self._peak - level) * 2.0 / 3.0
 
     def _let_go_of(self, median: float, count: int) -> Event | None:
         if self._is_large:

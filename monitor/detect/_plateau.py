@@ -42,8 +42,9 @@ class PlateauSettings:
         confidence: of the one-sided interval, in standard errors of a normal distribution; 1.3 (10 %).
         shown_patience: bins in a row that show it.
         shown_least: records before which nothing is shown.
-        shown_steps: steps before which nothing is shown, as very large models begin flat; not asked for where the loss
-            stands at ``expected_initial_loss``.
+        shown_steps: steps before which nothing is shown, as very large models begin flat.
+        guess_steps: the same where the loss stands at ``expected_initial_loss``; 40, from which on no labelled curve
+            would be reported falsely if its first loss were that.
         expected_initial_loss: loss of a model that has learned nothing (ln of the number of classes), if known.
         trend: Mann-Kendall z at or below minus this is a fall, however small; 1.64 (5 %, one-sided).
         rise: share of the level per doubling above which it is no plateau either.
@@ -63,6 +64,7 @@ class PlateauSettings:
     shown_patience: int = 4
     shown_least: int = 20
     shown_steps: int = 100
+    guess_steps: int = 40
     expected_initial_loss: float | None = None
     trend: float = 1.64
     rise: float = 0.2
@@ -91,6 +93,7 @@ class PlateauSettings:
             shown_patience=(1, 1000),
             shown_least=(1, 10**9),
             shown_steps=(1, 10**9),
+            guess_steps=(1, 10**9),
         )
         require_whole(self, shown_bins=(4, _MOST_BINS))
 
@@ -126,6 +129,7 @@ class PlateauDetector(Detector):
         self._steps_per_record = self._rise.settings.steps_per_record
         self._lr: float | None = None
         self._top_lr = 0.0
+        self._expected = self.settings.expected_initial_loss
         self._was_log = True
         self._begin()
 
@@ -137,6 +141,11 @@ class PlateauDetector(Detector):
         self._moving = 0
         self._count = 0
         self._flat_since: int | None = None
+
+    def expect(self, initial_loss: float) -> None:
+        """Take the loss of a model that has learned nothing, unless the settings say it."""
+        if self.settings.expected_initial_loss is None:
+            self._expected = initial_loss
 
     def update(self, step: Step) -> Event | None:
         """Take the next record; see ``Detector.update``."""
@@ -189,13 +198,14 @@ class PlateauDetector(Detector):
         settings = self.settings
         if self._count < settings.shown_least:
             return False
+        least = settings.shown_steps
         if self._is_expected(self._rise.signal.raw(self._history[-1][1])):
-            return True
-        return self._count * self._steps_per_record >= settings.shown_steps
+            least = settings.guess_steps
+        return self._count * self._steps_per_record >= least
 
     def _is_expected(self, loss: float) -> bool:
         """Say whether this is the loss of a model that has learned nothing, as far as that is known."""
-        expected = self.settings.expected_initial_loss
+        expected = self._expected
         return expected is not None and abs(loss - expected) < 0.02 * abs(expected)
 
     def _span(self, bins: int) -> list[_Bin]:

@@ -158,6 +158,12 @@ class DetectorSet:
         """
         return [e for detector in self._detectors if (e := detector.tick(now, is_excused=is_excused)) is not None]
 
+    def expect(self, initial_loss: float) -> None:
+        """Say what the loss of a model that has learned nothing is; ``PlateauSettings`` that say so stand."""
+        for detector in self._detectors:
+            if isinstance(detector, PlateauDetector):
+                detector.expect(initial_loss)
+
     def announce(self, records: int = MUTE_RECORDS) -> None:
         """Say that something was changed on purpose (batch size, raised LR): rises in the next records start no event.
 

@@ -74,7 +74,8 @@ class Hello:
 @dataclass(frozen=True)
 class TrainingState:
     """What the training process knows about itself. ``activity`` is when the training thread was last seen to do
-    something (``perf_counter``); ``devices`` are the UUIDs of torch's devices, None while CUDA is not initialised."""
+    something (``perf_counter``); ``devices`` are the UUIDs of torch's devices, None while CUDA is not initialised;
+    ``guesses`` the loss of a model that only guesses, by optimizer, where that is known."""
 
     activity: float = 0.0
     is_busy: bool = False
@@ -83,3 +84,4 @@ class TrainingState:
     failures: Mapping[str, int] = field(default_factory=dict)
     devices: tuple[str, ...] | None = ()
     allocator: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    guesses: Mapping[str, float] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from monitor.link import Pass
 from monitor.probe._alteration import multiplier, norm_of, root_factor, tolerance_of
 from monitor.probe._compilation import untraced
 from monitor.probe._graph import has_leaf, reaches
+from monitor.probe._guess import guess_loss
 from monitor.probe._values import Value, product
 from monitor.probe._witness import ASSUMED as ASSUMED
 from monitor.probe._witness import Groups, Witness, chosen_of, is_dear, version_of
@@ -57,6 +58,7 @@ class LossAttribution:
 
     def __init__(self, groups: Groups, on_cleared: Callable[[], None], on_replaced: Callable[[], None]) -> None:
         self.sole: Witness | None = None
+        self.guess: float | None = None
         """The only witness, once it is chosen, if it is a plain tensor that every pass has reached: for the hot path,
         which looks at it only where there is something to find."""
         self.num_discarded = 0
@@ -114,6 +116,8 @@ class LossAttribution:
         USUAL[0] = None if self.num_unreached else USUAL[0]
         if roots is not None:
             self._follow(one, roots, is_reached)
+        if is_reached and self._is_learning and self.guess is None:
+            self.guess = guess_loss(roots)
         if self._compares and is_reached:
             self._norm = norm_of(self.witnesses[0].gradient())
         return is_reached

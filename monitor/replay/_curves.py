@@ -12,7 +12,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,8 @@ _NAMES = {
     "lr": ("lr", "learning_rate", "train/learning_rate"),
 }
 _VALIDATION = re.compile(r"(?:val|eval|valid|validation)[_/](?:(?P<name>.+)_)?loss")
+_EPOCH = 100.0
+"""Steps that an epoch has at least, where a file does not say."""
 _EMPTY = {"", "none", "null", "na", "n/a", "-"}
 
 
@@ -239,7 +241,7 @@ def _as_curve(rows: list[CurveRow]) -> Curve:
         step = row.step or 0.0
         # Epochs as fractions stay fractions: the events are to be in the unit of the file.
         records.extend(_records(row, number, int(step) if is_whole else cast(int, step)))
-    return Curve(tuple(records), _interval(row.step or 0.0 for row in rows if row.loss is not None))
+    return Curve(tuple(records), _steps_per_record([row for row in rows if row.loss is not None]))
 
 
 def _joined(rows: list[CurveRow]) -> list[CurveRow]:
@@ -273,7 +275,13 @@ def _records(row: CurveRow, number: int, step: int) -> Iterator[Step | Sample]:
         yield Sample("val_loss", name, value, step, float(number))
 
 
-def _interval(steps: Iterable[float]) -> float:
-    """Return the usual distance of two records; 1 where there are too few to tell."""
-    gaps = [b - a for a, b in pairwise(steps) if b > a]
-    return statistics.median(gaps) if gaps else 1.0
+def _steps_per_record(rows: Sequence[CurveRow]) -> float:
+    """Return the usual distance of two records, 1 where there are too few to tell.
+
+    Rows that mostly come with a validation loss are epochs, whatever their column is called: nobody validates after
+    every step.
+    """
+    gaps = [b - a for a, b in pairwise(row.step or 0.0 for row in rows) if b > a]
+    usual = statistics.median(gaps) if gaps else 1.0
+    are_epochs = 2 * sum(bool(row.val_losses) for row in rows) > len(rows)
+    return max(usual, _EPOCH) if are_epochs else usual

@@ -53,5 +53,6 @@ class StateReport:
             is_busy=boundary.is_busy,
             is_paused=boundary.is_paused,
             in_force=self._training.in_force(),
+            guesses=self._training.guesses(),
             failures=dict(self._failures.counts),
         )

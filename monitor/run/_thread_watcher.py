@@ -64,6 +64,11 @@ class LocalTraining:
         self._begin_round()
         return self._training.is_excused(is_stall_near=is_stall_near)
 
+    @property
+    def guesses(self) -> Mapping[str, float]:
+        """The loss of a model that only guesses, by optimizer."""
+        return self._training.guesses()
+
     def devices(self) -> Sequence[str] | None:
         """Return the UUIDs of torch's devices."""
         return self._training.devices()

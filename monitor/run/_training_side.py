@@ -136,6 +136,10 @@ class TrainingSide:
         """Return factor and floor of every param group as they are now."""
         return in_force(self._optimizers, self._min_lr)
 
+    def guesses(self) -> Mapping[str, float]:
+        """Return the loss of a model that only guesses, by optimizer, where its loss function tells."""
+        return {probe.key: guess for probe in self.probes if (guess := probe.attribution.guess) is not None}
+
     def devices(self) -> tuple[str, ...] | None:
         """Return the UUIDs of torch's devices; None while CUDA is not initialised."""
         return read_torch_devices()

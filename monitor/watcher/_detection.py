@@ -56,6 +56,11 @@ class Detection:
                 self._follow_batch_size(record.value)
             return self._contained(lambda: self._sets[self._first].observe(record))
 
+    def expect(self, initial_losses: Mapping[str, float]) -> None:
+        """Take the loss of a model that has learned nothing, by optimizer; what the user has said stands."""
+        for key, loss in initial_losses.items():
+            self._sets[key].expect(loss)
+
     def is_stall_near(self, now: float) -> bool:
         """Tell whether a stall comes soon if nothing excuses it."""
         return bool(contained(self._on_error, self._sets[self._first].is_stall_near, now))

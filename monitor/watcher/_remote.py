@@ -99,6 +99,11 @@ class RemoteTraining:
         before, self._last_activity = self._last_activity, max(state.activity, self._last_activity)
         return self._last_activity > before or state.is_busy
 
+    @property
+    def guesses(self) -> Mapping[str, float]:
+        """The loss of a model that only guesses, by optimizer."""
+        return self._state.guesses
+
     def devices(self) -> Sequence[str] | None:
         """Return the UUIDs of torch's devices."""
         return self._state.devices

@@ -21,6 +21,10 @@ class Training(Protocol):
         """The LR factors that are in force now."""
 
     @property
+    def guesses(self) -> Mapping[str, float]:
+        """The loss of a model that only guesses, by optimizer, where its loss function tells."""
+
+    @property
     def failures(self) -> Mapping[str, int]:
         """Failures that were counted in the training process, by component."""
 

@@ -188,6 +188,7 @@ class Watcher:
     # ------------------------------------------------------------------------------------------ recorder thread
 
     def _on_tick(self, now: float) -> None:
+        self._detection.expect(self._training.guesses)
         is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
         for event in self._detection.tick(now, is_excused=is_excused):
             self.recorder.post(event)

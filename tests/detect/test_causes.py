@@ -75,12 +75,22 @@ def test_a_plateau_before_the_rate_is_cut_is_not_excused_by_the_cut() -> None:
 
 
 def test_an_expected_initial_loss_shows_a_run_that_never_learns_at_once() -> None:
-    """At ln 2 from the first of 40 records on: a plateau where that is expected, nothing yet where it is not known."""
+    """At ln 2 from the first of 60 records on: a plateau where that is expected, nothing yet where it is not known."""
     source = random.Random(7)
-    losses = [math.log(2) * (1 + source.gauss(0, 0.002)) for _ in range(40)]
+    losses = [math.log(2) * (1 + source.gauss(0, 0.002)) for _ in range(60)]
     knows = PlateauSettings(expected_initial_loss=math.log(2))
     assert [event.kind for event in events_of(PlateauDetector(knows), steps(losses))] == ["plateau"]
     assert events_of(PlateauDetector(), steps(losses)) == []
+
+
+def test_what_the_settings_expect_stands_against_what_is_found_out() -> None:
+    """The number of classes that the loss function tells is taken only where the user has said nothing."""
+    losses = [math.log(2) + 0.001 * (n % 5) for n in range(60)]
+    told, says_otherwise = PlateauDetector(), PlateauDetector(PlateauSettings(expected_initial_loss=5.0))
+    for detector in (told, says_otherwise):
+        DetectorSet([detector]).expect(math.log(2))
+    assert [event.kind for event in events_of(told, steps(losses))] == ["plateau"]
+    assert events_of(says_otherwise, steps(losses)) == []
 
 
 def overfits(validations: list[float]) -> list[str]:

@@ -126,6 +126,24 @@ def test_a_model_that_cannot_learn_plateaus() -> None:
     assert "plateau" in kinds(events_of(train))
 
 
+def test_a_classifier_that_learns_nothing_is_told_by_its_number_of_classes() -> None:
+    """Ten classes, and a learning rate that moves nothing: known before step 100, without any setting."""
+    torch.manual_seed(0)
+    net = nn.Linear(8, 10)
+    nn.init.zeros_(net.weight)
+    opt = torch.optim.SGD(net.parameters(), lr=1e-6)
+    with monitor.attach(opt, serve=False, gpu=False, linger=0) as run:
+        for i in range(90):
+            nn.functional.cross_entropy(net(torch.randn(32, 8)), torch.randint(10, (32,))).backward()
+            opt.step()
+            opt.zero_grad()
+            if i == 10:
+                assert run.flush(60)
+        assert run.flush(60)
+        (plateau,) = (event for event in run.events() if event.kind == "plateau")
+    assert "as that of a model that only guesses" in plateau.message
+
+
 def test_memorising_overfits() -> None:
     """A large network on 24 noisy samples: validation loss turns while the training loss keeps falling."""
     torch.manual_seed(0)
