@@ -60,7 +60,7 @@ GRIDS: dict[str, tuple[Callable[..., Detector], dict[str, tuple[float, ...]]]] =
     ),
     "divergence": (
         divergence_detector,
-        {"large_scales": (4, 5, 6), "patience": (40, 50, 70), "lost_share": (0.2, 0.3, 0.4)},
+        {"large_scales": (4, 5, 6), "patience": (50, 70, 100), "lost_share": (0.2, 0.3, 0.4)},
     ),
     "plateau": (
         plateau_detector,

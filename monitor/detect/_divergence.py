@@ -53,7 +53,7 @@ class DivergenceSettings:
     large: float = 1.5
     large_scales: float = 5.0
     large_patience: int = 5
-    patience: int = 50
+    patience: int = 70
     patience_share: float = 0.15
     scales: float = 4.0
     share: float = 0.02

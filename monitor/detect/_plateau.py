@@ -47,6 +47,7 @@ class PlateauSettings:
             would be reported falsely if its first loss were that.
         expected_initial_loss: loss of a model that has learned nothing (ln of the number of classes), if known.
         trend: Mann-Kendall z at or below minus this is a fall, however small; 1.64 (5 %, one-sided).
+        step_down: share of the plateau's level by which a loss that has fallen at once, and is flat again, ends it.
         rise: share of the level per doubling above which it is no plateau either.
         patience: bins in a row without progress, and with progress that end it; 5 (4 to 6 score alike, 7 finds less).
         least: records before which none is likely (warm-up; the flat start of very large models).
@@ -67,6 +68,7 @@ class PlateauSettings:
     guess_steps: int = 40
     expected_initial_loss: float | None = None
     trend: float = 1.64
+    step_down: float = 0.05
     rise: float = 0.2
     patience: int = 5
     least: int = 100
@@ -80,6 +82,7 @@ class PlateauSettings:
             self,
             drop=(0, 1),
             trend=(0, 100),
+            step_down=(0, 1),
             rise=(0, 1e6),
             lr_rise=(1, 1e6),
             lr_end=(0, 1),
@@ -179,7 +182,8 @@ class PlateauDetector(Detector):
         shown = self._shown_since() if self._is_old_enough() else None
         if self._open is not None:
             # Either alone, or both once, flicker with the noise; as long as it took to believe them is progress.
-            self._moving = self._moving + 1 if is_moving and shown is None else 0
+            is_over = (is_moving and shown is None) or self._is_below()
+            self._moving = self._moving + 1 if is_over else 0
             if self._moving < settings.patience:
                 return None
             self._flat, self._shown, self._flat_since, self._moving = 0, 0, None, 0
@@ -193,6 +197,13 @@ class PlateauDetector(Detector):
         if self._shown >= settings.shown_patience:
             return self._raise(step, shown)
         return self._raise(step, self._flat_since) if self._flat >= settings.patience else None
+
+    def _is_below(self) -> bool:
+        """Say whether the newest bin lies clearly below the level of the plateau: it has fallen by a step."""
+        assert self._open is not None
+        raw = self._rise.signal.raw(self._history[-1][1])
+        level = self._open.details["level"]
+        return bool(raw < level - self.settings.step_down * abs(level))
 
     def _is_old_enough(self) -> bool:
         settings = self.settings

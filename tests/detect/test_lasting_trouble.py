@@ -42,6 +42,24 @@ def test_a_divergence_ends_when_the_loss_is_back() -> None:
     assert 701 <= end.end_step <= 720
 
 
+def test_a_large_rise_on_its_way_back_is_waited_for() -> None:
+    """A hundredfold loss that has come a third of the way back gets the time of a small rise; one that stays, none."""
+    losses = [2.0 + n % 5 / 100 for n in range(60)]
+    back = [loss * max(1.0, 100.0 * 0.7 ** (n - 60)) if n >= 60 else loss for n, loss in enumerate(losses * 3)]
+    assert events_of(DivergenceDetector(), steps(back)) == []
+    stays = [loss * (100.0 if n >= 60 else 1.0) for n, loss in enumerate(losses * 3)]
+    assert [event.step for event in events_of(DivergenceDetector(), steps(stays))] == [70]
+
+
+def test_a_plateau_that_falls_by_a_step_is_over_and_the_next_one_is_told() -> None:
+    """Flat, then flat a tenth lower: two plateaus, whatever the median slope says."""
+    source = random.Random(5)
+    losses = [(1.0 if n < 400 else 0.9) * (1 + source.gauss(0, 0.003)) for n in range(1600)]
+    events = events_of(PlateauDetector(), steps(losses))
+    assert [event.end_step is None for event in events] == [True, False, True]
+    assert events[1].end_step > 400
+
+
 def test_a_slow_drift_back_is_a_divergence() -> None:
     """A loss that creeps up over a thousand records, too slowly for any spike, has given back what it had learned."""
     losses = [loss + min(1.5, max(0.0, (index - 500) * 0.0015)) for index, loss in enumerate(learning(4000))]

@@ -238,3 +238,13 @@ def test_a_validation_loss_that_is_nan_is_found(tmp_path: Path) -> None:
     assert (event["step"], event["end_step"]) == (10, None)
     assert event["value"] is None
     assert event["message"].startswith("the validation loss is NaN at step 10. ")
+
+
+def test_rows_with_a_validation_each_are_epochs(tmp_path: Path) -> None:
+    """Nobody validates after every step, so 40 flat epochs are no short run."""
+    losses = [0.6931 + n % 3 / 5000 for n in range(40)]
+    alone = write(tmp_path, "step,loss\n" + "".join(f"{n},{loss}\n" for n, loss in enumerate(losses)))
+    assert (read_curve(alone).steps_per_record, run(alone, "--json").output) == (1.0, "")
+    both = write(tmp_path, "step,loss,val_loss\n" + "".join(f"{n},{loss},0.7\n" for n, loss in enumerate(losses)))
+    assert read_curve(both).steps_per_record == 100.0
+    assert [json.loads(line)["kind"] for line in run(both, "--json").output.splitlines()] == ["plateau"]
