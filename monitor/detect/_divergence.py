@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monitor._checks import require, require_whole
-from monitor._records import Event, Step
+from monitor._records import Event, Sample, Step
 from monitor.detect._bins import Bin, BinSettings, LogBins
 from monitor.detect._detector import Detector
 from monitor.detect._level import CusumSettings, LevelSettings
@@ -179,6 +179,10 @@ class DivergenceDetector(Detector):
             return None
         return self._judge(step)
 
+    def observe(self, sample: Sample) -> None:
+        """Take a validation loss, to be named beside a rise; no event comes of it."""
+        self._rise.context.observe(sample)
+
     def _restart(self, step: Step) -> Event | None:
         """Begin anew: the loss has gone below zero, and what was known of its logarithm says nothing about it."""
         self._was_log = self._rise.signal.is_log
@@ -274,7 +278,7 @@ class DivergenceDetector(Detector):
             # It is back when it has come at least half of the way, and two thirds if it has risen by decades.
             rise = median - level
             self._limit = level + max(rise / 3.0, min(self._limit - level, rise / 2.0))
-            return self._raise(step, start, good, level, median)
+            return self._raise(step, start, good, median)
         return None
 
     def _is_returning(self, level: float, median: float) -> bool:
@@ -339,9 +343,11 @@ class DivergenceDetector(Detector):
         progress = self._start_value - self._best
         self._candidate = [self._lost_since, None, self._best, signal.scale, signal.count]
         self._limit, self._back = self._best + self.settings.lost_share * progress, 0
-        return self._raise(step, self._lost_since, None, self._best, statistics.median(self._recent))
+        return self._raise(step, self._lost_since, None, statistics.median(self._recent))
 
-    def _raise(self, step: Step, start: int, good: int | None, level: float, median: float) -> Event:
+    def _raise(self, step: Step, start: int, good: int | None, median: float) -> Event:
+        assert self._candidate is not None
+        level, scale = self._candidate[2], self._candidate[3]
         signal = self._rise.signal
         before, now = signal.raw(level), signal.raw(median)
         beside, details = self._rise.context.describe(step, start)
@@ -357,6 +363,7 @@ class DivergenceDetector(Detector):
             step.loss,
             level=before,
             median=now,
+            alarms_per_100k_steps=self._rise.alarms_per_100k_steps((median - level) / max(scale, 1e-300)),
             last_good_step=good,
             **details,
         )

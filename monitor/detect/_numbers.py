@@ -12,6 +12,15 @@ SECOND_DIFFERENCE = 0.5117
 """Standard deviation over the mean absolute second difference, for independent normal noise: sqrt(pi / 12)."""
 
 
+def tail(deviations: float) -> float:
+    """Return the probability that normal noise exceeds this many standard deviations.
+
+    >>> round(tail(1.645), 3)
+    0.05
+    """
+    return 0.5 * math.erfc(deviations / math.sqrt(2.0))
+
+
 def as_number(value: Any) -> float | None:
     """Return ``value`` as a float, or None where it is no real number.
 

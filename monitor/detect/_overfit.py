@@ -11,7 +11,7 @@ from typing import Any
 from monitor._checks import require, require_whole
 from monitor._records import Event, Sample, Step
 from monitor.detect._detector import Detector
-from monitor.detect._numbers import SECOND_DIFFERENCE, as_usable
+from monitor.detect._numbers import SECOND_DIFFERENCE, as_usable, tail
 from monitor.detect._wording import show
 
 _MOST = 256
@@ -126,6 +126,7 @@ class OverfitDetector(Detector):
         if known["open"] or len(seen) < self.settings.least:
             return None
         settings = self.settings
+        # The limit is the rise that neither noise nor the luck of the best of so many blocks explains.
         is_log = all(value > 0.0 for _, value, _ in seen)
         width = 1 if len(seen) < settings.few else max(math.isqrt(len(seen)), len(seen) // settings.blocks)
         blocks = _blocks(seen, width, is_log=is_log)
@@ -134,7 +135,9 @@ class OverfitDetector(Detector):
         size = 1.0 if is_log else max(abs(best[1]), 1e-300)
         single = _deviation([math.log(value) if is_log else value for _, value, _ in seen])
         noise = min(_deviation([value for _, value, _ in blocks]), _MOST_WANDER * single)
-        limit = self._limit(max(noise, settings.young * size / len(seen)), size, len(blocks))
+        noise = max(noise, settings.young * size / len(seen))
+        luck = math.sqrt(2.0 * math.log(len(blocks)))
+        limit = max(settings.rise * size, noise * (settings.noise + luck))
         if self._open is not None:
             return self._finish(sample, last[1] - best[1], limit) if self._by == sample.name else None
         recent = [value - best[1] for _, value, _ in blocks[place + 1 :]][-settings.patience :]
@@ -144,11 +147,8 @@ class OverfitDetector(Detector):
         if not is_up or best[2] is None or last[2] is None or not last[2] < best[2]:
             return None
         raw = math.exp if is_log else float
-        return self._raise(sample, best[0], raw(best[1]), raw(last[1]), best[2], last[2])
-
-    def _limit(self, noise: float, size: float, count: int) -> float:
-        """Return the rise from the best that neither noise nor the luck of the best of so many blocks explains."""
-        return max(self.settings.rise * size, noise * (self.settings.noise + math.sqrt(2.0 * math.log(count))))
+        p_value = tail((last[1] - best[1]) / max(noise, 1e-300) - luck)
+        return self._raise(sample, best[0], raw(best[1]), raw(last[1]), best[2], last[2], p_value)
 
     def _finish(self, sample: Sample, rise: float, limit: float) -> Event | None:
         if rise <= 0.0:
@@ -163,14 +163,18 @@ class OverfitDetector(Detector):
         best, peak = show(self._open.details["best"]), show(self._open.value or 0.0)
         return self._end(step, f"{now}; it had risen from {best} at step {self._open.start_step} to {peak}")
 
-    def _raise(self, sample: Sample, step: int, best: float, now: float, before: float, train: float) -> Event:
+    def _raise(
+        self, sample: Sample, step: int, best: float, now: float, before: float, train: float, p_value: float
+    ) -> Event:
         self._by = sample.name
         message = (
             f"validation loss rose from {show(best)} at step {step} to {show(now)} "
             f"while the training loss fell from {show(before)} to {show(train)}. "
             f"Stop (`monitor stop`) and keep the checkpoint of step {step}, or regularise"
         )
-        return self._start(self._optimizer, sample.step, step, message, now, dataset=sample.name, best=best)
+        return self._start(
+            self._optimizer, sample.step, step, message, now, dataset=sample.name, best=best, p_value=p_value
+        )
 
 
 def _together(parts: Sequence[Sequence[Any]]) -> list[Any]:

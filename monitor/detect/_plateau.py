@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from monitor._checks import require, require_whole
-from monitor._records import Event, Step
+from monitor._records import Event, Sample, Step
 from monitor.detect._bins import BinSettings, LogBins
 from monitor.detect._detector import Detector
 from monitor.detect._loss import LossRise
-from monitor.detect._numbers import as_usable
+from monitor.detect._numbers import as_usable, tail
 from monitor.detect._wording import show
 
 _SETTLED = "Try a lower learning rate (`monitor lr reduce 0.3`); if the loss does not fall then, stop (`monitor stop`)"
@@ -170,6 +170,10 @@ class PlateauDetector(Detector):
             del self._history[0]
         return self._judge(step)
 
+    def observe(self, sample: Sample) -> None:
+        """Take a validation loss, to be named beside a plateau; no event comes of it."""
+        self._rise.context.observe(sample)
+
     def _follow_lr(self, step: Step) -> None:
         rates = [rate for group in step.groups if (rate := as_usable(group.applied)) is not None]
         if rates:
@@ -262,15 +266,27 @@ class PlateauDetector(Detector):
         span = [each for each in self._span(_MOST_BINS) if each.first_step >= start]
         raw = self._rise.signal.raw
         level = raw(statistics.median(each.median for each in span))
+        gain, error = gain_per_doubling(span)
+        size = self._size(span)
+        beside, details = self._rise.context.describe_validation(start)
+        p_value = tail((self.settings.drop * size - gain) / max(error, 1e-300))
         if self._is_expected(level):
             message = (
                 f"loss stays near {show(level)} since step {start}, as that of a model that only guesses. {_GUESSES}"
             )
         else:
-            gain = 100 * max(0.0, gain_per_doubling(span)[0]) / self._size(span)
-            less = f"{gain:.2g} % less per doubling of steps"
-            message = f"no progress: loss stays near {show(level)} since step {start} ({less}). {_SETTLED}"
-        return self._start(step.optimizer, step.global_step, start, message, raw(span[-1].median), level=level)
+            less = f"{100 * max(0.0, gain) / size:.2g} % less per doubling of steps"
+            message = f"no progress: loss stays near {show(level)} since step {start} ({less}){beside}. {_SETTLED}"
+        return self._start(
+            step.optimizer,
+            step.global_step,
+            start,
+            message,
+            raw(span[-1].median),
+            level=level,
+            p_value=p_value,
+            **details,
+        )
 
     def _is_lr_at_work(self, span: Sequence[_Bin]) -> bool:
         """Say whether the learning rate was at work for a good part of the span, and is not being warmed up."""

@@ -24,7 +24,7 @@ from monitor.detect._stuck import StuckDetector
 
 LR_RAISED = 1.5
 """A learning rate above this times the one of the record before is an announced change."""
-_VERSION = 2
+_VERSION = 3
 """Of the saved state."""
 YOUNG_RECORDS = 16
 """Records before which no change of the learning rate mutes."""

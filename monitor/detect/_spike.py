@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monitor._records import Event, Step
+from monitor._records import Event, Sample, Step
 from monitor.detect._detector import Detector
 from monitor.detect._loss import LossRise, LossSettings
 from monitor.detect._wording import REDUCE, last_good, show
@@ -14,8 +14,8 @@ class SpikeDetector(Detector):
     Persistence, not height, tells a spike from noise: four records in a row above what the run's own noise reaches at
     the asked rate are one; a single record of any height is not. The baseline is the level before the rise.
     ``details["alarms_per_100k_steps"]`` of the event says how often this run's noise reaches as high. Where the
-    gradient norm has risen before the loss, the event starts with the norm, which is then named in the message, as is a
-    learning rate that was raised.
+    gradient norm has risen before the loss, the event starts with the norm and is rarer by the share of records in
+    which the norm had risen. The message names it, as it does a learning rate that was raised.
 
     Args:
         settings: see ``LossSettings``; default: as measured (docs/detection.md).
@@ -53,6 +53,10 @@ class SpikeDetector(Detector):
             return self._raise(step, loss)
         return None
 
+    def observe(self, sample: Sample) -> None:
+        """Take a validation loss, to be named beside a rise; no event comes of it."""
+        self._rise.context.observe(sample)
+
     def _raise(self, step: Step, loss: float) -> Event:
         rise = self._rise
         onset = rise.onset
@@ -75,7 +79,7 @@ class SpikeDetector(Detector):
             scale=onset.scale,
             peak=self._top,
             last_good_step=good,
-            alarms_per_100k_steps=rise.alarms_per_100k_steps(rise.height),
+            alarms_per_100k_steps=rise.alarms_per_100k_steps(rise.height) * rise.context.coincidence(onset.step),
             **details,
         )
 

@@ -9,6 +9,7 @@ import pytest
 
 from monitor._records import Sample
 from monitor.detect import (
+    Detector,
     DetectorSet,
     DivergenceDetector,
     LossSettings,
@@ -178,6 +179,35 @@ def test_a_gradient_norm_that_rose_first_gives_the_onset() -> None:
     start = next(e for e in events_of(DetectorSet(), steps(losses, gradient_norm=norms)) if e.kind == "spike")
     assert (start.start_step, start.details["gradient_norm_since"], start.details["last_good_step"]) == (296, 296, 295)
     assert "since step 301; the gradient norm has risen since step 296; last good step 295" in start.message
+
+
+def test_a_spike_with_a_risen_gradient_norm_is_rarer_than_one_without() -> None:
+    """Two signs that agree are less probable by chance than one of them alone."""
+    losses = [loss + 0.2 if 300 <= n < 320 else loss for n, loss in enumerate(learning(400))]
+    source = random.Random(12)
+    norms = [math.exp(source.gauss(0, 0.05)) * (20.0 if 295 <= n < 320 else 1.0) for n in range(400)]
+    alone = events_of(DetectorSet(), steps(losses))[0].details["alarms_per_100k_steps"]
+    both = next(e for e in events_of(DetectorSet(), steps(losses, gradient_norm=norms)) if e.kind == "spike")
+    assert both.details["alarms_per_100k_steps"] < 0.1 * alone
+
+
+@pytest.mark.parametrize(
+    ("detector", "losses"),
+    [
+        (DivergenceDetector(), [2.0 + n % 5 / 100 if n < 200 else 9.0 for n in range(400)]),
+        (PlateauDetector(), [2.0 * (1 + n) ** -0.5 if n < 100 else 0.2 + n % 5 / 10000 for n in range(400)]),
+    ],
+)
+def test_what_the_validation_loss_did_is_told_beside_the_loss(detector: Detector, losses: list[float]) -> None:
+    """The last one before the trouble, and the newest."""
+    watch = DetectorSet([detector])
+    for number, record in enumerate(steps(losses)):
+        if number % 20 == 19:
+            watch.observe(Sample("val_loss", "validation", 3.0 if number < 40 else 2.5, number + 1, 0.0))
+        if found := watch.update(record):
+            break
+    assert "; the validation loss went from " in found[0].message
+    assert found[0].details["validation_now"] == 2.5
 
 
 def test_a_rise_after_a_raised_learning_rate_says_so() -> None:
