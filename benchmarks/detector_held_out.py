@@ -7,6 +7,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 
 from detector_scores import HEAD, Labelled, Score, by_kind, judged, table_line
@@ -70,8 +71,18 @@ GRIDS: dict[str, tuple[Callable[..., Detector], dict[str, tuple[float, ...]]]] =
 }
 
 
-def held_out(judge: ModuleType, items: list[Labelled], kind: str) -> tuple[Score, dict[Point, int], dict[Point, Score]]:
-    """Choose settings on all sources but one, judge them on that one, for every source. RL counts for false alarms."""
+@dataclass
+class HeldOut:
+    """What a kind scores with settings that were chosen without the source they are judged on; RL apart."""
+
+    total: Score
+    rl: Score
+    chosen: dict[Point, int]
+    whole: dict[Point, Score]
+
+
+def held_out(judge: ModuleType, items: list[Labelled], kind: str) -> HeldOut:
+    """Choose settings on all sources but one, judge them on that one, for every source. RL takes part in the choice."""
     make, axes = GRIDS[kind]
     table: dict[Point, dict[str, Score]] = {}
     for point in itertools.product(*axes.values()):
@@ -79,12 +90,13 @@ def held_out(judge: ModuleType, items: list[Labelled], kind: str) -> tuple[Score
         for item in items:
             events = by_kind(replay(item.curve, [make(item, *point)]))
             table[point][item.source].add(judged(judge, item, kind, events.get(kind, [])))
-    total, chosen = Score(), defaultdict(int)
+    out = HeldOut(Score(), Score(), defaultdict(int), {point: _sum(scores) for point, scores in table.items()})
+    rl = {item.source for item in items if item.is_rl}
     for source in sorted({item.source for item in items}):
         best = _choose({point: _sum(scores, skip=source) for point, scores in table.items()}, list(axes.values()))
-        chosen[best] += 1
-        total.add(table[best][source])
-    return total, chosen, {point: _sum(scores) for point, scores in table.items()}
+        out.chosen[best] += 1
+        (out.rl if source in rl else out.total).add(table[best][source])
+    return out
 
 
 def _sum(scores: Mapping[str, Score], skip: str | None = None) -> Score:
@@ -118,14 +130,16 @@ def held_out_lines(judge: ModuleType, items: list[Labelled]) -> list[str]:
     lines = [HEAD.replace("rule", "kind", 1)]
     notes = []
     for kind, (_, axes) in GRIDS.items():
-        total, chosen, whole = held_out(judge, items, kind)
-        lines.append(table_line(kind, total))
+        out = held_out(judge, items, kind)
+        chosen, whole = out.chosen, out.whole
+        lines.append(table_line(kind, out.total))
         most = max(chosen, key=lambda point: chosen[point])
         named = ", ".join(f"{name} {value:g}" for name, value in zip(axes, most, strict=True))
         worth = [score.found - score.false for score in whole.values()]
         good = sum(value >= max(worth) - 1 for value in worth)
         notes.append(
             f"- {kind}: {chosen[most]} of {sum(chosen.values())} sources chose {named}; "
-            f"{good} of {len(whole)} settings are within one label or false alarm of the best."
+            f"{good} of {len(whole)} settings are within one label or false alarm of the best; "
+            f"in RL {out.rl.false} false alarms."
         )
     return [*lines, "", *notes]

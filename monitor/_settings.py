@@ -94,7 +94,10 @@ class Settings:
     )
     expected_initial_loss: float | None = field(
         default=None,
-        metadata={"doc": "Loss of a model that has learned nothing (ln of the number of classes), to know such a run."},
+        metadata={
+            "doc": "Loss of a model that only guesses (ln of the number of classes), where the loss function does not "
+            "tell it."
+        },
     )
     store_bytes: int = field(
         default=64 * 2**20,

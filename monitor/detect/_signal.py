@@ -187,7 +187,7 @@ class LossSignal:
         limit = settings.clip * scale if scale > 0.0 else LARGEST
         share = 1.0 / (age if age < settings.scale_memory else settings.scale_memory)
         second = abs(x - 2.0 * self._x1 + self._x2) * SECOND_DIFFERENCE
-        self._fast += share * (min(second, limit * 3.0 / 3.0) - self._fast)
+        self._fast += share * (min(second, limit) - self._fast)
         off = rise - self._lag  # a level lags behind a slope; that is no noise
         self._slow += share * (min(abs(off) * _NORMAL_MEAN, limit) * settings.wander_share - self._slow)
         self._lag += 2.0 * share * max(-limit, min(off, limit))

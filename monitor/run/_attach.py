@@ -110,8 +110,8 @@ def attach(
         stall_timeout: Seconds without a step after which a run counts as stalled, at most. Default: 600.0.
         false_alarms_per_100k_steps: Rate at which the noise of the run itself may raise a spike; measured truth:
             docs/detection.md. Default: 1.0.
-        expected_initial_loss: Loss of a model that has learned nothing (ln of the number of classes), to know such a
-            run. Default: None.
+        expected_initial_loss: Loss of a model that only guesses (ln of the number of classes), where the loss function
+            does not tell it. Default: None.
         store_bytes: Size of the run store, in which curves, events and commands stay on disk; 0: none is kept.
             Default: 67108864.
         keep_runs: Run folders kept; at the start of a run the oldest that ended go. Default: 200.
