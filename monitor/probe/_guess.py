@@ -24,7 +24,7 @@ def guess_loss(roots: Any) -> float | None:
     >>> guess_loss(loss) == math.log(10), guess_loss(loss / 2)
     (True, None)
     """
-    node = roots.grad_fn if isinstance(roots, Tensor) else None
+    node: Any = roots.grad_fn if isinstance(roots, Tensor) else None
     if node is None or getattr(node, "_saved_reduction", None) != _MEAN:
         return None
     if node.name() == _BINARY:
@@ -36,11 +36,7 @@ def guess_loss(roots: Any) -> float | None:
         if node is None:
             return None
         if node.name() == "LogSoftmaxBackward0":
-            return _log_classes(node)
+            shape, dimension = node._input_metadata[0].shape, node._saved_dim
+            classes = int(shape[dimension if dimension < len(shape) else dimension - 2**64])  # torch gives it unsigned
+            return math.log(classes) if classes > 1 else None
     return None
-
-
-def _log_classes(softmax: Any) -> float | None:
-    shape, dimension = softmax._input_metadata[0].shape, softmax._saved_dim
-    classes = int(shape[dimension if dimension < len(shape) else dimension - 2**64])  # torch gives it unsigned
-    return math.log(classes) if classes > 1 else None
