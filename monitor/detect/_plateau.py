@@ -165,7 +165,7 @@ class PlateauDetector(Detector):
         weight = closed.count - self._count
         place = math.log2(closed.count - 0.5 * (weight - 1))
         self._count = closed.count
-        self._history.append(_Bin(place, closed.median, weight, closed.first_step, self._lr))
+        self._history.append((place, closed.median, weight, closed.first_step, self._lr))  # plain: it is saved
         if len(self._history) > _MOST_BINS:
             del self._history[0]
         return self._judge(step)

@@ -58,9 +58,10 @@ class LossAttribution:
 
     def __init__(self, groups: Groups, on_cleared: Callable[[], None], on_replaced: Callable[[], None]) -> None:
         self.sole: Witness | None = None
-        self.guess: float | None = None
         """The only witness, once it is chosen, if it is a plain tensor that every pass has reached: for the hot path,
         which looks at it only where there is something to find."""
+        self.guess: float | None = None
+        """The loss of a guess among the classes, once the graph of a loss has told it."""
         self.num_discarded = 0
         """Times in a row that gradients were cleared without a step."""
         self.is_updated = False

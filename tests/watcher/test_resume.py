@@ -58,7 +58,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         self.saved: dict[str, Any] = {}
         if folder is not None:
-            self.saved = torch.load(folder / "saved.pt", weights_only=False)
+            self.saved = torch.load(folder / "saved.pt", weights_only=True)
             self.model.load_state_dict(self.saved["model"])
             self.optimizer.load_state_dict(self.saved["optimizer"])
 
