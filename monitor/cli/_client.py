@@ -154,19 +154,21 @@ class ChoiceError(ClientError):
     """Which run is meant cannot be told from what was given."""
 
 
-def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool) -> KnownRun:
+def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool, leader: bool = False) -> KnownRun:
     """Return the run that ``wanted`` means: an id, a name or a unique prefix; None: the only live one;
     where none does and an ended one will do, the last to end.
 
-    A live run beats an ended one. Raises ChoiceError, whose message lists the candidates.
+    A live run beats an ended one. ``leader``: rank 0 stands for the ranks of one training. Raises ChoiceError, whose
+    message lists the candidates.
     """
+    only = _only_or_leader if leader else _only
     live = [run for run in runs if run.is_live]
     if wanted is None:
         if not live and runs and not live_only:
             return max(runs, key=lambda run: run.end_time or run.session_time)
         if not live:
             raise ClientError("no run is going on; `monitor runs` lists those that ended")
-        return _only(live, "several runs are going on; say which")
+        return only(live, "several runs are going on; say which")
     tests: tuple[Callable[[KnownRun], bool], ...] = (
         lambda run: run.run_id == wanted,
         lambda run: run.name == wanted,
@@ -175,7 +177,7 @@ def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool) -> Know
     for pool in (live,) if live_only else (live, runs):
         for test in tests:
             if found := [run for run in pool if test(run)]:
-                return _only(found, f"{wanted!r} is not unique; say which")
+                return only(found, f"{wanted!r} is not unique; say which")
     if any(test(run) for run in runs for test in tests):
         raise ClientError(f"the run {wanted!r} has ended; `monitor status {wanted}` shows its last state")
     raise ChoiceError(f"there is no run {wanted!r}; `monitor runs` lists those that are known")
@@ -218,8 +220,19 @@ def _is_owned(path: Path, uid: Callable[[], int] | None) -> bool:
 
 def _only(found: list[KnownRun], complaint: str) -> KnownRun:
     if len(found) > 1:
-        raise ChoiceError("\n".join([f"{complaint}:", *(f"  {run.run_id}  {run.state}" for run in found)]))
+        has_ranks = any(run.rank for run in found)
+        lines = [f"  {run.run_id}  {run.state}" + (f"  rank {run.rank}" if has_ranks else "") for run in found]
+        raise ChoiceError("\n".join([f"{complaint}:", *lines]))
     return found[0]
+
+
+def _only_or_leader(found: list[KnownRun], complaint: str) -> KnownRun:
+    """As :func:`_only`; of runs that can only be the ranks of one training, rank 0's, which takes the commands."""
+    ranks = sorted(found, key=lambda run: run.rank)
+    is_one = len({(run.name, run.script) for run in found}) == 1
+    if is_one and [run.rank for run in ranks] == list(range(len(ranks))):
+        return ranks[0]
+    return _only(found, complaint)
 
 
 def _reason(error: Exception) -> str:

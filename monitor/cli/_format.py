@@ -109,6 +109,7 @@ def summary(run: Document | None, known: Document) -> dict[str, Any]:
     groups = [group["applied"] for optimizer in optimizers for group in optimizer["groups"]]
     return {
         **{key: known[key] for key in ("run_id", "name", "state", "pid", "hostname", "url", "start_time", "end_time")},
+        "rank": known.get("rank", 0),
         "step": step_of(run) if run else None,
         "target_steps": run["target_steps"] if run else None,
         "loss": first.get("loss"),
@@ -119,13 +120,15 @@ def summary(run: Document | None, known: Document) -> dict[str, Any]:
 
 def runs_table(summaries: Sequence[Document], now: float) -> list[str]:
     """Return the lines of ``monitor runs``."""
-    rows = [("RUN", "STATE", "STEP", "LOSS", "LR", "LAST STEP", "URL")]
+    has_ranks = any(run["rank"] for run in summaries)
+    rows = [("RUN", *(("RANK",) if has_ranks else ()), "STATE", "STEP", "LOSS", "LR", "LAST STEP", "URL")]
     for run in summaries:
         last = run["last_step_time"]
         age = UNKNOWN if last is None else f"{duration(now - last)} ago"
-        row = (run["run_id"], run["state"], count(run["step"]), number(run["loss"]), number(run["lr"]), age)
+        whose = (run["run_id"], str(run["rank"])) if has_ranks else (run["run_id"],)
+        row = (*whose, run["state"], count(run["step"]), number(run["loss"]), number(run["lr"]), age)
         rows.append((*row, run["url"] or UNKNOWN))
-    return table(rows, right=(2, 3, 4, 5))
+    return table(rows, right=(1, 3, 4, 5, 6) if has_ranks else (2, 3, 4, 5))
 
 
 def status(run: Document, url: str | None, now: float) -> list[str]:

@@ -46,7 +46,7 @@ class Access:
                 raise click.UsageError(f"give RUN or --url, not both; got {wanted!r} and {self.url!r}")
             run = self._run_at(self.url.rstrip("/"))
             return run, self.client(self.url, run)
-        run = choose(list_runs(self.directory), wanted, live_only=live_only)
+        run = choose(list_runs(self.directory), wanted, live_only=live_only, leader=True)
         return run, self.client(run.url, run) if run.is_live and run.url else None
 
     def _run_at(self, address: str) -> KnownRun | None:

@@ -330,6 +330,28 @@ class TestChoice:
             assert "fake-ffffff  running" in result.stderr
         assert call("status", "fake-f").exit_code == 0
 
+    def test_the_ranks_of_one_training_are_one_run(self, folder: RunFolder, server: HttpServer) -> None:
+        """Without RUN, or by their name, rank 0's is meant; the list tells them apart."""
+        make_folder("fake-000001", "http://127.0.0.1:9", rank=1)
+        for words in (("lr", "reduce", "0.5"), ("lr", "fake", "reduce", "0.5"), ("pause",), ("status", "fa")):
+            result = call(*words)
+            assert result.exit_code == 0, result.output
+            assert "fake-0a1b2c" in result.stdout
+        assert {run["run_id"]: run["rank"] for run in call_json("runs")} == {"fake-0a1b2c": 0, "fake-000001": 1}
+        assert [line.split()[:2] for line in call("runs").stdout.splitlines()] == [
+            ["RUN", "RANK"], ["fake-0a1b2c", "0"], ["fake-000001", "1"],
+        ]  # fmt: skip
+
+    @pytest.mark.parametrize("ranks", [(1, 1), (2,), (0, 1)])
+    def test_ranks_of_several_trainings_are_not(self, folder: RunFolder, ranks: tuple[int, ...]) -> None:
+        """Where a rank is there twice, or one is missing, the refusal says which is which."""
+        for number, rank in enumerate(ranks):
+            make_folder(f"fake-00000{number}", rank=rank)
+        result = call("lr", "reduce", "0.5")
+        assert result.exit_code == 2
+        assert "fake-0a1b2c  running  rank 0" in result.stderr
+        assert f"fake-000000  running  rank {ranks[0]}" in result.stderr
+
     def test_a_running_run_beats_an_ended_one_of_the_same_name(self, folder: RunFolder, server: HttpServer) -> None:
         """A name means the live run."""
         make_folder("fake-000000", server.url).finish("finished", end_time=1.0)
