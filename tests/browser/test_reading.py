@@ -109,6 +109,26 @@ def test_the_charts_hold_the_run_s_curves(visit) -> None:
     assert [trace["dash"] for trace in traces(seen, "gradient-norm") if trace["name"] == "clip threshold"] == ["dash"]
 
 
+def test_a_constant_learning_rate_is_drawn_at_its_height(visit) -> None:
+    """The axis of one that never changes reaches from 0 to just above it."""
+    run = PageRun(300)
+
+    def constant(history: dict) -> dict:
+        for group in history["optimizers"]["AdamW"]["lr"].values():
+            for name in ("applied", "scheduled"):
+                group[name] = [1e-3] * len(group[name])
+        return history
+
+    run.alter_history = constant
+    seen = visit(run)
+    assert {value for trace in traces(seen, "learning-rate") if trace["name"] != "events" for value in trace["y"]} == {
+        1e-3
+    }
+    low, high = seen.page.locator("#chart-learning-rate .plot").evaluate("plot => plot._fullLayout.yaxis.range")
+    assert low == 0
+    assert 1e-3 <= high < 2e-3
+
+
 def test_only_increments_are_asked_for(visit) -> None:
     """The second poll carries the cursor of the first, and what it brings is appended."""
     seen = visit()

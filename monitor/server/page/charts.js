@@ -31,6 +31,12 @@ export function loadPlotly() {
   });
 }
 
+/** Whether all curves have one height throughout: plotly would draw 1e-3 at the height of 0, on an axis from -1 to 1. */
+function isFlat({ traces }) {
+  const heights = traces.filter(({ yaxis }) => yaxis !== "y2").flatMap(({ y }) => y.filter(Number.isFinite));
+  return heights.every((height) => height === heights[0]);
+}
+
 class ChartCard {
   constructor(spec, callbacks) {
     Object.assign(this, { spec, callbacks, isLog: Boolean(spec.isLog), isTable: false, isVisible: true, isHeld: false, isDirty: false, view: null });
@@ -139,7 +145,7 @@ class ChartCard {
       font: { family: "system-ui, -apple-system, 'Segoe UI', 'Liberation Sans', sans-serif", size: 12, color: theme.text },
       hoverlabel: { bgcolor: theme.surface, bordercolor: theme.line, font: { color: theme.text }, namelength: 40 },
       xaxis: { ...axis, ...xRange, type: spec.isTime ? "date" : "linear", separatethousands: true, nticks: 7, tickangle: 0, showgrid: false, ...(spec.isTime ? { fixedrange: true, tickangle: 0, nticks: 5 } : { hoverformat: ",d", tickformat: ",~r", unifiedhovertitle: { text: "step %{x:,d}" } }) },
-      yaxis: { ...axis, nticks: 6, ...y, fixedrange: true, separatethousands: true, ...(spec.range ? { range: spec.range } : {}), ...(spec.fromZero ? { rangemode: "tozero" } : {}) },
+      yaxis: { ...axis, nticks: 6, ...y, fixedrange: true, separatethousands: true, ...(spec.range ? { range: spec.range } : {}), ...(spec.fromZero || isFlat(figure) ? { rangemode: "tozero" } : {}) },
       yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     };
   }
