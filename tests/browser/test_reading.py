@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -127,6 +128,27 @@ def test_a_constant_learning_rate_is_drawn_at_its_height(visit) -> None:
     low, high = seen.page.locator("#chart-learning-rate .plot").evaluate("plot => plot._fullLayout.yaxis.range")
     assert low == 0
     assert 1e-3 <= high < 2e-3
+
+
+def test_a_gradient_norm_taken_now_and_then_is_one_line(visit) -> None:
+    """`gradient_norm=10`: steps without a norm leave no gap, one whose norm was NaN does."""
+    run = PageRun(300)
+
+    def sparse(history: dict) -> dict:
+        columns = history["optimizers"]["AdamW"]
+        for name in ("gradient_norm", "gradient_norm_max"):
+            columns[name] = [
+                v if step % 10 == 0 else None for step, v in zip(columns["step"], columns[name], strict=True)
+            ]
+        columns["gradient_norm"] = [
+            math.nan if s == 200 else v for s, v in zip(columns["step"], columns["gradient_norm"], strict=True)
+        ]
+        return history
+
+    run.alter_history = sparse
+    (norm,) = [trace for trace in traces(visit(run), "gradient-norm") if trace["name"] == "gradient norm"]
+    assert norm["x"][:4] == [10, 20, 30, 40]
+    assert [step for step, value in zip(norm["x"], norm["y"], strict=True) if value is None] == [200]
 
 
 def test_only_increments_are_asked_for(visit) -> None:

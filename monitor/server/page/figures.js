@@ -25,6 +25,12 @@ function line(name, x, y, color, options = {}) {
     hovertemplate: `${hover}<extra>${plain(name)}</extra>` };
 }
 
+/** The points of a curve that was measured now and then: between two of them it is drawn, NaN and Inf interrupt it. */
+function measured(x, y, isLog) {
+  const rows = x.map((_, row) => row).filter((row) => y[row] !== null && y[row] !== undefined);
+  return [rows.map((row) => x[row]), shown(rows.map((row) => y[row]), isLog)];
+}
+
 /** The area between two curves, drawn from the points where both are known. */
 function band(x, low, high, color) {
   const rows = x.map((_, row) => row).filter((row) => low[row] !== null && high[row] !== null);
@@ -117,7 +123,7 @@ function nonfiniteMarks(series, name, steps, values, theme) {
 function doneOver(parts, names, theme, isLog) {
   const drawn = parts.flatMap((part) => {
     const name = names.find((one) => has(part.get(one)));
-    return name ? [line("earlier attempt", part.get("step"), shown(part.get(name), isLog), theme.muted, { width: 1.4, dash: "dot", opacity: 0.75 })] : [];
+    return name ? [line("earlier attempt", ...measured(part.get("step"), part.get(name), isLog), theme.muted, { width: 1.4, dash: "dot", opacity: 0.75 })] : [];
   });
   return { traces: drawn, legend: drawn.length ? [legend("earlier attempt, done over", theme.muted, "dot")] : [] };
 }
@@ -235,7 +241,7 @@ export function gradientNorm({ series, abandoned, rows, isLog, theme, events, op
     traces: [
       ...earlier.traces,
       ...(has(highest) ? band(steps, shown(lowest, isLog), shown(highest, isLog), theme.series[3]) : []),
-      line("gradient norm", steps, shown(norm, isLog), theme.series[3]),
+      line("gradient norm", ...measured(steps, norm, isLog), theme.series[3]),
       ...(has(threshold) ? [line("clip threshold", steps, shown(threshold, isLog), theme.series[1], { dash: "dash", width: 2.2 })] : []),
       ...bad, ...marks.traces,
     ],
