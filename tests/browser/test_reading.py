@@ -151,6 +151,16 @@ def test_a_gradient_norm_taken_now_and_then_is_one_line(visit) -> None:
     assert [step for step, value in zip(norm["x"], norm["y"], strict=True) if value is None] == [200]
 
 
+def test_events_stand_in_the_order_they_came_after_a_rewind(visit) -> None:
+    """The newest is first, also where training went back and its step is an earlier one."""
+    run = PageRun(300)
+    run.publish("spike", "warning", "before the rewind")
+    run._events[-1] = replace(run.publish("state", "info", "resumed"), step=100, start_step=100)
+    messages = visit(run).page.locator("#events .event .message")
+    expect(messages.nth(0)).to_have_text("resumed")
+    expect(messages.nth(1)).to_contain_text("before the rewind")
+
+
 def test_only_increments_are_asked_for(visit) -> None:
     """The second poll carries the cursor of the first, and what it brings is appended."""
     seen = visit()

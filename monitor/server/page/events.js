@@ -131,7 +131,7 @@ export class EventList {
 
   #render() {
     const chosen = this.#chosen();
-    const listed = chosen.sort((a, b) => b.step - a.step || b.id - a.id).slice(0, this.limit);
+    const listed = chosen.sort((a, b) => b.id - a.id).slice(0, this.limit);
     const isAll = listed.length === chosen.length && !this.hasEarlier;
     this.list.hidden = !listed.length;
     this.more.hidden = isAll;
