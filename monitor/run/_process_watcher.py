@@ -182,8 +182,8 @@ class ProcessWatcher:
 
     @property
     def has_folder(self) -> bool:
-        """Tell whether the run has a folder, as far as the watcher has said."""
-        return self._has_folder
+        """Tell whether the run has a folder. A watcher that is still being started is taken to make it."""
+        return self._has_folder if self._ready.is_set() else not self._link.has_given_up
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state; the last one that is known where the watcher does not answer."""

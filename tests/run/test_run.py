@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 import monitor
 from monitor.probe._watched import PROBES
 from monitor.store._command import own_command
+from monitor.store._known import list_runs
 from monitor.watcher._linger import Linger
 
 
@@ -359,6 +361,23 @@ def test_the_last_line_says_how_it_ended_and_how_to_look_back(
         run.close(state)
     line = f"run mine {state} at step 4; look back at it: {own_command()} status {run.id} --dir '{tmp_path}/the runs'"
     assert said_by(caplog)[-1] == ("INFO", line)
+
+
+def test_a_run_that_ends_before_its_watcher_is_there_says_how_to_look_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The command is in the last line all the same: the watcher makes the folder while the script leaves."""
+    net, opt = make()
+    caplog.set_level(logging.INFO, "monitor")
+    with monitor.attach(opt, name="short", directory=str(tmp_path), gpu=False, linger=0) as run:
+        train(net, opt, 2)
+    (line,) = [text for _, text in said_by(caplog) if "finished" in text]
+    assert line == f"run short finished at step 2; look back at it: {own_command()} status {run.id} --dir {tmp_path}"
+    for _ in range(600):
+        if any(one.state == "finished" for one in list_runs(tmp_path)):
+            break
+        time.sleep(0.05)
+    assert [(one.run_id, one.state) for one in list_runs(tmp_path)] == [(run.id, "finished")]
 
 
 @pytest.mark.parametrize(
