@@ -245,6 +245,16 @@ class TestStatus:
         folder.finish("finished", end_time=1.0, final={**document, "end_time": document["run"]["start_time"] + 60})
         assert row_of(call("status", "fake").stdout, "time") == "took 1 min 0 s"
 
+    @pytest.mark.parametrize(
+        ("resume_time", "told"), [(None, "16 s since the start"), (5.0, "16 s in all its sessions")]
+    )
+    @pytest.mark.usefixtures("folder")
+    def test_the_time_of_a_resumed_run_is_that_of_its_sessions(self, resume_time: float | None, told: str) -> None:
+        """What lay between the sessions does not count, so it is not the time since the start."""
+        document = call_json("status")
+        document = {**document, "elapsed_seconds": 16.0, "run": {**document["run"], "resume_time": resume_time}}
+        assert dict(_format.progress_rows(document, document["time"]))["time"] == told
+
     @pytest.mark.parametrize("steps", [0, 3])
     def test_a_loss_that_is_not_known_says_so(self, folder: RunFolder, steps: int) -> None:
         """A dash has its reason, once there was a step that could have had a loss."""
