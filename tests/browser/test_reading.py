@@ -205,6 +205,7 @@ def test_another_session_of_the_run_is_shown_from_its_start(visit) -> None:
     seen.page.wait_for_timeout(2500)
     assert [since for since, _ in seen.run.asked].count(0) == 2
     seen.until(LAST_STEP, 300)
+    expect(seen.page.locator("#details")).to_contain_text("Counters, since the resume")
 
 
 def test_events_are_listed_marked_and_lead_to_their_step(visit) -> None:

@@ -46,7 +46,7 @@ export function renderDetails(element, run, optimizer) {
   const block = (title, list) => (list ? h("div", { class: "block" }, h("h3", {}, title), list) : null);
   const blocks = [
     block("Logged by the script", facts(logged)),
-    block("Counters", counters(run, optimizer)),
+    block(info.resume_time ? "Counters, since the resume" : "Counters", counters(run, optimizer)),
     ...run.gpus.map((gpu) => block(`GPU ${gpu.index} · ${gpu.model}`, gpuFacts(gpu))),
     block("Machine", facts([
       ["CPU", format.percent(host?.cpu_utilization_ratio)],
