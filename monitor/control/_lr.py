@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -232,7 +233,7 @@ class LearningRates:
         for wanted in groups:
             found = [row for row in rows if _is_meant(wanted, row)]
             if not found:
-                known = ", ".join(sorted({str(row.param_group) for row in rows} | _names(rows)))
+                known = ", ".join(sorted({str(row.param_group) for row in rows} | _names(rows), key=_in_order))
                 raise CommandRefusedError(f"no param group {wanted!r}; there are {known}", "groups")
             chosen += [row for row in found if not any(row.group is have.group for have in chosen)]
         if not chosen:
@@ -345,6 +346,12 @@ def _name_of(group: Group) -> str | None:
 def _names(rows: Sequence[_ParamGroupRow]) -> set[str]:
     names = {f"{r.optimizer}/{r.param_group}" for r in rows} if len({r.optimizer for r in rows}) > 1 else set()
     return names | {name for r in rows if (name := _name_of(r.group)) is not None}
+
+
+def _in_order(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """Sort numbers within names by value: 2/0 before 10/0."""
+    parts = [part for part in re.split(r"([0-9]+)", name) if part]
+    return tuple((not part[0].isdigit(), len(part) if part[0].isdigit() else 0, part) for part in parts)
 
 
 def _is_meant(wanted: Any, row: _ParamGroupRow) -> bool:

@@ -111,6 +111,14 @@ def test_an_optimizers_name_means_all_of_its_groups(attach: Attach) -> None:
         run.reduce_lr(0.5, groups="discriminator")
 
 
+def test_the_groups_there_are_come_in_the_order_of_their_numbers(attach: Attach) -> None:
+    """Eleven optimizers in a list: 2/0 stands before 10/0. A name may hold any number of digits."""
+    run = attach([noting(0.1, names=("9" * 5000,)) if n == 10 else noting(0.1) for n in range(11)])
+    known = ", ".join(["0", *(f"{n}/0" for n in range(11)), "9" * 5000])
+    with pytest.raises(CommandRefusedError, match=f"there are {known}$"):
+        run.reduce_lr(0.5, groups="critic")
+
+
 @pytest.mark.parametrize("make", [float, torch.tensor, lambda lr: torch.tensor([lr], requires_grad=True)])
 def test_the_floor_refuses_with_both_numbers_and_the_least_factor(attach: Attach, make: Callable[[float], Any]) -> None:
     """min_lr bounds the applied LR of a reduced group; the factor that the refusal names is accepted."""
