@@ -65,7 +65,7 @@ def claim_run(
         OSError: its folder cannot be written.
     """
     path = runs_directory(directory).absolute() / run_id
-    with _written_alone(path):
+    with _written_alone(path, rank):
         run = _over(path, rank)
         if states and run.state not in states:
             raise StoreError(f"{run_id} is {run.state}")
@@ -86,10 +86,11 @@ def give_back(run: KnownRun) -> None:
 
 
 @contextmanager
-def _written_alone(path: Path) -> Iterator[None]:
+def _written_alone(path: Path, rank: int) -> Iterator[None]:
     run = read_run(path)
     if run is None:
         raise StoreError(f"no run {path.name} is known in {path.parent}")
+    _check_rank(run, rank)
     if run.is_live and run.hostname == socket.gethostname():
         raise _is_going_on(run)
     try:
@@ -108,12 +109,17 @@ def _over(path: Path, rank: int) -> KnownRun:
         raise StoreError(f"{path.name} has been removed")
     if run.is_live and not _is_silent(run):
         raise _is_going_on(run)
-    if run.rank != rank:
-        raise StoreError(f"{run.run_id} is the run of rank {run.rank}, this is rank {rank}")
+    _check_rank(run, rank)
     owner = os.lstat(path).st_uid
     if hasattr(os, "geteuid") and owner != os.geteuid():
         raise StoreError(f"{run.run_id} belongs to user {owner}")
     return replace(run, state=VANISHED) if run.is_live else run
+
+
+def _check_rank(run: KnownRun, rank: int) -> None:
+    """Refuse another rank's run. It is the usual thing where all ranks load one checkpoint, be that run live or not."""
+    if run.rank != rank:
+        raise StoreError(f"{run.run_id} is the run of rank {run.rank}, this is rank {rank}")
 
 
 def _is_going_on(run: KnownRun) -> StoreError:

@@ -52,6 +52,7 @@ def test_a_claimed_run_is_the_live_run_of_this_process(tmp_path: Path) -> None:
     [
         ({"state": "running", "end_time": None}, {}, "is running"),
         ({"rank": 2}, {}, "run of rank 2, this is rank 0"),
+        ({"rank": 2, "state": "running", "end_time": None}, {}, "run of rank 2, this is rank 0"),
         ({"state": "finished"}, {"states": ("failed",)}, "is finished"),
         ({}, {"is_wanted": lambda: False}, "took too long"),
     ],
