@@ -17,6 +17,7 @@ def phases_of(spans: Sequence[Span], mark: float, done: float, end: float, clips
     ends = [*(span[0] for span in spans[1:]), mark]
     for (before, start, begin, what), after in zip(spans, ends, strict=False):
         monitor += begin - start
+        before = min(before, start)  # a thread's first mark is set inside the first thing that is noted there
         if what == Kind.WAIT:
             other += start - before
             data += after - begin

@@ -33,6 +33,11 @@ def test_phases_are_the_times_of_the_spans() -> None:
     assert phases_of([], 1.0, 3.0, 3.5, ()) == (0.0, 0.0, 0.0, 2.0, 0.5, 0.0)
 
 
+def test_no_phase_of_a_threads_first_step_is_negative() -> None:
+    """The mark that the first backward pass begins at is set after that pass has begun: there was no forward yet."""
+    assert phases_of([(1.5, 1.0, 2.0, Kind.BACKWARD)], 4.0, 5.0, 5.0, ()) == (0.0, 0.0, 2.0, 1.0, 1.0, 0.0)
+
+
 def test_waits_without_anything_between_them_make_one_span() -> None:
     """An evaluation that goes through any number of batches leaves one span, with all of its waiting."""
     trace = Trace()
