@@ -20,31 +20,36 @@ INSIST_SECONDS = 20.0
 class RankStore:
     """Keys and values that all ranks share, as text. No collective: a rank that does not take part delays nobody.
 
+    Args:
+        store: that of the process group.
+        channel: what tells the keys of one run from those of another in the same group.
+
     Raises:
         RuntimeError: from every method, where the store does not answer.
     """
 
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, channel: str) -> None:
+        self._prefix = f"{PREFIX}{channel}/"
         self._store = store.clone()  # of its own: a client has one lock, and the process group's must stay free
         self._store.set_timeout(timedelta(seconds=SECONDS))
 
     def has(self, keys: Iterable[str]) -> bool:
         """Tell whether all of these keys are there."""
-        return bool(self._store.check([PREFIX + key for key in keys]))
+        return bool(self._store.check([self._prefix + key for key in keys]))
 
     def get(self, key: str) -> Any:
         """Return a value; None where there is none. Never waits for one."""
         if not self.has([key]):
             return None
-        return json.loads(self._store.get(PREFIX + key))
+        return json.loads(self._store.get(self._prefix + key))
 
     def set(self, key: str, value: Any) -> None:
         """Set a value."""
-        self._store.set(PREFIX + key, json.dumps(value))
+        self._store.set(self._prefix + key, json.dumps(value))
 
     def write_once(self, key: str, value: str) -> str:
         """Set a value unless there is one; return the one that stands there from now on."""
-        found: str = json.loads(self._store.compare_set(PREFIX + key, "", json.dumps(value)))
+        found: str = json.loads(self._store.compare_set(self._prefix + key, "", json.dumps(value)))
         return found
 
     def insist(self, key: str, value: str) -> str:
@@ -76,10 +81,10 @@ def world() -> tuple[int, int]:
         return 1, 0
 
 
-def open_stores() -> tuple[RankStore, RankStore]:
+def open_stores(channel: str) -> tuple[RankStore, RankStore]:
     """Return two connections to the process group's store, for a thread of ours and for the training thread. Raises
     RuntimeError where there is none."""
     from torch.distributed import distributed_c10d as c10d
 
     store = c10d._get_default_store()
-    return RankStore(store), RankStore(store)
+    return RankStore(store, channel), RankStore(store, channel)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
 
 from monitor._records import CommandRecord
 from monitor.common import Loop
@@ -20,6 +21,8 @@ RATE_SECONDS = 2.0
 STOP_SECONDS = 0.1
 """How long the end of a run waits for the thread."""
 FOLLOWS = "rank 0's command holds for all ranks"
+_NUM_ENTERED: Counter[str] = Counter()
+"""How many runs of the same optimizers this process has attached, by a digest of their names."""
 
 
 class Ranks:
@@ -56,6 +59,13 @@ class Ranks:
         self._why = ""
         self._pace: deque[tuple[float, int]] = deque(maxlen=int(RATE_SECONDS / POLL_SECONDS))
         self._is_closed = False
+        self._channel = ""
+
+    def enter(self, optimizers: Iterable[str]) -> None:
+        """Be the next run of these optimizers, by name, that this process attaches: the same run on every rank."""
+        digest = hashlib.sha256(repr(list(optimizers)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        _NUM_ENTERED[digest] += 1
+        self._channel = f"{digest}-{_NUM_ENTERED[digest]}"
 
     @property
     def follows(self) -> bool:
@@ -112,7 +122,8 @@ class Ranks:
     def look(self) -> None:
         """Take part where there are several ranks by now; called now and then."""
         num_ranks, rank = world()
-        if num_ranks > 1 and self._loop is None and not self._is_closed and self._clock() >= self._next_try:
+        is_wanted = self._channel and self._loop is None and not self._is_closed
+        if num_ranks > 1 and is_wanted and self._clock() >= self._next_try:
             self._next_try = self._clock() + RETRY_SECONDS
             self._open(num_ranks, rank)
         elif num_ranks == 1 and self._loop is not None:
@@ -120,7 +131,7 @@ class Ranks:
 
     def _open(self, num_ranks: int, rank: int) -> None:
         try:
-            store, self._store_of_training = open_stores()
+            store, self._store_of_training = open_stores(self._channel)
             if rank == 0:
                 self._part = Leader(
                     store, num_ranks, self._run_id, self._commands, self._promises, self._steps_in, self._clock

@@ -102,6 +102,7 @@ class TrainingSide:
 
     def open(self) -> None:
         """Put every hook and patch in place."""
+        self._failures.contain("control", lambda: self.ranks.enter(self._optimizers))
         self._failures.contain("control", lambda: self.rates.open(self._failures.of("control")))
         for probe in self.probes:
             self._failures.contain("probe", probe.open)

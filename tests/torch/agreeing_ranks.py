@@ -189,7 +189,32 @@ def killed(_: str, folder: str) -> dict[str, Any]:
     return {"error": error, "step": run.step}
 
 
-CASES = {"refusals": refusals, "stopped": stopped, "killed": killed, **dict.fromkeys(BUILDS, commands)}
+def two_runs(_: str, folder: str) -> dict[str, Any]:
+    """Two runs are open at the same time; one after the other is given a command."""
+    made = [data_parallel(), data_parallel()]
+    with watch(made[0][1], folder) as first, watch(made[1][1], folder) as second:
+
+        def before(step: int, _: Any) -> None:
+            if dist.get_rank() == 0 and step in (150, 300):
+                (first if step == 150 else second).reduce_lr(0.5 if step == 150 else 0.25)
+
+        def train_second(step: int, optimizer: Any) -> None:
+            before(step, optimizer)
+            train(made[1], 1, lambda *_: None)
+
+        train(made[0], 500, train_second, SECONDS)
+        steps = [[(one.status, one.step) for one in run._engine.commands.kept()] for run in (first, second)]
+        factors = [run.lr[0].factor for run in (first, second)]
+    return {"steps": steps, "factors": factors}
+
+
+CASES = {
+    "refusals": refusals,
+    "stopped": stopped,
+    "killed": killed,
+    "two runs": two_runs,
+    **dict.fromkeys(BUILDS, commands),
+}
 
 
 def main() -> None:

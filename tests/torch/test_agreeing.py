@@ -80,6 +80,14 @@ def test_a_rank_that_stands_still_splits_nothing(tmp_path: Path) -> None:
     assert len(leader["steps"]) >= 4
 
 
+def test_two_runs_that_are_open_at_once_each_obey_their_own_commands(tmp_path: Path) -> None:
+    """As of a GAN that attaches its optimizers one by one: a command for one run changes no other one on any rank."""
+    (first, leader), (second, follower) = ends = ranks("two runs", 2, tmp_path)
+    assert (first, second) == (0, 0), ends
+    assert leader["factors"] == [0.5, 0.25]
+    assert follower == leader
+
+
 def test_a_rank_that_is_killed_leaves_the_others_to_their_own_error(tmp_path: Path) -> None:
     """The others hear of it from torch, as without the monitor, and end."""
     *others, (status, _) = ranks("killed", 2, tmp_path)
