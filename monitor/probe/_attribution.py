@@ -313,8 +313,11 @@ class LossAttribution:
             self._learn()
 
     def _learn(self) -> None:
-        """Make every parameter a witness; what is known to be in the gradients stays known."""
+        """Make every parameter a witness; what is known to be in the gradients stays known, unless all were cleared."""
+        gradients = (parameter.grad for parameter in self._parameters() if parameter.grad is not None)
         known = self._union()
+        if known and all(is_zeroed(getattr(g, "_local_tensor", g)) for g in gradients):
+            known = []
         groups = list(enumerate(self._groups()))
         places = [
             (g, i) for g, group in groups for i, p in enumerate(group["params"]) if p.requires_grad and not is_lazy(p)

@@ -721,3 +721,22 @@ def test_a_param_group_that_is_added_is_looked_at(watch: Any) -> None:
     found = watched.drain()[LONG:]
     assert [step.gradient_norm for step in found] == [pytest.approx(5.0)] * LONG
     assert [step.loss for step in found] == [25.0] * LONG
+
+
+@pytest.mark.parametrize("is_zeroed", [False, True])
+def test_a_parameter_that_takes_the_place_of_another_after_a_pass_was_discarded(watch: Any, is_zeroed: bool) -> None:
+    """As in a GAN: the pass for the other optimizer reaches this one too, and is cleared. Nothing brings it back."""
+    a, b, c = scalars(2.0, 3.0, 5.0)
+    watched = watch(torch.optim.SGD([a], lr=0.0), torch.optim.SGD([b], lr=0.0))
+    first, second = (probe.optimizer for probe in watched.probes)
+    for i in range(2 * LONG):
+        if i == LONG:
+            second.param_groups[0]["params"][0] = b = c
+        b.backward()
+        second.step()
+        second.zero_grad(set_to_none=not is_zeroed)
+        (a + b).backward()
+        first.step()
+        first.zero_grad(set_to_none=not is_zeroed)
+        second.zero_grad(set_to_none=not is_zeroed)
+    assert losses(watched)["1"] == [3.0] * LONG + [5.0] * LONG
