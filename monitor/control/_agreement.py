@@ -36,6 +36,8 @@ SESSION_SECONDS = 1.0
 """How often a rank looks whether another run leads."""
 PROMISED = "promised"
 LATE = "late"
+OVER = "over"
+"""Stands where the next command would: none comes any more."""
 
 
 class Store(Protocol):
@@ -82,6 +84,7 @@ class Leader:
         self._session = f"{run_id}/{secrets.token_hex(4)}"
         self._began = clock()
         self._has_all = False
+        self.is_over = False
         self._number = 0
         self._attempt: _Attempt | None = None
         store.set("session", self._session)
@@ -173,13 +176,13 @@ class Leader:
         self._commands.finish(attempt.command, "rejected", message=why)
 
     def close(self) -> None:
-        """Decide against what is undecided."""
+        """Decide against what is undecided; let the other ranks go, as the store may go with this process."""
         attempt, self._attempt = self._attempt, None
-        if attempt is None:
-            return
-        if attempt.promise is not None:
-            attempt.promise.decision = self._store.write_once(attempt.promise.register, ABORT)
-        self._commands.finish(attempt.command, "expired", message="the run ended before its ranks had agreed")
+        if attempt is not None:
+            if attempt.promise is not None:
+                attempt.promise.decision = self._store.write_once(attempt.promise.register, ABORT)
+            self._commands.finish(attempt.command, "expired", message="the run ended before its ranks had agreed")
+        self._store.set(self._key("command", self._number + 1), OVER)
 
     def give_up(self, why: str) -> None:
         """Begin nothing more, as the store does not answer. Of a promise the training thread learns at the fence."""
@@ -227,6 +230,8 @@ class Follower:
         self._next_look = 0.0
         self._number = 1
         self.session = ""
+        self.is_over = False
+        """Whether the leader's run has ended, and the store is not to be asked any more."""
 
     def objection(self, _: CommandRecord) -> str | None:
         """Return where commands are to be sent instead."""
@@ -243,10 +248,11 @@ class Follower:
         if not self.session:
             return
         content = self._store.get(f"{self.session}/command/{self._number}")
-        if content is not None:
+        if content is not None and content != OVER:
             self._answer(content)
         for promise in self._promises.undecided():
             promise.decision = self._store.get(promise.register) or ""
+        self.is_over = content == OVER and not self._promises.undecided()
 
     def _join(self) -> None:
         session = self._store.get("session")

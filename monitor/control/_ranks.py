@@ -152,6 +152,9 @@ class Ranks:
         if part is None or world()[0] == 1:
             return  # the group is gone, or its store with it
         part.round()
+        if part.is_over and self._loop is not None:  # nobody comes after the leader's run; its process may go now
+            self._is_closed = True
+            self._loop.end()
 
     def _steps_in(self, seconds: float) -> float:
         (then, before), (now, after) = self._pace[0], self._pace[-1]

@@ -96,7 +96,7 @@ class TrainingSide:
             check_effect=self.boundary.check_effect,
             num_steps=lambda: self.probes[0].number,
             call_at=self._call_at,
-            on_error=failures.of("control"),
+            on_error=self._on_ranks_error,
         )
         self._blindness = Blindness(self.probes)
 
@@ -192,6 +192,12 @@ class TrainingSide:
         for probe in self.probes:
             probe.boundary_at = 0
         self.boundary.wake()
+
+    def _on_ranks_error(self, error: Exception) -> None:
+        """Say in one line that the store of the process group is gone; anything else is a failure of ours."""
+        first = str(error).partition("\n")[0]
+        line = f"no commands for now: the process group's store does not answer ({first}); training continues"
+        self._failures.note("control", error, line=line if isinstance(error, RuntimeError) else "")
 
     def _call_at(self, num_steps: int) -> None:
         self.probes[0].boundary_at = num_steps

@@ -225,3 +225,23 @@ def test_a_run_that_ends_first_decides_against() -> None:
     assert command.status == "expired"
     world.go(1000, 0.5)
     assert [rank.log for rank in world.ranks] == [[], [], []]
+
+
+@pytest.mark.parametrize("is_pending", [False, True])
+def test_the_others_leave_the_store_alone_once_the_leader_has_ended(is_pending: bool) -> None:
+    """It may go with the leader's process: asked then, torch's client would write of it into the script's stderr."""
+    world = World(5)
+    world.go(200, 0.5)
+    if is_pending:
+        world.give("reduce")
+        world.ranks[0].part.round()
+        world.ranks[1].part.round()
+    leader, *followers = (rank.part for rank in world.ranks)
+    assert isinstance(leader, Leader)
+    assert [part.is_over for part in followers] == [False, False]
+    leader.close()
+    for _ in range(2):
+        for part in followers:
+            part.round()
+    assert [part.is_over for part in followers] == [True, True]
+    assert not any(rank.promises.undecided() for rank in world.ranks)

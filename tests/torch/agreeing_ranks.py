@@ -208,7 +208,21 @@ def two_runs(_: str, folder: str) -> dict[str, Any]:
     return {"steps": steps, "factors": factors}
 
 
+def leaves_first(_: str, folder: str) -> dict[str, Any]:
+    """Rank 0 ends its run; the other one trains on, and its thread has gone."""
+    made, rank = data_parallel(), dist.get_rank()
+    with watch(made[1], folder) as run:
+        train(made, STEPS, lambda *_: None, 0.01)
+        names = {thread.name for thread in threading.enumerate()}
+        if rank == 0:
+            run.close()
+        time.sleep(2.0 * rank)
+        left = {thread.name for thread in threading.enumerate()}
+    return {"before": "monitor-ranks" in names, "after": "monitor-ranks" in left}
+
+
 CASES = {
+    "leaves first": leaves_first,
     "refusals": refusals,
     "stopped": stopped,
     "killed": killed,

@@ -88,6 +88,12 @@ def test_two_runs_that_are_open_at_once_each_obey_their_own_commands(tmp_path: P
     assert follower == leader
 
 
+def test_the_others_ask_the_store_no_more_once_rank_0_has_ended_its_run(tmp_path: Path) -> None:
+    """Their thread ends: the store may go with rank 0's process."""
+    ends = ranks("leaves first", 2, tmp_path)
+    assert ends == [(0, {"before": True, "after": False})] * 2, ends
+
+
 def test_a_rank_that_is_killed_leaves_the_others_to_their_own_error(tmp_path: Path) -> None:
     """The others hear of it from torch, as without the monitor, and end."""
     *others, (status, _) = ranks("killed", 2, tmp_path)
