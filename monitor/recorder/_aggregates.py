@@ -96,9 +96,10 @@ class OptimizerAggregate:
         return {"ema": self._ema_raw, "weight": self._ema_weight, "best": self.best, "best_step": self.best_step}
 
     def load_smoothing(self, state: Mapping[str, Any]) -> None:
-        """Go on from an earlier session's smoothed loss."""
-        self._ema_raw, self._ema_weight = float(state["ema"]), float(state["weight"])
-        self.best, self.best_step = state["best"], state["best_step"]
+        """Go on from an earlier session's smoothed loss. Changes nothing if it raises."""
+        raw, weight, best, step = float(state["ema"]), float(state["weight"]), state["best"], state["best_step"]
+        best, step = None if best is None else float(best), None if step is None else int(step)
+        self._ema_raw, self._ema_weight, self.best, self.best_step = raw, weight, best, step
 
     def _add_loss(self, loss: float, step: int) -> None:
         if not math.isfinite(loss):

@@ -345,6 +345,8 @@ class Engine:
         """
         if state == {}:
             return
+        if not isinstance(state, Mapping):
+            raise ValueError(f"this is not what run.state_dict() returns, but {type(state).__name__}")
         if state.get("version") != 1 or not {"step", "smoothing", "detectors"} <= set(state):
             raise ValueError(f"this is not what run.state_dict() returns: it has the keys {sorted(map(str, state))}")
         run_id = state.get("run_id")
@@ -352,12 +354,13 @@ class Engine:
             raise ValueError(f"this is not what run.state_dict() returns: its run_id is {run_id!r}")
         try:
             self._training.rates.check_state_dict(state.get("lr_factors", {}))
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"the saved LR factors cannot be read: {error!r}") from error
+        step = _step_of(state["step"])
         if self._training.buffer.last_sequence:
             self.watcher.flush(FLUSH_SECONDS)  # the steps made so far have the numbers of before
         before = self._training.base_step
-        self._training.continue_at(int(state["step"]))
+        self._training.continue_at(step)
         try:
             self.watcher.load(self._training.base_step, state["smoothing"], state["detectors"])
         except BaseException:
@@ -414,6 +417,16 @@ class Engine:
             over_steps=over_steps,
             reason=reason,
         )
+
+
+def _step_of(saved: Any) -> int:
+    try:
+        step = int(saved)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the saved step cannot be read: {error!r}") from error
+    if step < 0:
+        raise ValueError(f"the saved step cannot be {step}")
+    return step
 
 
 def check_end_state(state: str) -> None:

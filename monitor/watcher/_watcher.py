@@ -155,9 +155,12 @@ class Watcher:
             self._detection.load_state_dict(detectors)
         except (KeyError, TypeError) as error:
             raise ValueError(f"the saved state of the detectors cannot be read: {error!r}") from error
+        try:
+            self.recorder.load_smoothing(smoothing)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"the saved losses cannot be read: {error!r}") from error
         self.source.decoder.base_step = base_step
         self.recorder.begin_at(base_step)
-        self.recorder.load_smoothing(smoothing)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of the recorder and the detectors, as plain values."""

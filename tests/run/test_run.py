@@ -433,3 +433,26 @@ def test_the_state_of_a_disabled_run_changes_nothing(monkeypatch: pytest.MonkeyP
         train(net, opt, 2)
         run.load_state_dict(saved)
         assert run.step == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("step", step) for step in (None, "x", -5, float("inf"), float("nan"), [1])),
+        *(("smoothing", found) for found in (None, 5, {"SGD": None}, {"SGD": 5}, {"SGD": {"ema": 1.0}})),
+        *(("lr_factors", found) for found in (None, 5, "x", [1])),
+    ],
+)
+@pytest.mark.parametrize("watcher", ["thread", "process"])
+def test_a_state_that_cannot_be_read_is_a_value_error_and_changes_nothing(watcher: str, key: str, value: Any) -> None:
+    """The only error that a script need expect of a damaged checkpoint; the run counts as if nothing was loaded."""
+    net, opt = make()
+    with quick(opt, watcher=watcher) as run:
+        saved = {**run.state_dict(), "step": 40, key: value}
+        with pytest.raises(ValueError, match=r"cannot be|not what run\.state_dict"):
+            run.load_state_dict(saved)
+        train(net, opt, 2)
+        run.flush()
+        assert (run.step, run.snapshot().optimizers[0].global_step) == (2, 2)
+        with pytest.raises(ValueError, match=r"not what run\.state_dict"):
+            run.load_state_dict(value)
