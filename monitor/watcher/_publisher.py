@@ -148,7 +148,12 @@ class Publisher:
 
     def _move(self) -> None:
         own = self._folder
-        if not self._reopen(self._info) or self._folder is None:
+        try:
+            is_there = self._reopen(self._info)
+        except BaseException:
+            self._on_past(Past())  # the recorder waits for it, and the training for the recorder
+            raise
+        if not is_there or self._folder is None:
             self._on_past(Past())
             return
         self._store.move(self._read_past().last_seq)

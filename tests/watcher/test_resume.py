@@ -392,6 +392,20 @@ def test_a_run_of_another_machine_is_over_once_it_is_silent(killed: KnownRun, ag
         assert (run.id == killed.run_id, run.step) == (is_continued, 100 if is_continued else 0)
 
 
+def test_a_folder_that_fails_after_the_claim_keeps_nothing_waiting(killed: KnownRun, tmp_path: Path) -> None:
+    """What is recorded is shown at once, without the past."""
+    (killed.path / "last.json").unlink(missing_ok=True)
+    (killed.path / "last.json").mkdir()
+    session = Training(tmp_path)
+    with session.attach() as run:
+        start = time.monotonic()
+        run.load_state_dict(session.saved["monitor"])
+        session.train(10)
+        assert run.flush(PATIENCE_SECONDS)
+        assert run.snapshot().optimizers[0].global_step == 91
+        assert time.monotonic() - start < 5.0
+
+
 def test_a_run_that_is_continued_is_not_removed(killed: KnownRun, tmp_path: Path) -> None:
     """Neither by number nor by age: it is live, and as young as its last session."""
     with Training(tmp_path).attach(resume=killed.run_id) as run:
