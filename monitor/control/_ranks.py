@@ -95,9 +95,10 @@ class Ranks:
         if world()[0] == 1:
             return self._commands.take()
         while (promise := self._promises.due()) is not None:
-            if not promise.decision:
-                promise.decision = self._ask(promise.register)
-            self._promises.keep(promise)
+            try:
+                promise.decision = promise.decision or self._ask(promise.register)
+            finally:  # whatever stands in the register: it is not asked for again at each step
+                self._promises.keep(promise)
             if promise.decision == COMMIT:
                 return promise.command or self._commands.adopt(promise.record, promise.begin_at)
             if promise.is_last and promise.command is not None:

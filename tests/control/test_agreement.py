@@ -14,6 +14,7 @@ from monitor._records import CommandRecord
 from monitor.control._agreement import MEMBER_SECONDS, VOTE_SECONDS, Follower, Leader
 from monitor.control._commands import Command, Commands
 from monitor.control._promises import ABORT, COMMIT, Promise, Promises
+from monitor.control._ranks import Ranks
 
 
 class SharedStore:
@@ -245,3 +246,24 @@ def test_the_others_leave_the_store_alone_once_the_leader_has_ended(is_pending: 
             part.round()
     assert [part.is_over for part in followers] == [True, True]
     assert not any(rank.promises.undecided() for rank in world.ranks)
+
+
+def test_a_register_that_cannot_be_read_is_asked_once() -> None:
+    """Whatever stands there: the training thread is not kept with it at each step."""
+    ranks = Ranks(
+        "run",
+        Commands(lambda _: None, on_waiting=lambda: None, on_finished=lambda _: None),
+        check_effect=lambda _: None,
+        num_steps=lambda: 10,
+        call_at=lambda _: None,
+        on_error=lambda _: None,
+    )
+    record = World(7).give("reduce").record
+    assert ranks._promises.make(Promise("register", 12, record))
+    ranks._num_steps = ranks._promises._num_steps = lambda: 11  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monitor.control._ranks.world", lambda: (2, 1))
+        patch.setattr(ranks, "_ask", json.loads)
+        with pytest.raises(ValueError, match="Expecting value"):
+            ranks.take()
+        assert ranks.take() is None
