@@ -62,7 +62,7 @@ class Leader:
     Args:
         store: what the ranks share.
         num_ranks: how many there are.
-        run_id: of the leader's run.
+        run_id: returns that of the leader's run, which is another one's once it continues that.
         commands: whence commands come.
         promises: of this rank.
         steps_in: returns how many steps are made in so many seconds.
@@ -73,7 +73,7 @@ class Leader:
         self,
         store: Store,
         num_ranks: int,
-        run_id: str,
+        run_id: Callable[[], str],
         commands: Commands,
         promises: Promises,
         steps_in: Callable[[float], float],
@@ -81,7 +81,8 @@ class Leader:
     ) -> None:
         self._store, self._num_ranks, self._commands, self._promises = store, num_ranks, commands, promises
         self._steps_in, self._clock = steps_in, clock
-        self._session = f"{run_id}/{secrets.token_hex(4)}"
+        self._session = secrets.token_hex(8)
+        self._run_id, self._named = run_id, ""
         self._began = clock()
         self._has_all = False
         self.is_over = False
@@ -115,6 +116,9 @@ class Leader:
 
     def round(self) -> None:
         """See who is there; begin an attempt, or see how it stands."""
+        if self._named != self._run_id():
+            self._named = self._run_id()
+            self._store.set(self._key("leader"), self._named)
         if not self._has_all:
             self._has_all = self._store.has(self._key("member", rank) for rank in range(1, self._num_ranks))
         if self._attempt is None:
@@ -229,14 +233,14 @@ class Follower:
         self._check, self._clock = check, clock
         self._next_look = 0.0
         self._number = 1
+        self._leader = ""
         self.session = ""
         self.is_over = False
         """Whether the leader's run has ended, and the store is not to be asked any more."""
 
     def objection(self, _: CommandRecord) -> str | None:
         """Return where commands are to be sent instead."""
-        leader = self.session.partition("/")[0]
-        where = f"rank 0's run, {leader}," if leader else "rank 0's run"
+        where = f"rank 0's run, {self._leader}," if self._leader else "rank 0's run"
         return f"this is rank {self._rank}: send it to {where} and it takes effect on every rank"
 
     def round(self) -> None:
@@ -256,7 +260,10 @@ class Follower:
 
     def _join(self) -> None:
         session = self._store.get("session")
-        if session is None or session == self.session:
+        if session is None:
+            return
+        self._leader = self._store.get(f"{session}/leader") or ""
+        if session == self.session:
             return
         self.session, self._number = session, 1
         self._store.set(f"{session}/member/{self._rank}", True)

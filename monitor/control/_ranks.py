@@ -29,7 +29,7 @@ class Ranks:
     """Hand the training thread its commands: at once where it trains alone, else once all ranks have agreed.
 
     Args:
-        run_id: of this rank's run.
+        run_id: returns that of this rank's run.
         commands: the queue.
         check_effect: refuses what cannot be carried out here: raises CommandRefusedError.
         num_steps: returns how many steps the first optimizer has made here.
@@ -40,7 +40,7 @@ class Ranks:
 
     def __init__(
         self,
-        run_id: str,
+        run_id: Callable[[], str],
         commands: Commands,
         *,
         check_effect: Callable[[CommandRecord], None],

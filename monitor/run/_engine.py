@@ -73,7 +73,7 @@ class Engine:
             self.optimizers,
             settings,
             self._failures,
-            run_id=self.id,
+            run_id=lambda: self.id,
             on_checkpoint=on_checkpoint,
             on_paused=self._on_paused,
             on_command=self._on_command,

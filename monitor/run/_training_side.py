@@ -26,7 +26,7 @@ class TrainingSide:
         optimizers: by name.
         settings: of the run.
         failures: where what is contained is noted.
-        run_id: of the run.
+        run_id: returns that of the run.
         on_checkpoint: called for a checkpoint; None: that is refused.
         on_paused: told True when training pauses and False when it continues.
         on_command: takes every command that was accepted.
@@ -39,7 +39,7 @@ class TrainingSide:
         settings: Settings,
         failures: FailureReporter,
         *,
-        run_id: str,
+        run_id: Callable[[], str],
         on_checkpoint: Callable[[], Any] | None,
         on_paused: Callable[[bool], None],
         on_command: Callable[[CommandRecord], None],

@@ -45,13 +45,13 @@ class Rank:
         self.num_steps, self.boundary_at, self.is_inside = 0, 10**9, False
         self.paused_at, self.is_busy = 0, False
         self.log: list[tuple[str, int]] = []
-        self.refuses = ""
+        self.refuses, self.run_id = "", "run"
         self.commands = Commands(
             lambda _: None, on_waiting=lambda: None, on_finished=lambda _: None, clock=now, counter=now
         )
         self.promises = Promises(lambda: self.num_steps, self._call_at)
         self.part: Leader | Follower = (
-            Leader(store, 3, "run", self.commands, self.promises, lambda _: 5.0, now)
+            Leader(store, 3, lambda: self.run_id, self.commands, self.promises, lambda _: 5.0, now)
             if rank == 0
             else Follower(store, rank, self.promises, self._check, now)
         )
@@ -248,10 +248,19 @@ def test_the_others_leave_the_store_alone_once_the_leader_has_ended(is_pending: 
     assert not any(rank.promises.undecided() for rank in world.ranks)
 
 
+def test_a_follower_names_the_run_that_the_leader_has_become() -> None:
+    """It continues an earlier one by load_state_dict; that it was to be another is known to nobody."""
+    world = World(6)
+    world.go(300, 0.5)
+    world.ranks[0].run_id = "earlier"
+    world.go(300, 0.5)
+    assert "send it to rank 0's run, earlier, and" in str(world.ranks[1].part.objection(world.give("reduce").record))
+
+
 def test_a_register_that_cannot_be_read_is_asked_once() -> None:
     """Whatever stands there: the training thread is not kept with it at each step."""
     ranks = Ranks(
-        "run",
+        lambda: "run",
         Commands(lambda _: None, on_waiting=lambda: None, on_finished=lambda _: None),
         check_effect=lambda _: None,
         num_steps=lambda: 10,
