@@ -274,7 +274,9 @@ class Follower:
         promise = Promise(f"{self.session}/decision/{number}", content["fence"], record, content["begin_at"])
         try:
             self._check(record)
-            vote = PROMISED if self._promises.make(promise) else LATE
+            # What is decided already was decided without this vote: against, or on one given before the store failed.
+            is_open = not self._store.get(promise.register)
+            vote = PROMISED if is_open and self._promises.make(promise) else LATE
         except CommandRefusedError as error:
             vote = str(error)
         self._store.set(f"{self.session}/vote/{number}/{self._rank}", vote)

@@ -52,6 +52,8 @@ class Promises:
         then is sure to hear the call. A fence at which it waits already, or is sure to come by, holds as well.
         """
         with self._lock:
+            if any(one.register == promise.register for one in self._waiting):
+                return True  # it was made before the store had failed
             is_sure = promise.fence == self._paused_at or any(one.fence == promise.fence for one in self._waiting)
             self._waiting.append(promise)
             self._call()

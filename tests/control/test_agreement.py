@@ -276,3 +276,45 @@ def test_a_register_that_cannot_be_read_is_asked_once() -> None:
         with pytest.raises(ValueError, match="Expecting value"):
             ranks.take()
         assert ranks.take() is None
+
+
+def promised(world: World) -> Command:
+    """Give a command that all ranks have promised and that is decided; no step is made meanwhile."""
+    world.go(200, 0.5)
+    command = world.give("reduce")
+    world.go(40, 0.0)
+    assert command.status == "pending"
+    return command
+
+
+@pytest.mark.parametrize("is_decided", [True, False])
+def test_a_follower_whose_store_has_failed_does_nothing_twice(is_decided: bool) -> None:
+    """It begins anew, between its promise and the step; what it reads again it has promised already."""
+    world = World(8)
+    world.go(200, 0.5)
+    command, rank = world.give("reduce"), world.ranks[1]
+    world.ranks[0].part.round()
+    rank.part.round()
+    if is_decided:
+        world.go(40, 0.0)
+    rank.part = Follower(rank.store, 1, rank.promises, rank._check, lambda: world.now)
+    rank.part.round()
+    world.go(1000, 0.5)
+    assert command.status == "applied"
+    assert [len(one.log) for one in world.ranks] == [1, 1, 1]
+
+
+def test_a_follower_that_begins_anew_leaves_what_was_decided_before() -> None:
+    """The process group was destroyed and made again before the step, over the same store: nobody obeys."""
+    world = World(9)
+    promised(world)
+    for rank in world.ranks:
+        rank.promises.drop_all()
+    for number in (1, 2):
+        rank = world.ranks[number]
+        rank.part = Follower(rank.store, number, rank.promises, rank._check, lambda: world.now)
+        rank.part.round()
+    first = world.ranks[0]
+    first.part = Leader(first.store, 3, lambda: "run", first.commands, first.promises, lambda _: 5.0, lambda: world.now)
+    world.go(1000, 0.5)
+    assert [rank.log for rank in world.ranks] == [[], [], []]
