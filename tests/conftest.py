@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,9 @@ import pytest
 
 # Two workers, and the scripts that they start, share few cores: more threads than cores make torch crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background job ignores Ctrl-C, and so would each process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, however slow the machine is; `--hypothesis-profile=default` tries others.
 hypothesis.settings.register_profile(

@@ -282,7 +282,9 @@ class Follower:
         self._store.set(f"{self.session}/vote/{number}/{self._rank}", vote)
 
     def close(self) -> None:
-        """Nothing is undecided for this rank alone."""
+        """Decide against what is undecided: nobody here will ask."""
+        for promise in self._promises.undecided():
+            self._store.write_once(promise.register, ABORT)
 
     def give_up(self, _: str) -> None:
         """Nothing was begun here."""

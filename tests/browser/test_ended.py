@@ -38,7 +38,10 @@ def opened() -> Iterator[list[Opened]]:
     started: list[Opened] = []
     yield started
     for one in started:
-        one.stop()
+        try:
+            one.stop()
+        finally:
+            one.process.kill()
         assert one.process.stdout is not None
         one.process.stdout.close()
 

@@ -7,7 +7,6 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import sys
 import termios
@@ -312,10 +311,9 @@ class Terminal:
 
 
 def own_terminal() -> None:
-    """Make stdin the controlling terminal, so that Ctrl-C is one: also where SIGINT is ignored here."""
+    """Make stdin the controlling terminal, so that Ctrl-C is one."""
     import fcntl
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

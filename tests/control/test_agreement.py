@@ -214,6 +214,22 @@ def test_a_rank_that_does_not_answer_costs_the_command() -> None:
     assert again.status == "applied"
 
 
+def test_a_rank_that_leaves_decides_against_what_it_has_promised() -> None:
+    """It will not ask at the fence; so nobody else may find it decided there."""
+    world = World(6)
+    world.go(200, 0.5)
+    command = world.give("reduce")
+    world.ranks[0].part.round()
+    world.ranks[1].part.round()
+    assert world.ranks[1].promises.undecided()
+    world.ranks[1].part.close()
+    world.ranks[1].promises.drop_all()
+    world.ranks[2].part.round()
+    world.ranks[0].part.round()
+    assert command.status == "pending"
+    assert not any(promise.decision == COMMIT for promise in world.ranks[0].promises._waiting)
+
+
 def test_a_run_that_ends_first_decides_against() -> None:
     """What is undecided takes effect nowhere."""
     world = World(4)
