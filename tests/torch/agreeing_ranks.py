@@ -1,7 +1,7 @@
-"""One rank of a group that takes commands: ``python -m tests.torch.agreeing_ranks rank world folder case``.
+"""One rank of a group that takes commands: ``python -m tests.torch.agreeing_ranks rank world folder cases``.
 
-Prints, as one JSON object, at which step each command took effect here, and whether the weights are those of a training
-whose learning rate was written by hand at these steps.
+Prints, as one JSON object a case, at which step each command took effect here, and whether the weights are those of a
+training whose learning rate was written by hand at these steps.
 """
 
 from __future__ import annotations
@@ -17,70 +17,32 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.nn.parallel import DistributedDataParallel
 
 import monitor
 from monitor import CommandRefusedError
 from monitor.control import _agreement
+from tests.torch.agreeing_layouts import BUILDS, LR, Training, data_parallel, optimizers_of, plain
 
-LR, STEPS, SECONDS = 0.1, 260, 0.003
-Optimizer = torch.optim.Optimizer
-Made = tuple[nn.Module, Optimizer]
-
-
-def data_parallel() -> Made:
-    model = DistributedDataParallel(plain())
-    return model, torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
+STEPS, SECONDS = 260, 0.003
 
 
-def sharded() -> Made:
-    model = plain()
-    fully_shard(model)
-    return model, torch.optim.AdamW(model.parameters(), lr=LR)
-
-
-def redundancy_free() -> Made:
-    model = DistributedDataParallel(plain())
-    return model, ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=LR)
-
-
-def plain() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
-
-
-BUILDS: dict[str, Callable[[], Made]] = {
-    "data parallel": data_parallel,
-    "sharded": sharded,
-    "redundancy free": redundancy_free,
-}
-
-
-def train(made: Made, num_steps: int, before: Callable[[int, Optimizer], bool | None], pause: float = 0.0) -> None:
+def train(made: Training, num_steps: int, before: Callable[[int, Any], bool | None], pause: float = 0.0) -> None:
     """Train; ``before`` is called with the number of each step, and ends the loop if it returns True."""
-    model, optimizer = made
-    generator = torch.Generator().manual_seed(dist.get_rank())
-    for step in range(1, num_steps + 1):
-        time.sleep(pause)
-        model(torch.randn(4, 8, generator=generator)).square().mean().backward()
-        if before(step, optimizer):
-            break
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def weights(made: Made) -> list[list[float]]:
-    return [getattr(p, "_local_tensor", p).detach().flatten().tolist() for p in made[0].parameters()]
+    with made.inside():
+        for step in range(1, num_steps + 1):
+            time.sleep(pause)
+            made.backward()
+            if before(step, made.optimizer):
+                break
+            made.optimizer.step()
+            made.optimizer.zero_grad()
 
 
 def commands(case: str, folder: str) -> dict[str, Any]:
     """Commands from another thread of rank 0, as those of the server come."""
     made, rank = BUILDS[case](), dist.get_rank()
     saved: list[int] = []
-    with watch(made[1], folder, on_checkpoint=lambda: saved.append(run.step)) as run:
+    with watch(made.optimizer, folder, on_checkpoint=lambda: saved.append(run.step)) as run:
         given: list[Any] = []
         sender = threading.Thread(target=send, args=(run, given))
         if rank == 0:
@@ -93,9 +55,9 @@ def commands(case: str, folder: str) -> dict[str, Any]:
     steps = [[one.action, one.step] for one in records]
     factors = {one.step: one.changes[0].factor_after for one in records if one.action in ("reduce", "restore")}
     by_hand = BUILDS[case]()
-    train(by_hand, num_steps, lambda step, optimizer: write(optimizer, factors.get(step)))
+    train(by_hand, num_steps, lambda step, _: write(by_hand, factors.get(step)))
     outcomes = [[one.record.action, one.wait(20).status] for one in given]
-    return {"steps": steps, "is_equal": weights(by_hand) == weights(made), "saved": saved, "outcomes": outcomes}
+    return {"steps": steps, "is_equal": by_hand.weights() == made.weights(), "saved": saved, "outcomes": outcomes}
 
 
 def send(run: Any, given: list[Any]) -> None:
@@ -106,11 +68,11 @@ def send(run: Any, given: list[Any]) -> None:
         given.append(submit(run, action, factor))
 
 
-def write(optimizer: Any, factor: float | None) -> None:
+def write(training: Training, factor: float | None) -> None:
     """Set the learning rate by hand."""
     if factor is not None:
-        for one in {id(o): o for o in (optimizer, getattr(optimizer, "optim", optimizer))}.values():
-            for group in one.param_groups:
+        for optimizer in optimizers_of(training):
+            for group in optimizer.param_groups:
                 group["lr"] = LR * factor
 
 
@@ -125,7 +87,7 @@ def refusals(_: str, folder: str) -> dict[str, Any]:
     if rank == 1:
         train(made, STEPS, lambda *_: None, 0.025)
         return {}
-    with watch(made[1], folder) as run:
+    with watch(made.optimizer, folder) as run:
         own = run.reduce_lr(0.5)
         train(made, STEPS, lambda *_: None, 0.025)
         words = [refusal(lambda: run.reduce_lr(0.5)), refusal(lambda: submit(run, "reduce", 0.5))]
@@ -148,7 +110,7 @@ def submit(run: Any, action: str, factor: float | None) -> Any:
 def stopped(_: str, folder: str) -> dict[str, Any]:
     """One rank stands still for a second, somewhere between a command and its effect."""
     made, rank = data_parallel(), dist.get_rank()
-    with watch(made[1], folder) as run:
+    with watch(made.optimizer, folder) as run:
         given: list[Any] = []
 
         def before(step: int, __: Any) -> None:
@@ -169,12 +131,72 @@ def stop_for_a_second() -> None:
         os.kill(pid, signal.SIGSTOP)
 
 
+def uneven(_: str, folder: str) -> dict[str, Any]:
+    """Rank 0 runs out of batches before the others, and waits for them in ``Join``."""
+    num_steps = 150 + 60 * dist.get_rank()
+
+    def before(step: int, _: Any) -> None:
+        if dist.get_rank() == 0 and step in (40, num_steps):
+            run.reduce_lr(0.5)
+
+    made = BUILDS["joined"]()
+    with watch(made.optimizer, folder) as run:
+        train(made, num_steps, before, SECONDS)
+    changes = {one.step: one.changes[0].factor_after for one in run._engine.commands.kept() if one.changes}
+    by_hand = BUILDS["joined"]()
+    train(by_hand, num_steps, lambda step, _: write(by_hand, changes.get(step)))
+    return {"first": min(changes), "is_equal": by_hand.weights() == made.weights(), "step": run.step}
+
+
+class NoCollectives(dist.ProcessGroup):
+    """A backend that can do nothing, as far as the monitor is concerned: any collective raises."""
+
+    def getBackendName(self) -> str:
+        return "none"
+
+
+def without_gloo(_: str, folder: str) -> dict[str, Any]:
+    """The process group is made after ``attach``, without a backend for the CPU, and destroyed before the run ends."""
+    dist.Backend.register_backend("none", lambda _, rank, world, *__: NoCollectives(rank, world), devices=["cpu"])
+    generator, model = torch.Generator().manual_seed(0), plain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+
+    def step() -> None:
+        time.sleep(0.01)
+        model(torch.randn(4, 8, generator=generator)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with watch(optimizer, folder) as run:
+        for number in range(1, 401):
+            if number == 20:
+                meet("none", os.path.dirname(folder), *map(int, sys.argv[1:3]))
+            if number in (150, 250):  # the ranks have found each other
+                run.reduce_lr(0.5)
+            if number == 390:
+                dist.destroy_process_group()
+            if 20 <= number < 390:
+                keep_in_step(number)
+            step()
+        records = [one for one in run._engine.commands.kept() if one.status == "applied"]
+
+    return {"steps": [one.step for one in records], "factors": [one.changes[0].factor_after for one in records]}
+
+
+def keep_in_step(number: int) -> None:
+    """Wait for the other ranks, as a collective of the training would."""
+    store = dist.distributed_c10d._get_default_store()
+    store.add(f"step-{number}", 1)
+    while store.add(f"step-{number}", 0) < dist.get_world_size():
+        time.sleep(0.001)
+
+
 def killed(_: str, folder: str) -> dict[str, Any]:
     """The last rank is killed while a command waits for its promise."""
     made, rank = data_parallel(), dist.get_rank()
     is_last = rank == dist.get_world_size() - 1
     error = ""
-    with watch(made[1], folder) as run:
+    with watch(made.optimizer, folder) as run:
 
         def before(step: int, __: Any) -> None:
             if rank == 0 and step == 100:
@@ -192,7 +214,7 @@ def killed(_: str, folder: str) -> dict[str, Any]:
 def two_runs(_: str, folder: str) -> dict[str, Any]:
     """Two runs are open at the same time; one after the other is given a command."""
     made = [data_parallel(), data_parallel()]
-    with watch(made[0][1], folder) as first, watch(made[1][1], folder) as second:
+    with watch(made[0].optimizer, folder) as first, watch(made[1].optimizer, folder) as second:
 
         def before(step: int, _: Any) -> None:
             if dist.get_rank() == 0 and step in (150, 300):
@@ -211,7 +233,7 @@ def two_runs(_: str, folder: str) -> dict[str, Any]:
 def leaves_first(_: str, folder: str) -> dict[str, Any]:
     """Rank 0 ends its run; the other one trains on, and its thread has gone."""
     made, rank = data_parallel(), dist.get_rank()
-    with watch(made[1], folder) as run:
+    with watch(made.optimizer, folder) as run:
         train(made, STEPS, lambda *_: None, 0.01)
         names = {thread.name for thread in threading.enumerate()}
         if rank == 0:
@@ -227,20 +249,29 @@ CASES = {
     "stopped": stopped,
     "killed": killed,
     "two runs": two_runs,
+    "uneven": uneven,
+    "without gloo": without_gloo,
     **dict.fromkeys(BUILDS, commands),
 }
 
 
+def meet(backend: str, folder: str, rank: int, world: int) -> None:
+    """Make the process group, which finds itself by a file."""
+    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+
+
 def main() -> None:
-    rank, world, folder, case = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    rank, world, folder, cases = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4].split(", ")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{case}", rank=rank, world_size=world)
-    found = CASES[case](case, f"{folder}/runs")
+    if cases != ["without gloo"]:
+        meet("gloo", folder, rank, world)
+    found = [CASES[case](case, f"{folder}/runs") for case in cases]
     print(json.dumps(found), flush=True)
-    if case == "killed":
+    if "killed" in cases:
         os._exit(0)  # the group cannot be taken down in order
-    dist.barrier()
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 
-def ranks(case: str, world: int, folder: Path) -> list[tuple[int, Any]]:
-    """Return the exit status of each rank of a group, and what it has printed."""
+def ranks(cases: str, world: int, folder: Path) -> list[tuple[int, Any]]:
+    """Return the exit status of each rank of a group, and what it has found in each case; or the end of its errors."""
     started = [
         subprocess.Popen(
             [
@@ -22,7 +22,7 @@ def ranks(case: str, world: int, folder: Path) -> list[tuple[int, Any]]:
                 "ignore",
                 "-m",
                 "tests.torch.agreeing_ranks",
-                *map(str, (rank, world, folder, case)),
+                *map(str, (rank, world, folder, cases)),
             ],
             cwd=Path(__file__).parents[2],
             env={**os.environ, "MONITOR_DIR": str(folder / "runs")},
@@ -43,25 +43,38 @@ def ranks(case: str, world: int, folder: Path) -> list[tuple[int, Any]]:
     ]
 
 
-@pytest.mark.parametrize(("case", "world"), [("data parallel", 4), ("sharded", 2), ("redundancy free", 2)])
-def test_commands_take_effect_at_the_same_step_on_every_rank(case: str, world: int, tmp_path: Path) -> None:
+def of_one(case: str, world: int, folder: Path) -> list[tuple[int, Any]]:
+    """As ranks, for one case."""
+    return [(status, found if isinstance(found, str) else found[0]) for status, found in ranks(case, world, folder)]
+
+
+@pytest.mark.parametrize(
+    ("layouts", "world"),
+    [
+        (["data parallel", "hybrid"], 4),
+        (["accumulating", "joined", "redundancy free", "sharded", "tensor parallel", "pipelined"], 2),
+    ],
+    ids=["4 ranks", "2 ranks"],
+)
+def test_commands_take_effect_at_the_same_step_on_every_rank(layouts: list[str], world: int, tmp_path: Path) -> None:
     """Nine commands, a pause and a stop among them; the weights are those of a learning rate written by hand."""
-    ends = ranks(case, world, tmp_path)
+    ends = ranks(", ".join(layouts), world, tmp_path)
     assert [status for status, _ in ends] == [0] * world, ends
-    found = [one for _, one in ends]
-    assert found[0]["outcomes"] == [[action, "applied"] for action, _ in found[0]["steps"]]
-    assert len(found[0]["outcomes"]) == 9
-    for one in found:
-        assert one["steps"] == found[0]["steps"]
-        assert one["saved"] == found[0]["saved"]
-        assert len(one["saved"]) == 1
-        assert one["is_equal"]
+    for layout, *found in zip(layouts, *(one for _, one in ends), strict=True):
+        outcomes = found[0]["outcomes"]
+        assert outcomes == [[action, "applied"] for action, _ in found[0]["steps"]], layout
+        assert len(outcomes) == 9, layout
+        for one in found:
+            assert one["steps"] == found[0]["steps"], layout
+            assert one["saved"] == found[0]["saved"], layout
+            assert len(one["saved"]) == 1, layout
+            assert one["is_equal"], layout
 
 
 def test_ranks_that_are_missing_or_follow_refuse(tmp_path: Path) -> None:
     """The leader names who has not attached, before and after it knows; a follower names the leader's run, and lets
     the script that all ranks run give its command."""
-    (_, leader), (_, absent), (_, follower) = ends = ranks("refusals", 3, tmp_path)
+    (_, leader), (_, absent), (_, follower) = ends = of_one("refusals", 3, tmp_path)
     missing = "rank 1 has not attached: a change without them would split the ranks; call monitor.attach on every rank"
     assert [status for status, _ in ends] == [0, 0, 0], ends
     assert leader == {"own": ["rejected", missing], "words": [missing, missing], "lrs": [0.1]}
@@ -74,15 +87,33 @@ def test_ranks_that_are_missing_or_follow_refuse(tmp_path: Path) -> None:
 
 def test_a_rank_that_stands_still_splits_nothing(tmp_path: Path) -> None:
     """It is stopped for a second around each command."""
-    (first, leader), (second, follower) = ends = ranks("stopped", 2, tmp_path)
+    (first, leader), (second, follower) = ends = of_one("stopped", 2, tmp_path)
     assert (first, second) == (0, 0), ends
     assert leader["steps"] == follower["steps"]
     assert len(leader["steps"]) >= 4
 
 
+def test_a_rank_that_runs_out_of_batches_first_splits_nothing(tmp_path: Path) -> None:
+    """It waits in torch's Join and makes no step; what it is told then cannot take effect there, and need not."""
+    (first, leader), (second, follower) = ends = of_one("uneven", 2, tmp_path)
+    assert (first, second) == (0, 0), ends
+    assert leader["first"] == follower["first"]
+    assert (leader["step"], follower["step"]) == (150, 210)
+    assert leader["is_equal"]
+    assert follower["is_equal"]
+
+
+def test_commands_need_no_gloo_and_no_group_at_attach(tmp_path: Path) -> None:
+    """As with NCCL alone: the ranks talk through the store. The group is made later, and destroyed before the end."""
+    (first, leader), (second, follower) = ends = of_one("without gloo", 2, tmp_path)
+    assert (first, second) == (0, 0), ends
+    assert leader == follower
+    assert leader["factors"] == [0.5, 0.25]
+
+
 def test_two_runs_that_are_open_at_once_each_obey_their_own_commands(tmp_path: Path) -> None:
     """As of a GAN that attaches its optimizers one by one: a command for one run changes no other one on any rank."""
-    (first, leader), (second, follower) = ends = ranks("two runs", 2, tmp_path)
+    (first, leader), (second, follower) = ends = of_one("two runs", 2, tmp_path)
     assert (first, second) == (0, 0), ends
     assert leader["factors"] == [0.5, 0.25]
     assert follower == leader
@@ -90,12 +121,12 @@ def test_two_runs_that_are_open_at_once_each_obey_their_own_commands(tmp_path: P
 
 def test_the_others_ask_the_store_no_more_once_rank_0_has_ended_its_run(tmp_path: Path) -> None:
     """Their thread ends: the store may go with rank 0's process."""
-    ends = ranks("leaves first", 2, tmp_path)
+    ends = of_one("leaves first", 2, tmp_path)
     assert ends == [(0, {"before": True, "after": False})] * 2, ends
 
 
 def test_a_rank_that_is_killed_leaves_the_others_to_their_own_error(tmp_path: Path) -> None:
     """The others hear of it from torch, as without the monitor, and end."""
-    *others, (status, _) = ranks("killed", 2, tmp_path)
+    *others, (status, _) = of_one("killed", 2, tmp_path)
     assert status < 0
     assert [(status, one["error"]) for status, one in others] == [(0, "RuntimeError")]
