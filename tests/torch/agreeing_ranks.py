@@ -21,6 +21,8 @@ import torch.distributed as dist
 import monitor
 from monitor import CommandRefusedError
 from monitor.control import _agreement
+from monitor.control._promises import COMMIT, Promise, Promises
+from monitor.control._rank_store import RankStore
 from tests.torch.agreeing_layouts import BUILDS, LR, Training, data_parallel, optimizers_of, plain
 
 STEPS, SECONDS = 260, 0.003
@@ -107,27 +109,10 @@ def submit(run: Any, action: str, factor: float | None) -> Any:
     return run._engine.commands.submit(action, source="api", factor=factor)
 
 
-def stopped(_: str, folder: str) -> dict[str, Any]:
-    """One rank stands still for a second, somewhere between a command and its effect."""
-    made, rank = data_parallel(), dist.get_rank()
-    with watch(made.optimizer, folder) as run:
-        given: list[Any] = []
-
-        def before(step: int, __: Any) -> None:
-            if rank == 0 and step % 40 == 20:
-                given.append(run.reduce_lr(0.9))
-            if rank == 1 and step % 40 == 20 + step // 40:
-                stop_for_a_second()
-
-        train(made, STEPS, before, SECONDS)
-        steps = [[one.action, one.step] for one in run._engine.commands.kept() if one.status == "applied"]
-    return {"steps": steps, "outcomes": [one.status for one in given]}
-
-
-def stop_for_a_second() -> None:
-    """Have a child wake this process a second after it has stopped itself."""
+def stop_for(seconds: float) -> None:
+    """Have a child wake this process so long after it has stopped itself."""
     pid = os.getpid()
-    if os.posix_spawn("/bin/sh", ["sh", "-c", f"sleep 1; kill -CONT {pid}"], os.environ):
+    if os.posix_spawn("/bin/sh", ["sh", "-c", f"sleep {seconds}; kill -CONT {pid}"], os.environ):
         os.kill(pid, signal.SIGSTOP)
 
 
@@ -191,24 +176,75 @@ def keep_in_step(number: int) -> None:
         time.sleep(0.001)
 
 
-def killed(_: str, folder: str) -> dict[str, Any]:
-    """The last rank is killed while a command waits for its promise."""
+def stopped_in_each_phase(_: str, folder: str) -> dict[str, Any]:
+    """In each phase of a command in turn the rank that acts in it stands still."""
     made, rank = data_parallel(), dist.get_rank()
-    is_last = rank == dist.get_world_size() - 1
+    with watch(made.optimizer, folder) as run:
+        given: list[Any] = []
+
+        def before(step: int, __: Any) -> None:
+            if step % 200 == 100:
+                phase = PHASES[step // 200]
+                arm(phase, rank, lambda: stop_for(float(os.environ.get("STOP_SECONDS", "1"))))
+                if rank == 0:
+                    given.append(run.reduce_lr(0.9))
+
+        train(made, 200 * len(PHASES), before, SECONDS)
+        steps = [[one.action, one.step] for one in run._engine.commands.kept() if one.status == "applied"]
+    return {"steps": steps, "outcomes": [one.status for one in given], "weights": made.weights()}
+
+
+def killed_in(phase: str, folder: str) -> dict[str, Any]:
+    """The rank that acts in this phase of a command is killed in it."""
+    made, rank = data_parallel(), dist.get_rank()
     error = ""
     with watch(made.optimizer, folder) as run:
 
         def before(step: int, __: Any) -> None:
-            if rank == 0 and step == 100:
-                run.reduce_lr(0.5)
-            if is_last and step == 101:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if step == 100:
+                arm(phase, rank, lambda: os.kill(os.getpid(), signal.SIGKILL))
+                if rank == 0:
+                    run.reduce_lr(0.5)
 
         try:
-            train(made, STEPS, before, SECONDS)
+            train(made, 2000, before, SECONDS)
         except RuntimeError as failure:
             error = type(failure).__name__
-    return {"error": error, "step": run.step}
+    return {"error": error}
+
+
+PHASES = ("asked", "seen", "promised", "committed", "due")
+"""What has just happened: on rank 0 "asked" and "committed", on the others the rest."""
+
+
+def arm(phase: str, rank: int, do: Callable[[], None]) -> None:
+    """Have something happen once, when the next command comes to this phase on this rank."""
+    if (rank == 0) != (phase in ("asked", "committed")):
+        return
+    store_set, write_once, due, waits = RankStore.set, RankStore.write_once, Promises.due, [True]
+
+    def once(is_there: bool) -> None:
+        if is_there and waits:
+            waits.clear()
+            do()
+
+    def set_(self: RankStore, key: str, value: Any) -> None:
+        once(phase == "seen" and "/vote/" in key)
+        store_set(self, key, value)
+        once("/command/" in key if phase == "asked" else phase == "promised" and "/vote/" in key)
+
+    def write(self: RankStore, key: str, value: str) -> str:
+        found = write_once(self, key, value)
+        once(phase == "committed" and found == COMMIT)
+        return found
+
+    def is_due(self: Promises) -> Promise | None:
+        promise = due(self)
+        once(phase == "due" and promise is not None)
+        return promise
+
+    for kind, name, function in ((RankStore, "set", set_), (RankStore, "write_once", write), (Promises, "due", is_due)):
+        setattr(kind, name, function)
 
 
 def two_runs(_: str, folder: str) -> dict[str, Any]:
@@ -246,8 +282,8 @@ def leaves_first(_: str, folder: str) -> dict[str, Any]:
 CASES = {
     "leaves first": leaves_first,
     "refusals": refusals,
-    "stopped": stopped,
-    "killed": killed,
+    "stopped in each phase": stopped_in_each_phase,
+    **dict.fromkeys(PHASES, killed_in),
     "two runs": two_runs,
     "uneven": uneven,
     "without gloo": without_gloo,
@@ -256,8 +292,9 @@ CASES = {
 
 
 def meet(backend: str, folder: str, rank: int, world: int) -> None:
-    """Make the process group, which finds itself by a file."""
-    dist.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    """Make the process group, which finds itself by a file or at an address."""
+    method = os.environ.get("MEET", f"file://{folder}/meet")
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=world)
 
 
 def main() -> None:
@@ -267,7 +304,7 @@ def main() -> None:
         meet("gloo", folder, rank, world)
     found = [CASES[case](case, f"{folder}/runs") for case in cases]
     print(json.dumps(found), flush=True)
-    if "killed" in cases:
+    if cases[0] in PHASES:
         os._exit(0)  # the group cannot be taken down in order
     if dist.is_initialized():
         dist.barrier()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.stack.real_prometheus import free_port
 
 
 def ranks(cases: str, world: int, folder: Path) -> list[tuple[int, Any]]:
@@ -85,14 +88,6 @@ def test_ranks_that_are_missing_or_follow_refuse(tmp_path: Path) -> None:
     assert follower["lrs"] == [0.1]
 
 
-def test_a_rank_that_stands_still_splits_nothing(tmp_path: Path) -> None:
-    """It is stopped for a second around each command."""
-    (first, leader), (second, follower) = ends = of_one("stopped", 2, tmp_path)
-    assert (first, second) == (0, 0), ends
-    assert leader["steps"] == follower["steps"]
-    assert len(leader["steps"]) >= 4
-
-
 def test_a_rank_that_runs_out_of_batches_first_splits_nothing(tmp_path: Path) -> None:
     """It waits in torch's Join and makes no step; what it is told then cannot take effect there, and need not."""
     (first, leader), (second, follower) = ends = of_one("uneven", 2, tmp_path)
@@ -125,8 +120,22 @@ def test_the_others_ask_the_store_no_more_once_rank_0_has_ended_its_run(tmp_path
     assert ends == [(0, {"before": True, "after": False})] * 2, ends
 
 
-def test_a_rank_that_is_killed_leaves_the_others_to_their_own_error(tmp_path: Path) -> None:
-    """The others hear of it from torch, as without the monitor, and end."""
-    *others, (status, _) = of_one("killed", 2, tmp_path)
-    assert status < 0
-    assert [(status, one["error"]) for status, one in others] == [(0, "RuntimeError")]
+def test_a_rank_that_stands_still_in_any_phase_of_a_command_splits_nothing(tmp_path: Path) -> None:
+    """`STOP_SECONDS=5` has each of the five stops take longer than the ranks wait for a vote."""
+    (first, leader), (second, follower) = ends = of_one("stopped in each phase", 2, tmp_path)
+    assert (first, second) == (0, 0), ends
+    assert leader["steps"] == follower["steps"]
+    assert leader["weights"] == follower["weights"]
+    assert leader["outcomes"].count("applied") == len(leader["steps"]) >= 4
+
+
+@pytest.mark.parametrize("phase", ["asked", "seen", "promised", "committed", "due"])
+def test_a_rank_that_is_killed_leaves_the_others_to_their_own_error(
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others hear of it from torch, as without the monitor, and end; also where the store died with rank 0."""
+    monkeypatch.setenv("MEET", f"tcp://127.0.0.1:{free_port()}")
+    ends = of_one(phase, 2, tmp_path)
+    killed = 0 if phase in ("asked", "committed") else 1
+    assert ends[killed][0] == -signal.SIGKILL, ends
+    assert ends[1 - killed] == (0, {"error": "RuntimeError"}), ends
