@@ -118,6 +118,7 @@ class Recorder:
         self._inbox: deque[Event] = deque(maxlen=1000)
         self._posted_before: deque[Event] = deque()  # before the start, and so before any step
         self._state: State = "starting"
+        self._ranks: tuple[int, int] | None = None
         self._end_time: float | None = None
         self._elapsed: float | None = None
         self._snapshot = Snapshot(
@@ -308,6 +309,10 @@ class Recorder:
         self._elapsed = None if end_time is None else self._counter() - self._began
         self._state, self._end_time = state, end_time
 
+    def set_ranks(self, world_size: int, rank: int) -> None:
+        """Set which of how many ranks the next snapshot shows, where that was not known at the start."""
+        self._ranks = world_size, rank
+
     @property
     def snapshot(self) -> Snapshot:
         """The last published snapshot."""
@@ -319,11 +324,13 @@ class Recorder:
         rate = known["steps_per_second"]
         if state == "starting" and totals.last_time is not None:
             state = "running"
+        world_size, rank = self._ranks or (last.run.world_size, last.run.rank)
         eta = None
         if last.target_steps is not None and rate and self._end_time is None:
             eta = max(0.0, (last.target_steps - optimizers[0].global_step) / rate)
         return replace(
             last,
+            run=replace(last.run, world_size=world_size, rank=rank),
             state=state,
             time=self._clock(),
             elapsed_seconds=self._counter() - self._began if self._elapsed is None else self._elapsed,

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from monitor._errors import ClosedRunError, StopTraining
 from monitor._records import ENDED_STATES, CommandRecord, Event, State
 from monitor._settings import AUTO, Settings, is_run_id
-from monitor.control import FOLLOWS, Command, Commands, Policies, Policy
+from monitor.control import FOLLOWS, Command, Commands, Policies, Policy, world
 from monitor.detect import Detector
 from monitor.link import FailureReporter, Hello
 from monitor.run._callbacks import Callbacks
@@ -285,8 +285,18 @@ class Engine:
         self._training.want_details()
         self._training.commands.expire()
         self._training.ranks.look()
+        self._note_ranks(*world())
         for message, optimizer in self._training.blind_spots():
             self._events.note_capture(message, optimizer)
+
+    def _note_ranks(self, world_size: int, rank: int) -> None:
+        """Say which rank this is where ``attach`` came before the process group. One that is gone changes nothing."""
+        info = self._hello.info
+        if world_size == 1 or (world_size, rank) == (info.world_size, info.rank):
+            return
+        self._hello = replace(self._hello, info=replace(info, world_size=world_size, rank=rank))
+        self._claims = Claims(self.settings, self.token, rank)
+        self.watcher.set_ranks(world_size, rank)
 
     # ------------------------------------------------------------------------------------------------ reading
 

@@ -139,6 +139,11 @@ class ProcessWatcher:
         """Set what is shown as the run's state."""
         self._send("run_state", state)
 
+    def set_ranks(self, world_size: int, rank: int) -> None:
+        """Set which of how many ranks the run is, for this watcher and for one that takes over."""
+        self._hello = replace(self._hello, info=replace(self._hello.info, world_size=world_size, rank=rank))
+        self._send("ranks", (world_size, rank))
+
     def note_command(self, record: CommandRecord) -> None:
         """Send a command that was accepted, or its outcome."""
         self._send("command", record, wakes=True)

@@ -127,6 +127,10 @@ class ThreadWatcher:
         """Set what is shown as the run's state."""
         self.watcher.recorder.set_state(state)
 
+    def set_ranks(self, world_size: int, rank: int) -> None:
+        """Set which of how many ranks the run is."""
+        self.watcher.set_ranks(world_size, rank)
+
     def note_command(self, record: CommandRecord) -> None:
         """Keep a command; the watcher sees the queue itself."""
         self.watcher.note_command(record)

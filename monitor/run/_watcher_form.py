@@ -38,6 +38,9 @@ class RunWatcher(Protocol):
     def set_state(self, state: State) -> None:
         """Set what is shown as the run's state."""
 
+    def set_ranks(self, world_size: int, rank: int) -> None:
+        """Set which of how many ranks the run is."""
+
     def note_command(self, record: CommandRecord) -> None:
         """Note a command that was accepted, or its outcome."""
 

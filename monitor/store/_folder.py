@@ -193,9 +193,14 @@ class RunFolder:
         """What ``run.json`` says."""
         return self._run
 
-    def update(self, *, state: str | None = None, url: str | None = None) -> None:
-        """Write a new state or URL. A URL also makes the run a Prometheus target (file_sd)."""
-        run = replace(self._run, state=state or self._run.state, url=url or self._run.url)
+    def update(self, *, state: str | None = None, url: str | None = None, rank: int | None = None) -> None:
+        """Write a new state, URL or rank. A URL also makes the run a Prometheus target (file_sd)."""
+        run = replace(
+            self._run,
+            state=state or self._run.state,
+            url=url or self._run.url,
+            rank=self._run.rank if rank is None else rank,
+        )
         if run == self._run:
             return
         write_atomically(self.path / RUN, to_json(run))

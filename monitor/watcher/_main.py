@@ -283,6 +283,8 @@ class Service:
             watcher.recorder.post(content)
         elif kind == "run_state":
             watcher.recorder.set_state(content)
+        elif kind == "ranks":
+            watcher.set_ranks(*content)
         elif kind == "command":
             training.book.put(content)
             watcher.note_command(content)

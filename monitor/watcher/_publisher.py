@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,11 @@ class Publisher:
     def _past(self) -> Past:
         folder, before = self._folder, self._info.resume_time
         return Past() if folder is None or before is None else read_past(folder.path, self._earlier, before)
+
+    def set_rank(self, rank: int) -> None:
+        """Note in the folder which rank the run is."""
+        self._info = replace(self._info, rank=rank)
+        self._post(lambda folder: folder.update(rank=rank))
 
     def move(self, info: RunInfo) -> None:
         """Have the run continue in the folder of an earlier session, which this process has claimed, and give up its

@@ -145,6 +145,14 @@ class Watcher:
         self.recorder.wait_for_past(PATIENCE_SECONDS)
         self._store.set_facts(_facts_of(self._hello))
 
+    def set_ranks(self, world_size: int, rank: int) -> None:
+        """Know which of how many ranks the run is, where ``attach`` came before the process group."""
+        info = replace(self._hello.info, world_size=world_size, rank=rank)
+        self._hello = replace(self._hello, info=info)
+        self.recorder.set_ranks(world_size, rank)
+        self.publisher.set_rank(rank)
+        self._store.set_facts({"run": asdict(info)})
+
     def load(self, base_step: int, smoothing: Any, detectors: Any) -> None:
         """Continue from the state of an earlier session.
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from monitor import CommandRefusedError
 from monitor.control import _agreement
 from monitor.control._promises import COMMIT, Promise, Promises
 from monitor.control._rank_store import RankStore
+from monitor.store._known import read_run
 from tests.torch.agreeing_layouts import BUILDS, LR, Training, data_parallel, optimizers_of, plain
 
 STEPS, SECONDS = 260, 0.003
@@ -164,8 +166,14 @@ def without_gloo(_: str, folder: str) -> dict[str, Any]:
                 keep_in_step(number)
             step()
         records = [one for one in run._engine.commands.kept() if one.status == "applied"]
+        run.flush()
+        info, noted = run.snapshot().run, read_run(Path(folder, run.id)).rank
 
-    return {"steps": [one.step for one in records], "factors": [one.changes[0].factor_after for one in records]}
+    return {
+        "ranks": [info.world_size, info.rank, noted],
+        "steps": [one.step for one in records],
+        "factors": [one.changes[0].factor_after for one in records],
+    }
 
 
 def keep_in_step(number: int) -> None:

@@ -98,10 +98,16 @@ def test_a_rank_that_runs_out_of_batches_first_splits_nothing(tmp_path: Path) ->
     assert follower["is_equal"]
 
 
-def test_commands_need_no_gloo_and_no_group_at_attach(tmp_path: Path) -> None:
-    """As with NCCL alone: the ranks talk through the store. The group is made later, and destroyed before the end."""
+@pytest.mark.parametrize("form", ["process", "thread"])
+def test_commands_need_no_gloo_and_no_group_at_attach(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with NCCL alone: the ranks talk through the store. The group is made later, which the run then says of itself,
+    and destroyed before the end."""
+    monkeypatch.setenv("MONITOR_WATCHER", form)
     (first, leader), (second, follower) = ends = of_one("without gloo", 2, tmp_path)
     assert (first, second) == (0, 0), ends
+    assert [leader.pop("ranks"), follower.pop("ranks")] == [[2, 0, 0], [2, 1, 1]]
     assert leader == follower
     assert leader["factors"] == [0.5, 0.25]
 
