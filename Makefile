@@ -4,6 +4,7 @@
 #   make demo        train a small GPT under the monitor, with its live page     (ARGS=--exit: end with the training)
 #   make test        all tests, in random order                                  (ARGS='tests/cli -x')
 #                    in the order of an earlier run, by the seed that it printed (ARGS=--randomly-seed=123)
+#                    of long matrices, such as that of the learning rates, half; or all (ARGS=--whole)
 #   make lint        ruff and mypy
 #   make bench       what the monitor costs, against what people use today; and how well the detectors do, where the
 #                    labelled curves are (MONITOR_CURVES)                                           (ARGS=--quick)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import signal
 import sys
 import threading
@@ -56,6 +58,30 @@ _HELPERS = (
     ("multiprocessing.forkserver", "_forkserver", "_forkserver_pid"),
     ("joblib.externals.loky.backend.resource_tracker", "_resource_tracker", "_pid"),
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--whole", action="store_true", help="every case of the long matrices, not a slice drawn at random"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of each test that is marked as sliced keep some cases: others with another seed, the same in each worker."""
+    if config.getoption("--whole"):
+        return
+    matrices: dict[str, list[pytest.Item]] = {}
+    for item in sorted(items, key=lambda item: item.nodeid):
+        if item.get_closest_marker("sliced") is not None:
+            matrices.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for name, cases in matrices.items():
+        share = cases[0].get_closest_marker("sliced").args[0]  # type: ignore[union-attr]
+        drawn = random.Random(f"{config.getoption('randomly_seed', 0)} {name}")
+        left_out.update(drawn.sample(cases, len(cases) - math.ceil(len(cases) / share)))
+    if left_out:
+        config.hook.pytest_deselected(items=sorted(left_out, key=lambda item: item.nodeid))
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ class Linger:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last: dict[str, float] = {}
+        self._end: float | None = None
         self._changed = threading.Condition()
 
     def note(self, what: str) -> None:
@@ -34,13 +35,20 @@ class Linger:
             self._last[what] = self._clock()
             self._changed.notify_all()
 
+    def note_end(self) -> None:
+        """Note that what is answered from now on shows the end of the run."""
+        self._end = self._clock()
+
+    def _end_or_now(self) -> float:
+        return self._clock() if self._end is None else self._end
+
     def wait(self, seconds: float) -> None:
         """Wait for one more scrape if there was one in three minutes, at most ``seconds``; for a page at most 3 s.
 
         The log announces a wait that may take longer than a second. Ctrl-C ends it, and nothing but it: the
         script continues.
         """
-        end = self._clock()
+        end = self._end_or_now()
         with self._changed:
             last = {
                 what: when
@@ -58,7 +66,7 @@ class Linger:
     def stay(self, seconds: float, page_seconds: float, is_told_to_end: Callable[[], bool]) -> None:
         """Wait for one more scrape, if there was one in three minutes, ``seconds`` at most; and for as long as a page
         is open, ``page_seconds`` at most. With 0 ``seconds`` wait for nobody."""
-        end = self._clock()
+        end = self._end_or_now()
         while not is_told_to_end() and self._is_wanted(end, seconds, page_seconds):
             with self._changed:
                 self._changed.wait(LOOK_SECONDS)

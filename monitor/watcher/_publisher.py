@@ -251,7 +251,8 @@ class Publisher:
         )
 
     def finish(self, state: State, end: float) -> None:
-        """Have the last state written into the folder."""
+        """Have the last state, which is shown from now on, written into the folder."""
+        self.linger.note_end()
         final = run_document(self._reports.snapshot())
         self._store.close(self.post_to_path)
         self._post(lambda folder: folder.finish(state, end_time=end, final=final))

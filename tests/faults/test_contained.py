@@ -156,6 +156,7 @@ def expected() -> list[torch.Tensor]:
     return everything(unwatched)
 
 
+@pytest.mark.sliced(2)
 @pytest.mark.parametrize("label", TESTED)
 def test_a_failure_of_ours_changes_no_weight_and_is_counted(
     label: str, expected: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

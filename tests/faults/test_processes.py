@@ -21,6 +21,7 @@ from tests.conftest import children, watchers
 from tests.faults.loops import assert_same, make_batches, make_model, train_plainly, unwatched, watch, weights_of
 from tests.requirements import need_module
 
+pytestmark = pytest.mark.sliced(2)
 ROOT = Path(__file__).parents[2]
 HANG_SECONDS = 300
 # Two seconds at most where nothing else runs; the limit leaves room for a busy machine, and tells a hang all the same.

@@ -40,6 +40,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.sliced(2)
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(
     ("name", "arguments"),

@@ -441,7 +441,9 @@ RANKS = """
     with monitor.attach(optimizer, token=TOKEN, read_token=READ_TOKEN, **settings) as run:
         live = Live(run, optimizer)
         dist.barrier()
-        time.sleep(1)  # until rank 1 has heard of rank 0's run
+        deadline = time.monotonic() + 60
+        while rank and f"{run.name}-" not in str(live.send("/pause", {}).json) and time.monotonic() < deadline:
+            time.sleep(0.1)  # until it has heard of rank 0's run
         reported = {}
         actions = ("", "/reduce", "/restore", "/undo")
         paths = [*(f"/lr{one}" for one in actions), "/pause", "/resume", "/stop", "/checkpoint"]

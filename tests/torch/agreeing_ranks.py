@@ -278,12 +278,18 @@ def leaves_first(_: str, folder: str) -> dict[str, Any]:
     """Rank 0 ends its run; the other one trains on, and its thread has gone."""
     made, rank = data_parallel(), dist.get_rank()
     with watch(made.optimizer, folder) as run:
-        train(made, STEPS, lambda *_: None, 0.01)
-        names = {thread.name for thread in threading.enumerate()}
+        train(made, 10, lambda *_: None)
+        deadline, names = time.monotonic() + 60.0, set[str]()
+        while "monitor-ranks" not in names and time.monotonic() < deadline:
+            time.sleep(0.05)
+            names = {thread.name for thread in threading.enumerate()}
+        dist.barrier()
+        left = names
         if rank == 0:
             run.close()
-        time.sleep(2.0 * rank)
-        left = {thread.name for thread in threading.enumerate()}
+        while "monitor-ranks" in left and time.monotonic() < deadline:
+            time.sleep(0.05)
+            left = {thread.name for thread in threading.enumerate()}
     return {"before": "monitor-ranks" in names, "after": "monitor-ranks" in left}
 
 

@@ -98,6 +98,7 @@ def test_a_rank_that_runs_out_of_batches_first_splits_nothing(tmp_path: Path) ->
     assert follower["is_equal"]
 
 
+@pytest.mark.sliced(2)
 @pytest.mark.parametrize("form", ["process", "thread"])
 def test_commands_need_no_gloo_and_no_group_at_attach(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,6 +136,7 @@ def test_a_rank_that_stands_still_in_any_phase_of_a_command_splits_nothing(tmp_p
     assert leader["outcomes"].count("applied") == len(leader["steps"]) >= 4
 
 
+@pytest.mark.sliced(2)
 @pytest.mark.parametrize("phase", ["asked", "seen", "promised", "committed", "due"])
 def test_a_rank_that_is_killed_leaves_the_others_to_their_own_error(
     phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,7 @@ def differing(
     return wrong
 
 
+@pytest.mark.sliced(2)
 @pytest.mark.parametrize("recipe", PLAIN, ids=lambda recipe: recipe.name)
 def test_every_optimizer_with_every_schedule_is_factor_times_schedule(recipe, tmp_path: Path) -> None:
     """Reduced, reduced again, undone and restored, the weights are those of the LR written by hand, bit by bit;
@@ -92,6 +93,7 @@ def test_every_optimizer_with_every_schedule_is_factor_times_schedule(recipe, tm
     assert differing(recipe, list(SCHEDULES), tmp_path) == []
 
 
+@pytest.mark.sliced(2)
 @pytest.mark.parametrize(("variant", "recipe"), VARIANTS, ids=[recipe.name for _, recipe in VARIANTS])
 def test_every_variant_of_every_optimizer_is_factor_times_schedule(variant: str, recipe, tmp_path: Path) -> None:
     """foreach, fused, capturable and maximize, with a number and with a tensor as LR: where torch runs it, it is
@@ -135,6 +137,7 @@ def test_a_device_is_where_capturable_variants_train() -> None:
         assert {tensor.device.type for tensor in tensors} == {expected}, variant
 
 
+@pytest.mark.sliced(2)
 @pytest.mark.parametrize("loop", LOOPS[1:])
 @pytest.mark.parametrize("recipe", recipes.loop_optimizers(), ids=lambda recipe: recipe.name)
 def test_every_kind_of_loop_is_factor_times_schedule(recipe, loop: str, tmp_path: Path) -> None:

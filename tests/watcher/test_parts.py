@@ -149,6 +149,19 @@ def test_the_watcher_stays_for_who_was_there(
     assert least <= clock.now - begin <= most
 
 
+@pytest.mark.parametrize("way", ["wait", "stay"])
+def test_a_scrape_between_the_end_and_the_wait_is_the_one_that_was_waited_for(way: str) -> None:
+    """It has shown the end: another one may be long in coming."""
+    clock = Clock()
+    linger = Linger(clock)
+    linger.note("scrape")
+    linger.note_end()
+    linger.note("scrape")
+    begin = clock.now
+    linger.wait(60.0) if way == "wait" else linger.stay(60.0, 600.0, lambda: False)
+    assert clock.now - begin < 5.0
+
+
 def test_an_open_page_keeps_the_watcher_ten_minutes_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks again and again, and is sent away in the end."""
     monkeypatch.setattr("monitor.watcher._linger.LOOK_SECONDS", 0.0)
