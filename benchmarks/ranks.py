@@ -47,12 +47,14 @@ def main() -> None:
     if args.rank is not None:
         train(args)
         return
-    print("| case | commands | applied | rejected | split | steps to effect | seconds to effect | at a fence, us |")
-    print("| --- | ---: | ---: | ---: | ---: | --- | --- | --- |")
+    columns = ["case", "commands", "applied", "rejected", "split", "steps to effect", "seconds to effect"]
+    print("| " + " | ".join([*columns, "at a fence, us", "attach, ms"]) + " |")
+    print("| --- | ---: | ---: | ---: | ---: | --- | --- | --- | ---: |")
     for case in CASES:
         print(row(case, args), flush=True)
     print(
         "\nMedian and p99. At a fence: what the training thread spends on the command before the step, asking included."
+        " Attach: the longest of all ranks."
     )
 
 
@@ -74,6 +76,7 @@ def row(case: str, args: argparse.Namespace) -> str:
         spread([one["steps"] for one in applied], "{:.0f}"),
         spread([one["seconds"] for one in applied], "{:.2f}"),
         spread([seconds * 1e6 for seconds in fences], "{:.0f}"),
+        f"{max(one['attach'] for one in found) * 1e3:.0f}",
     ]
     counts = [len(given), len(applied), len(given) - len(applied), num_split]
     return f"| {case} | " + " | ".join([*map(str, counts), *figures]) + " |"
@@ -97,7 +100,9 @@ def train(args: argparse.Namespace) -> None:
     dist.init_process_group("gloo", init_method=meet, rank=args.rank, world_size=args.ranks)
     model = DistributedDataParallel(torch.nn.Linear(32, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    begin = time.perf_counter()
     with monitor.attach(optimizer, directory=f"{args.folder}/runs", serve=False, gpu=False) as run:
+        attach_seconds = time.perf_counter() - begin
         fences, given = timed(run._engine._training.ranks), list[dict[str, Any]]()
         if args.rank == 0:
             threading.Thread(target=give, args=(run, args.commands, given)).start()
@@ -110,7 +115,7 @@ def train(args: argparse.Namespace) -> None:
             optimizer.zero_grad()
         records = run._engine.commands.kept()
     steps = {one.id: one.step for one in records if one.status == "applied"}
-    print(json.dumps({"steps": steps, "given": given, "fences": fences}))
+    print(json.dumps({"steps": steps, "given": given, "fences": fences, "attach": attach_seconds}))
     dist.barrier()
     dist.destroy_process_group()
 
