@@ -120,9 +120,12 @@ def status(access: Access, run: str | None, as_json: bool) -> None:
         _print(_format.status(document, client.url if client else None, time.time()))
 
 
+_GROUP_HELP = "Index or name of a param group, an optimizer, or OPTIMIZER/INDEX; repeat for more."
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("words", nargs=-1, metavar="[RUN] [reduce F | set F | restore | undo]")
-@click.option("--group", "groups", multiple=True, metavar="N", help="Index or name of a param group; repeat for more.")
+@click.option("--group", "groups", multiple=True, metavar="G", help=_GROUP_HELP)
 @click.option("--over-steps", type=click.IntRange(min=0), default=None, help="Get there geometrically over N steps.")
 @click.option("--reason", default="", help="Kept with the command in the run's events.")
 @click.option("--wait/--no-wait", default=True, help="Wait until a step has applied it (default), or only send it.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -231,10 +231,9 @@ class LearningRates:
             return rows
         chosen: list[_ParamGroupRow] = []
         for wanted in groups:
-            found = [row for row in rows if _is_meant(wanted, row)]
+            found = _meant(wanted, rows)
             if not found:
-                known = ", ".join(sorted({str(row.param_group) for row in rows} | _names(rows), key=_in_order))
-                raise CommandRefusedError(f"no param group {wanted!r}; there are {known}", "groups")
+                raise CommandRefusedError(f"no param group {wanted!r}; there are {_known(rows)}", "groups")
             chosen += [row for row in found if not any(row.group is have.group for have in chosen)]
         if not chosen:
             raise CommandRefusedError(
@@ -343,21 +342,33 @@ def _name_of(group: Group) -> str | None:
     return None if name is None else str(name)
 
 
-def _names(rows: Sequence[_ParamGroupRow]) -> set[str]:
-    names = {f"{r.optimizer}/{r.param_group}" for r in rows} if len({r.optimizer for r in rows}) > 1 else set()
-    return names | {name for r in rows if (name := _name_of(r.group)) is not None}
+def _known(rows: Sequence[_ParamGroupRow]) -> str:
+    """Say what may be written: indices, names and, of several optimizers, these."""
+    names = {str(r.param_group) for r in rows} | {name for r in rows if (name := _name_of(r.group)) is not None}
+    optimizers = sorted({r.optimizer for r in rows}, key=_in_order)
+    if len(optimizers) < 2:
+        return ", ".join(sorted(names, key=_in_order))
+    known = ", ".join(sorted(names.union(optimizers), key=_in_order))
+    return f"{known}, and OPTIMIZER/INDEX, such as {optimizers[0]}/{rows[0].param_group}"
 
 
 def _in_order(name: str) -> tuple[tuple[bool, int, str], ...]:
-    """Sort numbers within names by value: 2/0 before 10/0."""
+    """Sort numbers within names by value: Adam-2 before Adam-10."""
     parts = [part for part in re.split(r"([0-9]+)", name) if part]
     return tuple((not part[0].isdigit(), len(part) if part[0].isdigit() else 0, part) for part in parts)
 
 
-def _is_meant(wanted: Any, row: _ParamGroupRow) -> bool:
-    """A group is meant by its index, its name, ``optimizer/index``, or its optimizer's name (all of its groups)."""
+def _meant(wanted: Any, rows: Sequence[_ParamGroupRow]) -> list[_ParamGroupRow]:
+    """Return the groups that a text or a number means: all of an optimizer, ``optimizer/index``, an index in each
+    optimizer, or a group's own name. What fits several of these means the first, and never their sum."""
     if is_whole(wanted):
-        return bool(wanted == row.param_group)
+        return [row for row in rows if wanted == row.param_group]
     if not isinstance(wanted, str):
-        return False
-    return wanted in (_name_of(row.group), str(row.param_group), f"{row.optimizer}/{row.param_group}", row.optimizer)
+        return []
+    meanings: tuple[Callable[[_ParamGroupRow], str | None], ...] = (
+        lambda row: row.optimizer,
+        lambda row: f"{row.optimizer}/{row.param_group}",
+        lambda row: str(row.param_group),
+        lambda row: _name_of(row.group),
+    )
+    return next((found for of in meanings if (found := [row for row in rows if of(row) == wanted])), [])

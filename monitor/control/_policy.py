@@ -24,7 +24,7 @@ class Request(NamedTuple):
     Args:
         action: ``reduce``, ``set``, ``restore``, ``undo``, ``pause``, ``stop`` or ``checkpoint``.
         factor: of ``reduce`` and ``set``, as in :meth:`monitor.Run.reduce_lr`.
-        groups: param groups by index or name, an optimizer's name for all of its; None: all.
+        groups: param groups by index or name, an optimizer's name for all of its, ``"critic/1"`` for one; None: all.
         reason: kept in the audit entry; cut after 500 characters.
         over_steps: reach the new factor geometrically over so many steps; 0: at once.
         begin_at: the factor that the ramp begins at. Only in a fresh run: rejected where the optimizer has state or a

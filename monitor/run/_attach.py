@@ -73,8 +73,9 @@ def attach(
     which counts where the argument is None.
 
     Args:
-        optimizer: a ``torch.optim.Optimizer``, a list of several, or a mapping of names to several. Where one holds
-            another that makes its steps (SAM, Lookahead, accelerate), that one is watched. The run keeps none alive.
+        optimizer: a ``torch.optim.Optimizer``, a list of several, or a mapping of names to several. Those of a list go
+            by their class, as ``Adam-0`` and ``Adam-1`` where two have one. Where one holds another that makes its
+            steps (SAM, Lookahead, accelerate), that one is watched. The run keeps none alive.
         scheduler: its scheduler, several, a mapping, or None. Only checked against the optimizer: the LR is always
             read from the param groups at the moment of the update.
         detectors: what to look for; default: everything in docs/detection.md; ``()``: nothing;
@@ -191,12 +192,12 @@ def _refuse_unknown(unknown: Iterable[str]) -> None:
 def _named(optimizer: Any) -> dict[str, Optimizer]:
     """Return name -> optimizer, wrappers taken off."""
     if isinstance(optimizer, Mapping):
-        named = {str(key): _unwrapped(one) for key, one in optimizer.items()}
+        named = {_key(key, below): below for key, one in optimizer.items() for below in [_unwrapped(one)]}
     elif isinstance(optimizer, list | tuple):
         several = [_unwrapped(one) for one in optimizer]
         classes = [type(one).__name__ for one in several]
         is_telling = len(set(classes)) == len(classes)
-        named = {classes[i] if is_telling else str(i): one for i, one in enumerate(several)}
+        named = {classes[i] if is_telling else _key(i, one): one for i, one in enumerate(several)}
     else:
         one = _unwrapped(optimizer)
         named = {type(one).__name__: one}
@@ -205,6 +206,12 @@ def _named(optimizer: Any) -> dict[str, Optimizer]:
     if len({id(one) for one in named.values()}) < len(named):
         raise ValueError(f"the same optimizer stands under two names in {list(named)}; name it once")
     return named
+
+
+def _key(name: Any, optimizer: Optimizer) -> str:
+    """Return a name as text; a number with the class before it, as a number alone is the index of a param group."""
+    text = str(name)
+    return f"{type(optimizer).__name__}-{text}" if text.isdigit() else text
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:

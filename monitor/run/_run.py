@@ -174,7 +174,8 @@ class Run:
 
         Args:
             factor: in (0, 1]; above 1 with ``attach(allow_increase=True)``.
-            groups: indices or names of param groups; default: all.
+            groups: indices or names of param groups; of several optimizers also ``"critic"`` for all groups of one and
+                ``"critic/1"`` for one group. An index means that group of each optimizer. Default: all.
             over_steps: reach the new factor geometrically over so many steps; 0: at once.
             reason: kept in the audit entry.
 

@@ -107,14 +107,39 @@ def test_an_optimizers_name_means_all_of_its_groups(attach: Attach) -> None:
     second.step()
     assert first.used == [[0.05, 0.1 * 0.1]]
     assert second.used == [[0.2 * 0.25, 0.1]]
-    with pytest.raises(CommandRefusedError, match="there are 0, 1, critic/0, critic/1, generator/0, generator/1"):
+    known = "0, 1, critic, generator, and OPTIMIZER/INDEX, such as critic/0"
+    with pytest.raises(CommandRefusedError, match=f"there are {known}$"):
         run.reduce_lr(0.5, groups="discriminator")
 
 
+@pytest.mark.parametrize("by_number", [list, lambda them: dict(enumerate(them))])
+@pytest.mark.parametrize("index", [1, "1"])
+def test_a_number_is_an_index_whatever_the_optimizers_are_called(attach: Attach, by_number: Any, index: Any) -> None:
+    """Optimizers that go by number carry their class, so that 1 means group 1 of each and no optimizer."""
+    first, second = noting(0.1, 0.1), noting(0.2, 0.2)
+    run = attach(by_number([first, second]))
+    run.reduce_lr(0.5, groups=[index])
+    run.reduce_lr(0.1, groups=["Noting-1"])
+    first.step()
+    second.step()
+    assert (first.used, second.used) == ([[0.1, 0.05]], [[0.2 * 0.1, 0.2 * 0.05]])
+
+
+def test_a_text_that_fits_an_optimizer_and_a_group_means_the_optimizer(attach: Attach) -> None:
+    """A group of another optimizer that has the same name is left alone; so is one whose name is another's index."""
+    first, second = noting(0.1, 0.1, names=("critic", "0")), noting(0.2, 0.2)
+    run = attach({"actor": first, "critic": second})
+    run.reduce_lr(0.5, groups=["critic"])
+    run.reduce_lr(0.1, groups=["0"])
+    first.step()
+    second.step()
+    assert (first.used, second.used) == ([[0.1 * 0.1, 0.1]], [[0.2 * 0.05, 0.1]])
+
+
 def test_the_groups_there_are_come_in_the_order_of_their_numbers(attach: Attach) -> None:
-    """Eleven optimizers in a list: 2/0 stands before 10/0. A name may hold any number of digits."""
+    """Eleven optimizers in a list: Noting-2 stands before Noting-10. A name may hold any number of digits."""
     run = attach([noting(0.1, names=("9" * 5000,)) if n == 10 else noting(0.1) for n in range(11)])
-    known = ", ".join(["0", *(f"{n}/0" for n in range(11)), "9" * 5000])
+    known = ", ".join(["0", "9" * 5000, *(f"Noting-{n}" for n in range(11)), "and OPTIMIZER/INDEX, such as Noting-0/0"])
     with pytest.raises(CommandRefusedError, match=f"there are {known}$"):
         run.reduce_lr(0.5, groups="critic")
 

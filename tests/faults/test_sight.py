@@ -120,11 +120,11 @@ def test_an_optimizer_that_skips_its_parents_init_is_watched(has_hooks: bool, tm
     ("kinds", "names"),
     [
         ([torch.optim.SGD, torch.optim.Adam], ["SGD", "Adam"]),
-        ([torch.optim.SGD, torch.optim.SGD], ["0", "1"]),
+        ([torch.optim.SGD, torch.optim.SGD], ["SGD-0", "SGD-1"]),
     ],
 )
 def test_a_list_of_optimizers(kinds: list[Any], names: list[str], tmp_path: Path) -> None:
-    """They go by their class where that tells them apart, else by their number."""
+    """They go by their class where that tells them apart, else by class and place."""
     optimizers = [kind([parameter()], lr=0.1) for kind in kinds]
     with watch(optimizers, tmp_path) as run:
         assert [one.key for one in run.snapshot().optimizers] == names

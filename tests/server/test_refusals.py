@@ -113,8 +113,9 @@ def test_an_unknown_optimizer_is_refused_with_those_that_there_are(attach: Attac
     live = attach({"generator": first, "critic": second})
     object.__setattr__(live, "optimizer", first)
     answer = live.send("/lr/reduce", {"factor": 0.5, "groups": ["discriminator"]})
-    assert_problem(answer, 422, ("'discriminator'", "there are 0, critic/0, generator/0"), "groups")
-    with pytest.raises(CommandRefusedError, match="there are 0, critic/0, generator/0"):
+    known = "there are 0, critic, generator, and OPTIMIZER/INDEX, such as critic/0"
+    assert_problem(answer, 422, ("'discriminator'", known), "groups")
+    with pytest.raises(CommandRefusedError, match=known):
         live.run.reduce_lr(0.5, groups="discriminator")
     second.step()
     assert second.used == [[0.2]]
