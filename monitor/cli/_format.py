@@ -193,7 +193,7 @@ def outcome(record: Document, run_id: str) -> list[str]:
     changes = record["changes"]
     rows = [
         (
-            group_name(change, changes),
+            f"{change['optimizer']}/{_numbered(change)}",
             f"factor {number(change['factor_before'])} -> {number(change['factor_after'])}",
             f"LR {number(change['lr_before'])} -> {number(change['lr_after'])}",
         )
@@ -203,9 +203,14 @@ def outcome(record: Document, run_id: str) -> list[str]:
 
 
 def group_name(group: Document, groups: Sequence[Document]) -> str:
-    """Return what to call a param group among others: with its optimizer where there are several."""
-    name = f"{group['param_group']}" + (f" {group['name']}" if group["name"] else "")
-    return name if len({other["optimizer"] for other in groups}) == 1 else f"{group['optimizer']} {name}"
+    """Return what to call a param group among others: with its optimizer where there are several, as it is given to
+    ``--group``."""
+    name = _numbered(group)
+    return name if len({other["optimizer"] for other in groups}) == 1 else f"{group['optimizer']}/{name}"
+
+
+def _numbered(group: Document) -> str:
+    return f"{group['param_group']}" + (f" {group['name']}" if group["name"] else "")
 
 
 def host_of(run: Document) -> str:

@@ -111,3 +111,13 @@ def test_undo_is_reckoned_from_the_audit_trail(page) -> None:
         before(entry(1, 'reduce'), entry(2, 'undo'), entry(3, 'pause')),
         before(entry(1, 'reduce'), {id: 2, kind: 'state', details: {state: 'resumed'}})]; })()"""
     assert evaluate(page, "changes", code) == [None, 1, 2, 1, 1, None, None]
+
+
+def test_an_outcome_names_the_optimizer_where_there_are_several(page) -> None:
+    """Also where one of them alone was changed."""
+    code = """[true, false].map((isSeveral) => m.describeOutcome({status: 'applied', action: 'reduce', step: 7,
+      changes: [{optimizer: 'critic', param_group: 0, name: null, lr_before: 0.2, lr_after: 0.1}]}, isSeveral))"""
+    assert evaluate(page, "changes", code) == [
+        "reduce applied at step 7: critic: group 0 0.2 → 0.1",
+        "reduce applied at step 7: group 0 0.2 → 0.1",
+    ]

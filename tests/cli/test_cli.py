@@ -74,14 +74,14 @@ def call_json(*words: str) -> Any:
 @pytest.mark.usefixtures("folder")
 class TestLearningRate:
     def test_reduce_prints_the_outcome_at_its_step(self) -> None:
-        """`lr reduce` says at which step it took effect and what became of each group."""
+        """`lr reduce` says at which step it took effect and what became of each group of which optimizer."""
         result = call("lr", "reduce", "0.5", "--reason", "loss spikes")
         assert result.exit_code == 0
         lines = result.stdout.splitlines()
         assert lines[0] == "reduce 0.5: applied at step 301 of fake-0a1b2c"
         assert [line.split()[:5] for line in lines[1:]] == [
-            ["0", "decay", "factor", "1", "->"],
-            ["1", "no_decay", "factor", "1", "->"],
+            ["AdamW/0", "decay", "factor", "1", "->"],
+            ["AdamW/1", "no_decay", "factor", "1", "->"],
         ]
 
     @pytest.mark.parametrize("run", ["fake", "fake-0a1b2c", "fak", "fake-0"])
@@ -577,7 +577,7 @@ class TestReport:
         """With several optimizers each group is named after its own."""
         group = {"param_group": 0, "name": None, "applied": 0.1, "scheduled": 0.1, "factor": 1.0}
         lines = _format.lr_table([{**group, "optimizer": "generator"}, {**group, "optimizer": "discriminator"}])
-        assert [line.split()[:2] for line in lines[1:]] == [["generator", "0"], ["discriminator", "0"]]
+        assert [line.split()[:2] for line in lines[1:]] == [["generator/0", "0.1"], ["discriminator/0", "0.1"]]
 
 
 @pytest.mark.parametrize(

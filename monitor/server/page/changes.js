@@ -17,8 +17,12 @@ export function listGroups(run) {
     optimizer: optimizer.key,
     key: `${optimizer.key} ${group.index}`,
     target: isSeveral ? `${optimizer.key}/${group.index}` : group.index,
-    label: `${isSeveral ? `${optimizer.key}: ` : ""}${group.name ? `${group.index} ${group.name}` : `group ${group.index}`}`,
+    label: labelOf(optimizer.key, group.index, group.name, isSeveral),
   })));
+}
+
+function labelOf(optimizer, index, name, isSeveral) {
+  return `${isSeveral ? `${optimizer}: ` : ""}${name ? `${index} ${name}` : `group ${index}`}`;
 }
 
 /** Find the audit entry of the change that an undo would take back; null where this page cannot know it. */
@@ -64,13 +68,13 @@ export function merge(rows) {
   }));
 }
 
-/** Say in one line what became of a command. */
-export function describeOutcome(record) {
+/** Say in one line what became of a command; of which optimizer, where the run has several. */
+export function describeOutcome(record, isSeveral) {
   const { status, action, changes = [] } = record;
   if (status === "pending") return `${format.words(action)}: waiting for the next optimizer step`;
   if (status !== "applied") return `${format.words(action)} ${status}: ${record.message || "no reason given"}`;
   const rows = merge(changes.map((change) => ({
-    label: change.name ? `${change.param_group} ${change.name}` : `group ${change.param_group}`,
+    label: labelOf(change.optimizer, change.param_group, change.name, isSeveral),
     before: change.lr_before, after: change.lr_after, factorBefore: change.factor_before, factorAfter: change.factor_after,
   })));
   const texts = rows.slice(0, 4).map((row) => `${row.label} ${format.rate(row.before)} → ${format.rate(row.after)}`);

@@ -216,7 +216,7 @@ export class ControlCard {
   }
 
   #showOutcome(line, record) {
-    const text = describeOutcome(record);
+    const text = describeOutcome(record, this.run.optimizers.length > 1);
     setAttribute(line, "data-status", record.status);
     line.replaceChildren(icon(OUTCOME_ICON[record.status] ?? "info"), h("span", {}, unbroken(text)));
     if (!line.isConnected) this.outcomes.prepend(line);
