@@ -63,6 +63,7 @@ class Engine:
         self._is_closed = False
         self._has_let_go = False
         self._claimed: Claimed | None = None
+        self._has_compared = False
         self._exception = ""
         self._sigterm = SigtermHandler(lambda: note_end(self, SystemExit))
         self._lock = threading.Lock()
@@ -169,6 +170,16 @@ class Engine:
         )
         self._hello = replace(self._hello, info=info, base_step=self._training.base_step)
 
+    def _note_other_factors(self) -> None:
+        """Say which LR factors of the earlier session are not in force. Until the first step a state may be loaded."""
+        if self._claimed is None or self._has_compared or not self._training.buffer.last_sequence:
+            return
+        self._has_compared = True
+        message, rows = self._claimed.other_factors(self._training.rates.state_dict())
+        if message:
+            _LOG.warning("%s", message)
+            self._events.note_other_factors(message, rows)
+
     def _give_back(self) -> None:
         if self._claimed is not None:
             self._claimed.give_back()
@@ -208,6 +219,7 @@ class Engine:
             for probe in self._training.probes:
                 last.callback(contain, "probe", probe.close)
             self._training.release()
+            contain("folder", self._note_other_factors)
             contain("control", self._warn_of_factors)
 
     def _let_go(self) -> None:
@@ -286,6 +298,7 @@ class Engine:
         self._training.commands.expire()
         self._training.ranks.look()
         self._note_ranks(*world())
+        self._note_other_factors()
         for message, optimizer in self._training.blind_spots():
             self._events.note_capture(message, optimizer)
 

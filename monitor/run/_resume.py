@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
@@ -15,15 +15,51 @@ from monitor._settings import Settings
 from monitor.store import UNFINISHED, KnownRun, answer_within, claim_run, give_back, newest_run
 
 _LOG = logging.getLogger("monitor")
+Ramp = Sequence[Any]
+"""First factor, target, number of steps, steps made."""
 CLAIM_SECONDS = 1.5
 """How long a training waits for the folders of earlier runs."""
 
 
 class Claimed(NamedTuple):
-    """A run of an earlier session, as it was before this process claimed it."""
+    """A run of an earlier session, as it was before this process claimed it; ``recorded`` is its last state."""
 
     run: KnownRun
-    recorded_step: int
+    recorded: Mapping[str, Any]
+
+    @property
+    def recorded_step(self) -> int:
+        """The last step of the first optimizer that the folder tells of."""
+        try:
+            return int(self.recorded["optimizers"][0]["global_step"])
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+            return 0
+
+    def other_factors(self, loaded: Mapping[str, Sequence[tuple[float, Ramp | None]]]) -> tuple[str, list[Any]]:
+        """Compare the LR factors that were loaded with those that the run had. Returns a sentence on those that differ,
+        empty where none does, and a row of optimizer, param group, recorded and loaded factor for each of them."""
+        rows = [
+            (key, index, recorded, loaded[key][index][0])
+            for key, index, recorded in self._factors()
+            if index < len(loaded.get(key, ())) and _is_other(recorded, *loaded[key][index])
+        ]
+        named = ", ".join(f"{key} group {index}: {now:g}, the run had {was:g}" for key, index, was, now in rows[:4])
+        more = f"; and {len(rows) - 4} more groups" if len(rows) > 4 else ""
+        message = (
+            f"the checkpoint has other LR factors than run {self.run.run_id} had at step {self.recorded_step} "
+            f"({named}{more}); run.set_lr_factor() or `monitor lr set` puts one in force again"
+        )
+        return message if rows else "", [list(row) for row in rows]
+
+    def _factors(self) -> list[tuple[str, int, float]]:
+        try:
+            return [
+                (str(optimizer["key"]), int(group["index"]), float(group["factor"]))
+                for optimizer in self.recorded["optimizers"]
+                for group in optimizer["groups"]
+            ]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            return []
 
     def give_back(self) -> None:
         """Leave the run as it was, where this session does not come about."""
@@ -76,7 +112,7 @@ class Claims:
             states=states,
             is_wanted=is_wanted,
         )
-        claimed = Claimed(run, _recorded_step(run))
+        claimed = Claimed(run, run.read_final() or {})
         if not is_wanted():  # it hung once more
             give_back(run)
         return claimed
@@ -109,13 +145,11 @@ def _tried(run: KnownRun) -> None:
         _LOG.warning("%s could not be left as it was: %s", run.run_id, error)
 
 
-def _recorded_step(run: KnownRun) -> int:
-    """Return the last step of the first optimizer that the folder tells of."""
-    final = run.read_final() or {}
-    try:
-        return int(final["optimizers"][0]["global_step"])
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
-        return 0
+def _is_other(recorded: float, factor: float, ramp: Ramp | None) -> bool:
+    """Tell whether a factor is another one than was recorded, and not on its way there."""
+    target = factor if ramp is None else ramp[1]
+    low, high = sorted((factor, target))
+    return not low * (1 - 1e-6) <= recorded <= high * (1 + 1e-6)
 
 
 def where_to_continue(optimizers: Mapping[str, Optimizer], recorded_step: int) -> tuple[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from monitor._records import CommandRecord, Event, State
 from monitor.control import audit, describe
@@ -36,6 +37,13 @@ class RunEvents:
         step = record.step if record.step is not None else self._step()
         self._post(Event("control", severity, step, step, describe(record), end_step=step, details=audit(record)))  # type: ignore[arg-type]
         (_LOG.info if severity == "info" else _LOG.warning)("%s", describe(record))
+
+    def note_other_factors(self, message: str, rows: list[Any]) -> None:
+        """Note the LR factors that a checkpoint has changed: optimizer, param group, recorded and loaded factor."""
+        step = self._step()
+        self._post(
+            Event("state", "warning", step, step, message, end_step=step, details={"state": "resumed", "factors": rows})
+        )
 
     def note_failure(self, component: str, message: str) -> None:
         """Note a failure of our own that was contained."""

@@ -20,6 +20,7 @@ import torch
 
 import monitor
 from monitor._errors import StoreError
+from monitor._records import FACTOR_KEY
 from monitor.run import _resume
 from monitor.store import KnownRun, StoreReader, list_runs, prune
 from monitor.watcher import EndedRun
@@ -193,6 +194,56 @@ def test_a_run_is_continued_by_its_id(killed: KnownRun, tmp_path: Path, caplog: 
         assert run.flush(PATIENCE_SECONDS)
         assert curve(run.history()) == list(range(1, 102))
     assert "goes on under its own id" not in caplog.text
+
+
+def test_factors_that_a_checkpoint_takes_back_are_told(
+    killed: KnownRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint from before a reduction has no factor: a line in the log and an event say what the run had, once,
+    also where the state of the run is loaded afterwards."""
+    training = Training(tmp_path)
+    (group,) = training.optimizer.param_groups
+    assert group.pop(FACTOR_KEY) == 0.5
+    training.saved["monitor"]["lr_factors"] = {"AdamW": ((1.0, None),)}
+    with training.attach(resume=killed.run_id) as run:
+        run.load_state_dict(training.saved["monitor"])
+        training.train(1)
+        told = (
+            f"the checkpoint has other LR factors than run {run.id} had at step 100 "
+            "(AdamW group 0: 1, the run had 0.5); "
+            "run.set_lr_factor() or `monitor lr set` puts one in force again"
+        )
+        wait_for(lambda: told in messages(run), "the event")
+        assert caplog.text.count(told) == 1
+        (event,) = [event for event in run.events() if event.message == told]
+        assert (event.kind, event.severity, event.step) == ("state", "warning", 82)
+        assert event.details["factors"] == [["AdamW", 0, 0.5, 1.0]]
+
+
+def test_factors_that_a_saved_state_takes_back_are_told(
+    killed: KnownRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same where the run is continued by ``load_state_dict`` alone, however short the session is."""
+    training = Training(tmp_path)
+    training.saved["monitor"]["lr_factors"] = {"AdamW": ((0.25, None),)}
+    with training.attach() as run:
+        run.load_state_dict(training.saved["monitor"])
+        training.train(1)
+    told = f"than run {killed.run_id} had at step 100 (AdamW group 0: 0.25, the run had 0.5)"
+    assert caplog.text.count(told) == 1
+    assert len([message for message in messages(run) if told in message]) == 1
+
+
+@pytest.mark.parametrize(
+    ("loaded", "is_told"),
+    [((0.5, None), False), ((0.8, [1.0, 0.5, 10, 3]), False), ((0.8, [1.0, 0.6, 10, 3]), True), ((1.0, None), True)],
+)
+def test_a_factor_on_its_way_to_the_recorded_one_is_not_taken_back(loaded: Any, is_told: bool) -> None:
+    """A ramp that was under way continues."""
+    recorded = {"optimizers": [{"key": "SGD", "global_step": 9, "groups": [{"index": 0, "factor": 0.5}]}]}
+    known = KnownRun("train-1", "train", 1, "here", "vanished", 0.0)
+    message, rows = _resume.Claimed(known, recorded).other_factors({"SGD": [loaded]})
+    assert (bool(message), bool(rows)) == (is_told, is_told)
 
 
 def test_an_optimizer_that_counts_no_steps_goes_on_where_the_record_ends(
