@@ -26,7 +26,7 @@ from monitor.run._callbacks import Callbacks
 from monitor.run._identity import default_name, environment, identify, script_path
 from monitor.run._open_runs import leave, note_end
 from monitor.run._optimizers import WeakOptimizers
-from monitor.run._resume import Claimed, Claims, Refusal, holds_state, where_to_continue
+from monitor.run._resume import NO_STATE, Claimed, Claims, Refusal, holds_state, where_to_continue
 from monitor.run._run_events import RunEvents
 from monitor.run._sigterm import SigtermHandler
 from monitor.run._training_side import TrainingSide
@@ -147,7 +147,7 @@ class Engine:
         if wanted is None:
             return
         if wanted == AUTO and not holds_state(self.optimizers):
-            found: Claimed | Refusal = Refusal("the optimizer holds no state of a checkpoint")
+            found: Claimed | Refusal = Refusal(NO_STATE)
         elif wanted == AUTO:
             found = self._claims.newest(self.name, self._hello.script)
         else:

@@ -15,6 +15,10 @@ from monitor._settings import Settings
 from monitor.store import UNFINISHED, KnownRun, answer_within, claim_run, give_back, newest_run
 
 _LOG = logging.getLogger("monitor")
+NO_STATE = (
+    "the optimizer holds no state of a checkpoint; load it before attach, or, as SGD without momentum keeps none, "
+    "name the run with resume=ID or call run.load_state_dict()"
+)
 Ramp = Sequence[Any]
 """First factor, target, number of steps, steps made."""
 CLAIM_SECONDS = 1.5

@@ -31,6 +31,7 @@ SILENT_SECONDS = 60.0
 """How long a run on another machine must have written nothing to count as gone: it writes every second."""
 LOCK_SECONDS = 1.0
 """How long the watcher of a training process that has just been killed may take to write the end of its run."""
+_MAX_NAMED = 5
 UNFINISHED = ("failed", "interrupted", "vanished")
 
 
@@ -89,7 +90,7 @@ def give_back(run: KnownRun) -> None:
 def _written_alone(path: Path, rank: int) -> Iterator[None]:
     run = read_run(path)
     if run is None:
-        raise StoreError(f"no run {path.name} is known in {path.parent}")
+        raise StoreError(f"no run {path.name} is known in {path.parent}{_ids_of_name(path)}")
     _check_rank(run, rank)
     if run.is_live and run.hostname == socket.gethostname():
         raise _is_going_on(run)
@@ -101,6 +102,13 @@ def _written_alone(path: Path, rank: int) -> Iterator[None]:
         yield
     finally:
         unlock(descriptor)
+
+
+def _ids_of_name(path: Path) -> str:
+    """Say which runs have this name, where it is that of runs and no id."""
+    found = [run.run_id for run in reversed(list_runs(path.parent)) if run.name == path.name]
+    more = f" and {len(found) - _MAX_NAMED} earlier ones" if len(found) > _MAX_NAMED else ""
+    return f"; that is the name of {', '.join(found[:_MAX_NAMED])}{more}: give an id" if found else ""
 
 
 def _over(path: Path, rank: int) -> KnownRun:

@@ -94,6 +94,22 @@ def test_a_folder_that_is_written_to_is_neither_claimed_nor_removed(tmp_path: Pa
         claim_run(tmp_path, "digits-000009", rank=0, token="new")
 
 
+@pytest.mark.parametrize(
+    ("num", "told"),
+    [(2, "digits-000001, digits-000000: give an id"), (7, "digits-000002 and 2 earlier ones: give an id")],
+)
+def test_a_name_is_answered_with_the_ids_of_its_runs(num: int, told: str, tmp_path: Path) -> None:
+    """The newest first: one of them was meant."""
+    for number in range(num):
+        over(tmp_path, f"digits-{number:06}", start_time=100.0 + number)
+    over(tmp_path, "gan-000001", name="gan")
+    with pytest.raises(StoreError) as caught:
+        claim_run(tmp_path, "digits", rank=0, token="new")
+    assert f"no run digits is known in {tmp_path}; that is the name of digits-" in str(caught.value)
+    assert str(caught.value).endswith(told)
+    assert "gan" not in str(caught.value)
+
+
 def test_a_live_run_holds_its_folder_up_to_its_end(tmp_path: Path) -> None:
     """Nobody else takes the lock meanwhile; with the end it is free."""
     folder = RunFolder.create(tmp_path, RUN_ID, name="digits", start_time=100.0)

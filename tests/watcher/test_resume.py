@@ -274,7 +274,8 @@ def test_auto_continues_what_was_cut_short(
         assert run.id != killed.run_id
         assert run.url
         run.close("interrupted")
-    assert "the optimizer holds no state of a checkpoint" in caplog.text
+    assert "the optimizer holds no state of a checkpoint; load it before attach" in caplog.text
+    assert "SGD without momentum keeps none, name the run with resume=ID or call run.load_state_dict()" in caplog.text
     wait_for(lambda: sorted(one.state for one in list_runs()) == ["interrupted", "vanished"], "the end")
     (tmp_path / "runs" / run.id / "run.json").unlink()
     with Training(tmp_path).attach() as run:
