@@ -318,7 +318,7 @@ def other_rows(run: Document) -> Iterator[tuple[str, str]]:
     for name, value in run["metrics"].items():
         yield name, number(value)
     if active := [kind for kind, is_active in run["events_active"].items() if is_active]:
-        yield "now", ", ".join(active)
+        yield "now" if run["end_time"] is None else "at the end", ", ".join(active)
     if past := [f"{count(times)} {kind}" for kind, times in run["events_total"].items() if times]:
         yield "events", ", ".join(past)
     for gpu in run["gpus"]:

@@ -127,7 +127,7 @@ def _with_curves(
 def _grid(rows: Sequence[tuple[str, str]]) -> Table:
     grid = _columns(max((len(name) for name, _ in rows), default=0))
     for name, text in rows:
-        grid.add_row(_text(name, "dim"), _text(text, "bold red" if name in ("now", "not finite") else ""))
+        grid.add_row(_text(name, "dim"), _text(text, "bold red" if name in ("now", "at the end", "not finite") else ""))
     return grid
 
 

@@ -33,6 +33,17 @@ def test_a_loss_that_is_nan_is_shown_as_nan_and_alarms(visit) -> None:
     expect(page.locator("#notices")).not_to_contain_text("Loss is NaN")
 
 
+def test_what_held_at_the_end_of_a_run_is_past(visit) -> None:
+    """A condition that no event has ended is that of the end; so is a loss that is not finite."""
+    run = PageRun(1500)
+    run.publish("slowdown", "warning", "steps take longer", optimizer="AdamW")
+    run.alter = lambda snapshot: replace(snapshot, events_active={"slowdown": True})
+    run.state = "finished"
+    notices = visit(run).page.locator("#notices")
+    expect(notices).to_contain_text("Slowdown at the end")
+    expect(notices).to_contain_text("Loss was NaN")
+
+
 @pytest.mark.parametrize(("value", "text"), [(math.inf, "Inf"), (-math.inf, "−Inf"), (None, "–")])
 def test_infinite_and_unknown_losses_are_told_apart(visit, value: float | None, text: str) -> None:
     """Infinity alarms; a loss that nobody knows does not."""

@@ -233,6 +233,14 @@ class TestStatus:
             r", smoothed [\d.]+, lowest smoothed loss [\d.]+ at step \d+$", row_of(call("status").stdout, "loss")
         )
 
+    def test_what_still_held_at_the_end_of_a_run_is_past(self, folder: RunFolder) -> None:
+        """A condition that no event has ended is told of as that of the end, not of now."""
+        document = {**call_json("status"), "events_active": {"slowdown": True}}
+        folder.finish("finished", end_time=1.0, final={**document, "state": "finished", "end_time": 1.0})
+        text = call("status", "fake").stdout
+        assert row_of(text, "at the end") == "slowdown"
+        assert "now" not in text
+
     def test_an_ended_run_took_its_time(self, folder: RunFolder) -> None:
         """After the end there is neither an age nor a time left, but how long the run took."""
         document = call_json("status")

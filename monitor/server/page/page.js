@@ -249,13 +249,13 @@ class Page {
     for (const { key, loss } of run.optimizers) {
       if (troubles.some(({ kind, optimizer }) => kind === "nonfinite" && optimizer === key)) continue;
       if (typeof loss === "number" && !Number.isFinite(loss)) {
-        notices.push({ kind: "critical", title: `Loss is ${number(loss)}`, text: run.optimizers.length > 1 ? `The last step of ${key} had no finite loss.` : "The last step had no finite loss." });
+        notices.push({ kind: "critical", title: `Loss ${isEnded(run) ? "was" : "is"} ${number(loss)}`, text: run.optimizers.length > 1 ? `The last step of ${key} had no finite loss.` : "The last step had no finite loss." });
       }
     }
     for (const event of troubles) {
       const since = event.message.includes("since step") ? "" : ` (since step ${integer(event.start_step)})`;
       const also = event.also.length ? `; with it: ${event.also.map(words).join(", ")}` : "";
-      notices.push({ kind: event.severity, title: words(event.kind), text: `${event.message}${since}${also}`, action: ["Show", () => this.#show(event)] });
+      notices.push({ kind: event.severity, title: `${words(event.kind)}${isEnded(run) ? " at the end" : ""}`, text: `${event.message}${since}${also}`, action: ["Show", () => this.#show(event)] });
     }
     return notices;
   }
