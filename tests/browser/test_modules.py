@@ -121,3 +121,15 @@ def test_an_outcome_names_the_optimizer_where_there_are_several(page) -> None:
         "reduce applied at step 7: critic: group 0 0.2 → 0.1",
         "reduce applied at step 7: group 0 0.2 → 0.1",
     ]
+
+
+def test_the_first_step_of_a_session_is_no_dip_in_the_step_time(page) -> None:
+    """Its duration is not known, and so the part of its phases that was seen is not drawn."""
+    code = """(async () => { const { Series } = await import('/static/series.js'); const series = new Series('step');
+      series.append({step: [1, 2, 3, 4], step_seconds: [null, 0.02, null, 0.02],
+        phases: {data: [0, 0.01, 0, 0.01], forward: [0.001, 0.01, 0.001, 0.01]}});
+      const theme = {series: Array(6).fill('#000000'), text: '#000000'};
+      const { traces } = m.stepTime({series, rows: [0, 4], theme, events: []});
+      return traces.slice(0, 2).map(({y, stackgaps}) => [y, stackgaps]); })()"""
+    known = [None, 10.0, None, 10.0]
+    assert evaluate(page, "figures", f"await {code}") == [[known, "interpolate"]] * 2

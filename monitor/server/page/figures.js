@@ -260,7 +260,8 @@ const PHASES = ["data", "forward", "backward", "optimizer", "monitor", "other"];
 export function stepTime({ series, rows, theme, events }) {
   const read = binned(series, rows);
   const [steps, total] = [read("step", lastOf), read("step_seconds", mean)];
-  const times = Object.fromEntries(PHASES.map((phase) => [phase, read(`phases.${phase}`, mean)]));
+  // Of the first step of a session only the part that was seen is known: drawn, it would be a dip.
+  const times = Object.fromEntries(PHASES.map((phase) => [phase, read(`phases.${phase}`, mean).map((value, row) => (Number.isFinite(total[row]) ? value : null))]));
   const phases = PHASES.filter((phase) => times[phase].some((value) => value > 0));
   if (!has(total) && !phases.length) return { empty: "No step time yet: it needs two steps." };
   const millis = (values) => values.map((value) => (Number.isFinite(value) ? value * 1e3 : null));
@@ -268,7 +269,7 @@ export function stepTime({ series, rows, theme, events }) {
   const colorOf = (phase) => theme.series[PHASES.indexOf(phase)];
   const areas = phases.map((phase) => ({
     ...line(phase, steps, millis(times[phase]), colorOf(phase), { width: 0.5, hover: "%{y:.3~g} ms" }),
-    stackgroup: "phases", fillcolor: transparent(colorOf(phase), 0.55),
+    stackgroup: "phases", stackgaps: "interpolate", fillcolor: transparent(colorOf(phase), 0.55),
   }));
   return {
     traces: [...areas, line("whole step", steps, millis(total), theme.text, { width: 1.2, hover: "%{y:.3~g} ms" }), ...marks.traces],
