@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,19 @@ from monitor.watcher._served_run import ServedRun
 from monitor.watcher._training import Training
 
 _LOG = logging.getLogger("monitor")
+
+
+def of_rank(info: RunInfo, environ: Mapping[str, str] = os.environ) -> str:
+    """Say which of several ranks a run is that of: torch.distributed knows, else the launcher's variables do.
+
+    >>> of_rank(RunInfo("gan-000001", "gan", 0.0), {"RANK": "1", "WORLD_SIZE": "4"})
+    ' of rank 1 of 4'
+    """
+    if info.world_size > 1:
+        return f" of rank {info.rank} of {info.world_size}"
+    rank, size = environ.get("RANK", ""), environ.get("WORLD_SIZE", "")
+    is_one_of_several = rank.isdecimal() and size.isdecimal() and int(size) > 1
+    return f" of rank {int(rank)} of {int(size)}" if is_one_of_several else ""
 
 
 class Publisher:
@@ -217,7 +231,7 @@ class Publisher:
         self._post(lambda folder: folder.update(state="running", url=server.url))
         if self._folder is not None:
             self._wait_for_disk()
-        _LOG.info("live page: %s/?token=%s", server.url, self._token)
+        _LOG.info("live page%s: %s/?token=%s", of_rank(self._info), server.url, self._token)
 
     def _bind(self) -> HttpServer | None:
         s, token = self._settings, self._token

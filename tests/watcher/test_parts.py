@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from monitor._errors import ClosedRunError, CommandRefusedError, UnreachableError
-from monitor._records import MAX_COMMANDS_KEPT, CommandRecord, Event
+from monitor._records import MAX_COMMANDS_KEPT, CommandRecord, Event, RunInfo
 from monitor.link import TrainingState
 from monitor.system import OutOfMemoryCounter
 from monitor.watcher._commands import CommandBook
 from monitor.watcher._linger import Linger
+from monitor.watcher._publisher import of_rank
 from monitor.watcher._remote import MAX_DIGESTED, RemoteTraining
 
 PENDING = CommandRecord("a1", "reduce", "api", 0.0, 0.5)
@@ -51,6 +52,25 @@ class TestCommandBook:
         book.restore({("reduce", "api", "applied"): 7}, {"reduce": 1.0}, [PENDING])
         book.put(APPLIED)
         assert book.totals == {("reduce", "api", "applied"): 8}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "environment", "told"),
+    [
+        ((1, 0), {}, ""),
+        ((1, 0), {"RANK": "0", "WORLD_SIZE": "1"}, ""),
+        ((1, 0), {"RANK": "0", "WORLD_SIZE": "4"}, " of rank 0 of 4"),
+        ((1, 0), {"RANK": "first", "WORLD_SIZE": "4"}, ""),
+        ((2, 1), {"RANK": "7", "WORLD_SIZE": "8"}, " of rank 1 of 2"),
+        ((2, 1), {}, " of rank 1 of 2"),
+    ],
+)
+def test_the_line_with_the_address_names_the_rank(
+    ranks: tuple[int, int], environment: dict[str, str], told: str
+) -> None:
+    """By the process group where there is one already, else by what torchrun has set for it."""
+    world_size, rank = ranks
+    assert of_rank(RunInfo("gan-000001", "gan", 0.0, world_size=world_size, rank=rank), environment) == told
 
 
 class TestRemoteTraining:
