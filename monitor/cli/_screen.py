@@ -19,6 +19,7 @@ LEVELS = "▁▂▃▄▅▆▇█"
 ASCII_LEVELS = "_.-=+*#@"
 MAX_GROUPS = 8
 MAX_EVENTS = 12
+_BLANK_LINES = 2
 _STATE_STYLES = {
     "running": "bold green",
     "finished": "bold green",
@@ -48,18 +49,30 @@ def screen(
     parts: list[RenderableType] = [_header(run, url)]
     if note:
         parts.append(_text(note, "bold yellow"))
-    rows = [*_format.progress_rows(run, now)]
     if bar := _bar(run, width):
         parts.append(bar)
-    for optimizer in run["optimizers"]:
-        columns = frame.history.get("optimizers", {}).get(optimizer["key"], {})
-        rows += _with_curves(_format.optimizer_rows(run, optimizer), columns, width - 20, is_ascii)
+    progress, other = [*_format.progress_rows(run, now)], [*_format.other_rows(run)]
+    room = height - len(parts) - len(progress) - len(other) - _BLANK_LINES
+    rows = _details(frame, width - 20, is_ascii)
     groups = _format.groups_of(run)
-    parts += [_grid([*rows, *_format.other_rows(run)]), Text(), _rates(groups)]
-    used = len(parts) + len(rows) + len([*_format.other_rows(run)]) + min(len(groups), MAX_GROUPS) + 3
-    left = min(MAX_EVENTS, max(1, height - used))
+    used = len(rows) + min(len(groups), MAX_GROUPS) + 2
+    if used < room or len(run["optimizers"]) < 2:
+        parts += [_grid([*progress, *rows, *other]), Text(), _rates(groups)]
+    else:
+        used = min(len(run["optimizers"]) + 1, max(3, room - 1))
+        parts += [_grid([*progress, *other]), Text(), _optimizers(run["optimizers"], used)]
+    left = min(MAX_EVENTS, max(1, room - used))
     parts += [Text(), _events(frame.events[-left:])]
     return Group(*parts)
+
+
+def _details(frame: Frame, width: int, is_ascii: bool) -> list[tuple[str, str]]:
+    """Return name and text of all that is known of each optimizer, with the curves."""
+    rows: list[tuple[str, str]] = []
+    for optimizer in frame.run["optimizers"]:
+        columns = frame.history.get("optimizers", {}).get(optimizer["key"], {})
+        rows += _with_curves(_format.optimizer_rows(frame.run, optimizer), columns, width, is_ascii)
+    return rows
 
 
 def sparkline(values: Iterable[Any], width: int, is_ascii: bool = False) -> str:
@@ -153,6 +166,30 @@ def _rates(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
     if len(groups) > MAX_GROUPS:
         table.add_row(Text(f"and {len(groups) - MAX_GROUPS} more", "dim"))
     return table
+
+
+def _optimizers(optimizers: Sequence[Mapping[str, Any]], num_lines: int) -> RenderableType:
+    """Return one line for each optimizer, where there is no room for more; those beyond the lines are counted."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    titles = ("step", "loss", "smoothed", "gradient norm", "LR applied", "factor")
+    for _ in titles:
+        table.add_column(justify="right", no_wrap=True)
+    table.add_row(*(Text(title, "dim") for title in ("optimizer", *titles)))
+    is_all = len(optimizers) < num_lines
+    for one in optimizers if is_all else optimizers[: num_lines - 2]:
+        figures = [_format.number(one[name]) for name in ("loss", "loss_ema", "gradient_norm")]
+        rates = [_span(group[name] for group in one["groups"]) for name in ("applied", "factor")]
+        table.add_row(*map(_text, (one["key"], _format.count(one["global_step"]), *figures, *rates)))
+    if not is_all:
+        table.add_row(Text(f"and {len(optimizers) - num_lines + 2} more", "dim"))
+    return table
+
+
+def _span(values: Iterable[Any]) -> str:
+    """Return the one value of all param groups, or how many there are."""
+    texts = {_format.number(value) for value in values}
+    return texts.pop() if len(texts) == 1 else f"{len(texts)} values" if texts else _format.UNKNOWN
 
 
 def _events(events: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -116,6 +116,34 @@ class TestScreen:
         text = drawn(frame_of(fake, groups=groups))
         assert ("7 layer7" in text, "8 layer8" in text, "and 12 more" in text) == (True, False, True)
 
+    @pytest.mark.parametrize("num", [2, 3, 7, 20])
+    @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
+    def test_many_optimizers_fit_the_terminal(self, fake: FakeRun, num: int, width: int, height: int) -> None:
+        """Where their details and curves have no room each has one line, and those that have none are counted."""
+        for number in range(30):
+            fake.publish("spike", "warning", f"spike {number}")
+        frame = frame_of(fake)
+        (one,) = frame.run["optimizers"]
+        frame.run["optimizers"] = [{**one, "key": f"Adam-{index}"} for index in range(num)]
+        columns = frame.history["optimizers"]["AdamW"]
+        frame.history["optimizers"] = {f"Adam-{index}": columns for index in range(num)}
+        lines = drawn(frame, width=width, height=height).splitlines()
+        assert len(lines) <= height
+        assert max(map(len, lines)) <= width
+        named = {word for line in lines for word in re.findall(r"Adam-\d+", line)}
+        more = sum(int(found[1]) for line in lines if (found := re.fullmatch(r"and (\d+) more *", line)))
+        assert len(named) + more == num
+        assert "spike 29" in lines[-1]
+
+    def test_one_line_of_an_optimizer_tells_of_groups_that_differ(self, fake: FakeRun) -> None:
+        """Where the param groups of an optimizer have several learning rates, it says how many."""
+        frame = frame_of(fake)
+        (one,) = frame.run["optimizers"]
+        groups = [{**one["groups"][0], "applied": applied} for applied in (0.1, 0.2)]
+        frame.run["optimizers"] = [{**one, "key": key, "groups": groups} for key in "abcdefg"]
+        line = next(line for line in drawn(frame, width=80, height=24).splitlines() if line.startswith("a "))
+        assert line.split()[-3:] == ["2", "values", "1"]
+
     def test_a_plain_terminal_gets_plain_characters(self, fake: FakeRun) -> None:
         """Without Unicode the curves are drawn in ASCII."""
         text = drawn(frame_of(fake), is_ascii=True)
