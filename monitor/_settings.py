@@ -36,7 +36,11 @@ class Settings:
 
     name: str | None = field(default=None, metadata={"doc": "Run name; default: the script's name."})
     total_steps: int | None = field(
-        default=None, metadata={"doc": "Planned optimizer steps, for progress and time left."}
+        default=None,
+        metadata={
+            "doc": "Planned steps, for progress and time left; of several optimizers those of the first, as run.step "
+            "counts."
+        },
     )
     host: str = field(
         default="127.0.0.1", metadata={"doc": "Address to bind. Anything else than loopback is seen by others."}

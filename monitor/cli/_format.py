@@ -98,8 +98,8 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
 
 
 def step_of(run: Document) -> int | None:
-    """Return the run's step: that of the optimizer that is furthest."""
-    return max((optimizer["global_step"] for optimizer in run["optimizers"]), default=None)
+    """Return the run's step: that of its first optimizer, which ``total_steps`` and the time left count too."""
+    return next((optimizer["global_step"] for optimizer in run["optimizers"]), None)
 
 
 def summary(run: Document | None, known: Document) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def attach(
         on_event: called with every :class:`monitor.Event`, in order, on a thread of the monitor's own.
         on_checkpoint: called without arguments at a step boundary when a checkpoint is asked for.
         name: Run name; default: the script's name.
-        total_steps: Planned optimizer steps, for progress and time left.
+        total_steps: Planned steps, for progress and time left; of several optimizers those of the first, as run.step
+            counts.
         host: Address to bind. Anything else than loopback is seen by others. Default: '127.0.0.1'.
         port: Port to bind; default: 9477 or the next free one.
         token: Control token; default: made, kept 0600 in the run folder, shown once.

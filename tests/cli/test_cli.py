@@ -581,6 +581,13 @@ class TestReport:
         """Four significant digits; what is not finite comes through."""
         assert _format.number(value) == text
 
+    def test_progress_is_that_of_the_first_optimizer(self, fake: FakeRun) -> None:
+        """Against the planned steps stands what ``run.step`` and the time left count, though another makes more."""
+        document = run_document(fake.snapshot())
+        (first,) = document["optimizers"]
+        document = {**document, "optimizers": [first, {**first, "key": "critic", "global_step": 9000}]}
+        assert dict(_format.progress_rows(document, 0.0))["step"].startswith("300 of 5,000 (6 %)")
+
     def test_two_optimizers_are_told_apart(self) -> None:
         """With several optimizers each group is named after its own."""
         group = {"param_group": 0, "name": None, "applied": 0.1, "scheduled": 0.1, "factor": 1.0}

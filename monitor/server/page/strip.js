@@ -81,7 +81,7 @@ export class Strip {
 
   #progress(run, optimizer) {
     const step = optimizer?.global_step ?? 0;
-    const target = run.target_steps;
+    const target = optimizer === run.optimizers[0] ? run.target_steps : null; // the target counts the steps of the first
     byId("progress").hidden = !optimizer;
     byId("progress-bar").hidden = !target;
     const parts = [`Step ${format.integer(step)}${target ? ` of ${format.integer(target)}` : ""}`];
