@@ -91,6 +91,11 @@ def resumption(run_id: str, step: int, recorded_step: int) -> Event:
     message = f"run {run_id} resumed at step {step}"
     if recorded_step > step:
         message += f" (recorded up to step {recorded_step}: steps {step + 1} to {recorded_step} are done over)"
+    elif 0 < recorded_step < step:
+        message += (
+            f" (the last session was recorded up to step {recorded_step}: the curve lacks steps {recorded_step + 1} to "
+            f"{step}, which an earlier session made or which were lost with it)"
+        )
     details = {"state": "resumed", "recorded_step": recorded_step}
     return Event("state", "info", step, step, message, end_step=step, details=details)
 

@@ -562,6 +562,15 @@ def test_a_session_that_continues_elsewhere_than_it_seemed_says_so() -> None:
     assert rec.snapshot.optimizers[0].global_step == 8
 
 
+def test_a_session_that_continues_beyond_the_record_names_the_gap() -> None:
+    """Its checkpoint is of an earlier session, from beyond what the last one came to."""
+    rec = resumed(earlier(), [], base_step=12)
+    gap = "the curve lacks steps 11 to 12, which an earlier session made or which were lost with it"
+    assert rec.log.since(1)[0].message == (
+        f"run run-earlier resumed at step 12 (the last session was recorded up to step 10: {gap})"
+    )
+
+
 def test_the_best_of_a_resumed_session_is_one_of_the_steps_that_count() -> None:
     """The best smoothed loss was at a step that is done over: the best up to there stands."""
     past = earlier()
