@@ -182,6 +182,19 @@ def test_a_scrape_between_the_end_and_the_wait_is_the_one_that_was_waited_for(wa
     assert clock.now - begin < 5.0
 
 
+def test_a_scrape_that_was_begun_before_the_end_has_not_shown_it() -> None:
+    """It may be sent long after; another one is waited for."""
+    clock = Clock()
+    linger = Linger(clock)
+    begun = linger.now()
+    linger.note_end()
+    linger.note("scrape", begun)
+    begin = clock.now
+    linger.wait(0.5)
+    linger.stay(60.0, 600.0, lambda: False)
+    assert clock.now - begin >= 55.0
+
+
 def test_an_open_page_keeps_the_watcher_ten_minutes_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks again and again, and is sent away in the end."""
     monkeypatch.setattr("monitor.watcher._linger.LOOK_SECONDS", 0.0)
