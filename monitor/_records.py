@@ -33,9 +33,9 @@ DETECTOR_KINDS = (
     "outlier",
     "nonfinite_metric",
 )
-EVENT_KINDS = (*DETECTOR_KINDS, "capture")
-"""The kinds of trouble that are counted and shown while they last: what the detectors find, and ``capture``, which says
-that the monitor itself cannot see something."""
+EVENT_KINDS = (*DETECTOR_KINDS, "capture", "rank_lost")
+"""The kinds of trouble that are counted and shown while they last: what the detectors find; ``capture``, which says
+that the monitor itself cannot see something; ``rank_lost``, one event for each rank that is lost."""
 ACTIONS = ("reduce", "set", "restore", "undo", "pause", "resume", "stop", "checkpoint")
 COMMAND_ROUTES: Mapping[str, tuple[str, str]] = {
     "set": ("PUT", "/lr"),
@@ -57,6 +57,8 @@ MAX_GROUPS = 64
 """Param groups of an optimizer whose LR is kept over the course of a run."""
 MAX_NAMES = 64
 """Names of logged values that are shown."""
+MAX_RANKS = 64
+"""Ranks that have series of their own."""
 MAX_COMMANDS_KEPT = 1024
 """Commands that can be asked for by id."""
 FACTOR_KEY = "monitor_lr_factor"
@@ -269,6 +271,25 @@ class SystemReading:
     counter: float = 0.0
 
 
+RankState = Literal["ok", "behind", "lost", "ended", "not_attached"]
+RANK_STATES: tuple[RankState, ...] = get_args(RankState)
+
+
+@dataclass(frozen=True, slots=True)
+class RankReading:
+    """What rank 0 knows of one rank. ``step_time`` is the median of the last second with steps, ``loss`` the rank's own
+    share, ``last_seen_seconds`` the age of its last word by rank 0's clock."""
+
+    rank: int
+    state: RankState = "not_attached"
+    run_id: str = ""
+    host: str = ""
+    step: int | None = None
+    step_time: float | None = None
+    loss: float | None = None
+    last_seen_seconds: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """Identity of a run: constant while it lives. ``start_time`` is that of its first session; ``resume_time`` is when
@@ -329,7 +350,7 @@ class OptimizerSnapshot:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole state of a run at one moment. Published by one writer; readers share it freely. ``elapsed_seconds`` is
-    the time since the run began, up to its end."""
+    the time since the run began, up to its end. ``ranks`` is empty but in rank 0's run of several ranks."""
 
     run: RunInfo
     state: State
@@ -366,6 +387,7 @@ class Snapshot:
     host: HostReading | None = None
     gpus: tuple[GpuReading, ...] = ()
     collections: Mapping[str, Collection] = field(default_factory=dict)
+    ranks: tuple[RankReading, ...] = ()
 
 
 def no_curves(since: int) -> dict[str, Any]:

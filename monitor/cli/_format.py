@@ -110,6 +110,7 @@ def summary(run: Document | None, known: Document) -> dict[str, Any]:
     return {
         **{key: known[key] for key in ("run_id", "name", "state", "pid", "hostname", "url", "start_time", "end_time")},
         "rank": known.get("rank", 0),
+        "num_ranks": num_ranks(run) if run else 1,
         "step": step_of(run) if run else None,
         "target_steps": run["target_steps"] if run else None,
         "loss": first.get("loss"),
@@ -118,17 +119,44 @@ def summary(run: Document | None, known: Document) -> dict[str, Any]:
     }
 
 
+def num_ranks(run: Document) -> int:
+    """Return how many ranks train together. A state that an earlier version has left knows of none."""
+    return len(run.get("ranks", ())) or int(run["run"]["world_size"])
+
+
 def runs_table(summaries: Sequence[Document], now: float) -> list[str]:
     """Return the lines of ``monitor runs``."""
-    has_ranks = any(run["rank"] for run in summaries)
+    has_ranks = any(run["rank"] or run["num_ranks"] > 1 for run in summaries)
     rows = [("RUN", *(("RANK",) if has_ranks else ()), "STATE", "STEP", "LOSS", "LR", "LAST STEP", "URL")]
     for run in summaries:
         last = run["last_step_time"]
         age = UNKNOWN if last is None else f"{duration(now - last)} ago"
-        whose = (run["run_id"], str(run["rank"])) if has_ranks else (run["run_id"],)
+        whose = (run["run_id"], rank_of(run)) if has_ranks else (run["run_id"],)
         row = (*whose, run["state"], count(run["step"]), number(run["loss"]), number(run["lr"]), age)
         rows.append((*row, run["url"] or UNKNOWN))
     return table(rows, right=(1, 3, 4, 5, 6) if has_ranks else (2, 3, 4, 5))
+
+
+def rank_of(run: Document) -> str:
+    """Return the rank of a run, or how many ranks are known from it, where that is more.
+
+    >>> rank_of({"rank": 0, "num_ranks": 4}), rank_of({"rank": 3, "num_ranks": 4})
+    ('4 ranks', '3')
+    """
+    return f"{run['num_ranks']} ranks" if run["num_ranks"] > 1 and not run["rank"] else str(run["rank"])
+
+
+def ranks_table(ranks: Sequence[Document]) -> list[str]:
+    """Return how far each rank is, one a line."""
+    if not ranks:
+        return []
+    rows = [(f"{len(ranks)} ranks", "state", "step", "step time", "loss", "last seen", "host")]
+    for one in ranks:
+        seen = UNKNOWN if one["last_seen_seconds"] is None else f"{duration(one['last_seen_seconds'])} ago"
+        step_time = UNKNOWN if one["step_time"] is None else f"{number(one['step_time'])} s"
+        row = (str(one["rank"]), one["state"].replace("_", " "), count(one["step"]), step_time, number(one["loss"]))
+        rows.append((*row, seen, one["host"] or UNKNOWN))
+    return table(rows, right=(2, 3, 4, 5))
 
 
 def status(run: Document, url: str | None, now: float) -> list[str]:
@@ -141,6 +169,7 @@ def status(run: Document, url: str | None, now: float) -> list[str]:
     rows += other_rows(run)
     lines += [f"  {line}" for line in table(rows)]
     lines += [f"  {line}" for line in lr_table(groups_of(run))]
+    lines += [f"  {line}" for line in ranks_table(run.get("ranks", ()))]
     return lines
 
 

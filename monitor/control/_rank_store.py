@@ -33,6 +33,11 @@ class RankStore:
         self._store = store.clone()  # of its own: a client has one lock, and the process group's must stay free
         self._store.set_timeout(timedelta(seconds=SECONDS))
 
+    @property
+    def takes_news(self) -> bool:
+        """Tell whether values may be set again and again: a FileStore keeps each in its file for good."""
+        return bool(self._store.has_extended_api())
+
     def has(self, keys: Iterable[str]) -> bool:
         """Tell whether all of these keys are there."""
         return bool(self._store.check([self._prefix + key for key in keys]))
@@ -42,6 +47,10 @@ class RankStore:
         if not self.has([key]):
             return None
         return json.loads(self._store.get(self._prefix + key))
+
+    def get_all(self, keys: list[str]) -> list[Any]:
+        """Return values that are all there, in one question."""
+        return [json.loads(value) for value in self._store.multi_get([self._prefix + key for key in keys])]
 
     def set(self, key: str, value: Any) -> None:
         """Set a value."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from monitor._records import CommandRecord
+from monitor._records import CommandRecord, RankReading
 from monitor.common import Loop
 from monitor.control._agreement import POLL_SECONDS, Follower, Leader
 from monitor.control._commands import Command, Commands
 from monitor.control._promises import ABORT, COMMIT, Promises
+from monitor.control._rank_states import OwnState, RankTable
 from monitor.control._rank_store import RankStore, open_stores, world
 
 RETRY_SECONDS = 5.0
@@ -20,6 +22,8 @@ RATE_SECONDS = 2.0
 """Over how long the pace of the steps is taken."""
 STOP_SECONDS = 0.1
 """How long the end of a run waits for the thread."""
+SILENT_SECONDS = 10.0
+"""How old what is known of the ranks may be: the store does not answer, and nothing is known."""
 FOLLOWS = "rank 0's command holds for all ranks"
 _NUM_ENTERED: Counter[str] = Counter()
 """How many runs of the same optimizers this process has attached, by a digest of their names."""
@@ -34,6 +38,7 @@ class Ranks:
         check_effect: refuses what cannot be carried out here: raises CommandRefusedError.
         num_steps: returns how many steps the first optimizer has made here.
         call_at: has the training thread pass its step boundary once it has made so many steps.
+        own_state: returns host, step, step_time and loss of this rank.
         on_error: takes the exception of a store that does not answer.
         clock: a monotonic clock in seconds.
     """
@@ -46,13 +51,18 @@ class Ranks:
         check_effect: Callable[[CommandRecord], None],
         num_steps: Callable[[], int],
         call_at: Callable[[int], None],
+        own_state: Callable[[], Mapping[str, Any]],
         on_error: Callable[[Exception], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_id, self._commands, self._check_effect = run_id, commands, check_effect
         self._num_steps, self._on_error, self._clock = num_steps, on_error, clock
         self._promises = Promises(num_steps, call_at)
+        self._own_state = own_state
         self._part: Leader | Follower | None = None
+        self._states: OwnState | RankTable | None = None
+        self._last_round = 0.0
+        self._is_late = False
         self._loop: Loop | None = None
         self._store_of_training: RankStore | None = None
         self._next_try = 0.0
@@ -87,6 +97,12 @@ class Ranks:
         if self._part is not None:
             return self._part.objection(record)
         return f"this is rank {rank}: send it to rank 0's run and it takes effect on every rank" if rank else None
+
+    @property
+    def readings(self) -> tuple[RankReading, ...]:
+        """How far each rank is, where this is rank 0 of several and the store answers."""
+        states = self._states
+        return () if states is None or self._is_late else states.readings
 
     # ------------------------------------------------------------------------------------------ training thread
 
@@ -129,21 +145,35 @@ class Ranks:
             self._open(num_ranks, rank)
         elif num_ranks == 1 and self._loop is not None:
             self._end()
+            self._states = None
+        self._look_at_store()
+
+    def _look_at_store(self) -> None:
+        """Say once that a store stands still, in which the thread waits."""
+        was_late = self._is_late
+        self._is_late = self._loop is not None and self._clock() > self._last_round + SILENT_SECONDS
+        if self._is_late and not was_late:
+            self._on_error(RuntimeError(f"no answer for {SILENT_SECONDS:g} s"))
 
     def _open(self, num_ranks: int, rank: int) -> None:
         try:
             store, self._store_of_training = open_stores(self._channel)
             if rank == 0:
-                self._part = Leader(
+                leader = self._part = Leader(
                     store, num_ranks, self._run_id, self._commands, self._promises, self._steps_in, self._clock
                 )
+                states: OwnState | RankTable = RankTable(
+                    store, num_ranks, lambda: leader.session, self._own, self._clock
+                )
             else:
-                self._part = Follower(store, rank, self._promises, self._check_effect, self._clock)
+                follower = self._part = Follower(store, rank, self._promises, self._check_effect, self._clock)
+                states = OwnState(store, rank, lambda: follower.session, self._own, self._clock)
+            self._states = states if store.takes_news else None
         except (RuntimeError, ValueError) as error:
             self._fail(error)
             return
-        self._why = ""
-        self._loop = Loop("monitor-ranks", self._round, POLL_SECONDS, on_error=self._fail)
+        self._why, self._last_round = "", self._clock()
+        self._loop = Loop("monitor-ranks", self._round, POLL_SECONDS, on_error=self._fail, on_end=self._say_last)
         self._loop.start()
 
     def _round(self) -> None:
@@ -154,8 +184,20 @@ class Ranks:
             return  # the group is gone, or its store with it
         part.round()
         if part.is_over and self._loop is not None:  # nobody comes after the leader's run; its process may go now
-            self._is_closed = True
+            self._is_closed, self._states = True, None
             self._loop.end()
+        if self._states is not None:
+            self._states.round()
+        self._last_round = now
+
+    def _own(self) -> dict[str, Any]:
+        return {"run_id": self._run_id(), **self._own_state()}
+
+    def _say_last(self) -> None:
+        """Say that this rank's run has ended, unless the store is gone or asked no more. On the thread: a store may
+        not answer."""
+        if self._states is not None and self.are_several:
+            self._states.close()
 
     def _steps_in(self, seconds: float) -> float:
         (then, before), (now, after) = self._pace[0], self._pace[-1]
@@ -168,7 +210,7 @@ class Ranks:
             loop.end()
         self._next_try = self._clock() + RETRY_SECONDS
         self._why = str(error).partition("\n")[0][:200]
-        part, self._part = self._part, None
+        part, self._part, self._states = self._part, None, None
         if part is not None:
             part.give_up(self._why)
         self._on_error(error)
@@ -201,4 +243,4 @@ class Ranks:
 
     def forget(self) -> None:
         """Let go of everything in a forked child, where the thread is the parent's."""
-        self._loop = self._part = None
+        self._loop = self._part = self._states = None

@@ -15,6 +15,7 @@ from monitor.detect._divergence import DivergenceDetector, DivergenceSettings
 from monitor.detect._gradients import GradientExplosionDetector, GradientSettings, GradientVanishingDetector
 from monitor.detect._level import CusumSettings, LevelSettings
 from monitor.detect._loss import LossRise, LossSettings
+from monitor.detect._lost_ranks import LostRanks
 from monitor.detect._maxima import MaximaSettings
 from monitor.detect._nonfinite import NonfiniteDetector, NonfiniteMetricDetector, NonfiniteSettings
 from monitor.detect._outlier import OutlierDetector
@@ -43,6 +44,7 @@ __all__ = [
     "LevelSettings",
     "LossRise",
     "LossSettings",
+    "LostRanks",
     "MaximaSettings",
     "NonfiniteDetector",
     "NonfiniteMetricDetector",

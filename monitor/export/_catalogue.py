@@ -101,6 +101,23 @@ _PROGRESS = (
     ),
 )
 
+_RANKS = (
+    _gauge("training_ranks", "Ranks that train together, by state; absent unless this is rank 0 of several.", "state"),
+    _gauge("training_rank_step", "Step that a rank has reached.", "rank"),
+    _gauge(
+        "training_rank_step_duration_seconds",
+        "Median step time of a rank over the last second with steps.",
+        "rank",
+        unit="seconds",
+    ),
+    _gauge(
+        "training_rank_last_seen_seconds",
+        "Time for which a rank has said nothing, by rank 0's clock.",
+        "rank",
+        unit="seconds",
+    ),
+)
+
 _LOSS = (
     _gauge(
         "training_loss",
@@ -337,6 +354,7 @@ _MONITOR = (
 SECTIONS: Mapping[str, tuple[Metric, ...]] = {
     "Run": _RUN,
     "Progress": _PROGRESS,
+    "Ranks": _RANKS,
     "Loss and logged values": _LOSS,
     "Learning rate": _LEARNING_RATE,
     "Gradients": _GRADIENTS,

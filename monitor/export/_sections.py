@@ -10,8 +10,10 @@ from monitor._records import (
     COMPONENTS,
     EVENT_KINDS,
     MAX_NAMES,
+    MAX_RANKS,
     OUTCOMES,
     PHASES,
+    RANK_STATES,
     SOURCES,
     STATES,
     GpuReading,
@@ -22,6 +24,7 @@ from monitor._records import (
 from monitor.export._samples import Samples
 
 SERIES_PER_GROUP = 4
+SERIES_PER_RANK = 3
 
 Section = Callable[[Snapshot, Samples], None]
 
@@ -53,6 +56,19 @@ def render_progress(snapshot: Snapshot, samples: Samples) -> None:
     samples.put_histogram("training_step_duration_seconds", snapshot.step_duration)
     for phase in PHASES:
         samples.put("training_phase_duration_seconds_total", snapshot.phase_seconds.get(phase, 0.0), phase)
+
+
+def render_ranks(snapshot: Snapshot, samples: Samples) -> None:
+    """Render how many ranks are in which state, and how far each is, a bounded number of them."""
+    if not snapshot.ranks:
+        return
+    for state in RANK_STATES:
+        samples.put("training_ranks", sum(one.state == state for one in snapshot.ranks), state)
+    for one in snapshot.ranks[:MAX_RANKS]:
+        rank = str(one.rank)
+        samples.put("training_rank_step", one.step, rank)
+        samples.put("training_rank_step_duration_seconds", one.step_time, rank)
+        samples.put("training_rank_last_seen_seconds", one.last_seen_seconds, rank)
 
 
 def render_losses(snapshot: Snapshot, samples: Samples) -> None:
@@ -182,11 +198,12 @@ def labelled_groups(snapshot: Snapshot) -> Iterator[tuple[str, ParamGroup]]:
 
 
 def count_dropped(snapshot: Snapshot, max_groups: int) -> int:
-    """Count the series that the bounds on param groups and names leave out."""
+    """Count the series that the bounds on param groups, names and ranks leave out."""
     dropped = sum(
         SERIES_PER_GROUP + (group.weight_decay is not None) + (group.momentum is not None)
         for _, group in islice(labelled_groups(snapshot), max_groups, None)
     )
+    dropped += SERIES_PER_RANK * len(snapshot.ranks[MAX_RANKS:])
     names = (snapshot.validation_losses, snapshot.metrics)
     return dropped + sum(max(0, len(values) - MAX_NAMES) for values in names)
 
@@ -217,6 +234,7 @@ def _render_gpu(reading: GpuReading, samples: Samples) -> None:
 TRAINING_SECTIONS: tuple[Section, ...] = (
     render_run,
     render_progress,
+    render_ranks,
     render_losses,
     render_logged,
     render_gradients,

@@ -20,6 +20,7 @@
 | ``digested`` | steps (if somebody wants them) and events, in order |
 | ``submit`` | number of a request, action, fields, and until when it may be taken (``time.monotonic``) |
 | ``skipped`` | number of steps by optimizer that have turned out to be skipped |
+| ``pace`` | median step time and last loss, where other ranks train along |
 | ``near`` | whether a stall comes soon if nothing excuses it |
 | ``memory`` | number of the last entry and of the last message that are recorded, and all that has been learnt |
 | ``answer`` | number of a question, answer or exception |
@@ -32,7 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from monitor._records import RunInfo
+from monitor._records import RankReading, RunInfo
 from monitor._settings import Settings
 from monitor.link._in_force import InForce
 
@@ -75,7 +76,8 @@ class Hello:
 class TrainingState:
     """What the training process knows about itself. ``activity`` is when the training thread was last seen to do
     something (``perf_counter``); ``devices`` are the UUIDs of torch's devices, None while CUDA is not initialised;
-    ``guesses`` the loss of a model that only guesses, by optimizer, where that is known."""
+    ``guesses`` the loss of a model that only guesses, by optimizer, where that is known; ``ranks`` how far each rank
+    is, known to rank 0 alone."""
 
     activity: float = 0.0
     is_busy: bool = False
@@ -85,3 +87,5 @@ class TrainingState:
     devices: tuple[str, ...] | None = ()
     allocator: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     guesses: Mapping[str, float] = field(default_factory=dict)
+    are_several: bool = False
+    ranks: tuple[RankReading, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from monitor._records import DETECTOR_KINDS, Event
+from monitor._records import EVENT_KINDS, Event
 
 _LOG = logging.getLogger("monitor")
 
@@ -27,6 +27,6 @@ def warn_of(event: Event) -> None:
         return
     if event.kind == "capture":
         _LOG.warning("%s", event.message)
-    elif event.severity == "critical" and event.kind in DETECTOR_KINDS:
+    elif event.severity == "critical" and event.kind in EVENT_KINDS:
         of = f" of {event.optimizer}" if event.optimizer else ""
         _LOG.warning("%s%s at step %d: %s", event.kind, of, event.step, event.message)

@@ -250,6 +250,8 @@ class ProcessWatcher:
             self._outbox.remember(*content)
         elif kind == "skipped":
             self._training.skipped = content
+        elif kind == "pace":
+            self._training.pace = content
         elif kind == "near":
             self._report.is_stall_near = content
         elif kind == "log":

@@ -54,5 +54,7 @@ class StateReport:
             is_paused=boundary.is_paused,
             in_force=self._training.in_force(),
             guesses=self._training.guesses(),
+            are_several=self._training.ranks.are_several,
+            ranks=self._training.ranks.readings,
             failures=dict(self._failures.counts),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from monitor._records import CommandRecord, Event, RunInfo, Snapshot, State, Step
+from monitor._records import CommandRecord, Event, RankReading, RunInfo, Snapshot, State, Step
 from monitor.link import FailureReporter, Hello, InForce
 from monitor.run._callbacks import Callbacks
 from monitor.run._training_side import TrainingSide
@@ -68,6 +68,20 @@ class LocalTraining:
     def guesses(self) -> Mapping[str, float]:
         """The loss of a model that only guesses, by optimizer."""
         return self._training.guesses()
+
+    @property
+    def are_several(self) -> bool:
+        """Tell whether other ranks train along."""
+        return self._training.ranks.are_several
+
+    @property
+    def ranks(self) -> tuple[RankReading, ...]:
+        """How far each rank is, where this is rank 0."""
+        return self._training.ranks.readings
+
+    def note_pace(self, step_time: float, loss: float | None) -> None:
+        """Take the median step time of the last second or so, and the last loss."""
+        self._training.pace = step_time, loss
 
     def devices(self) -> Sequence[str] | None:
         """Return the UUIDs of torch's devices."""

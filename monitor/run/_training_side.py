@@ -3,6 +3,7 @@ carried out."""
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -54,6 +55,8 @@ class TrainingSide:
         self._optimizers, self._min_lr = optimizers, settings.min_lr
         self.buffer = StepBuffer(num_groups, on_error=failures.of("step_buffer"))
         self.base_step = 0
+        self.pace: tuple[float | None, float | None] = (None, None)
+        """Median step time of the last second or so, and the last loss, where other ranks train along."""
         self.skipped: Mapping[str, int] = {}
         self._logged = LoggedValues(self.buffer, failures.of("log"))
         scalings = {key: LRScaling(settings.min_lr) for key in optimizers}
@@ -96,6 +99,7 @@ class TrainingSide:
             check_effect=self.boundary.check_effect,
             num_steps=lambda: self.probes[0].number,
             call_at=self._call_at,
+            own_state=self._own_state,
             on_error=self._on_ranks_error,
         )
         self._blindness = Blindness(self.probes)
@@ -196,8 +200,15 @@ class TrainingSide:
     def _on_ranks_error(self, error: Exception) -> None:
         """Say in one line that the store of the process group is gone; anything else is a failure of ours."""
         first = str(error).partition("\n")[0]
-        line = f"no commands for now: the process group's store does not answer ({first}); training continues"
+        line = (
+            f"no commands and no states of the ranks for now: the process group's store does not answer ({first}); "
+            "training continues"
+        )
         self._failures.note("control", error, line=line if isinstance(error, RuntimeError) else "")
+
+    def _own_state(self) -> Mapping[str, Any]:
+        step_time, loss = self.pace
+        return {"host": socket.gethostname(), "step": self.step, "step_time": step_time, "loss": loss}
 
     def _call_at(self, num_steps: int) -> None:
         self.probes[0].boundary_at = num_steps

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from monitor._errors import ClosedRunError, UnreachableError
-from monitor._records import CommandRecord, Event, Step
+from monitor._records import CommandRecord, Event, RankReading, Step
 from monitor.link import InForce, TrainingState
 from monitor.watcher._commands import CommandBook
 
@@ -103,6 +103,20 @@ class RemoteTraining:
     def guesses(self) -> Mapping[str, float]:
         """The loss of a model that only guesses, by optimizer."""
         return self._state.guesses
+
+    @property
+    def are_several(self) -> bool:
+        """Tell whether other ranks train along."""
+        return self._state.are_several
+
+    @property
+    def ranks(self) -> tuple[RankReading, ...]:
+        """How far each rank is, where this is rank 0."""
+        return self._state.ranks
+
+    def note_pace(self, step_time: float, loss: float | None) -> None:
+        """Send the median step time of the last second or so, and the last loss."""
+        self._send("pace", (step_time, loss))
 
     def devices(self) -> Sequence[str] | None:
         """Return the UUIDs of torch's devices."""

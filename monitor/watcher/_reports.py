@@ -36,6 +36,7 @@ class Reports:
             host=system.host,
             gpus=system.gpus,
             collections=system.collections,
+            ranks=training.ranks,
         )
 
     def snapshot_in_force(self) -> Snapshot:

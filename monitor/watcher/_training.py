@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from monitor._records import CommandRecord, Event, Step
+from monitor._records import CommandRecord, Event, RankReading, Step
 from monitor.link import InForce
 
 
@@ -47,6 +47,17 @@ class Training(Protocol):
 
     def is_excused(self, *, is_stall_near: bool) -> bool:
         """Tell whether something explains the lack of steps since the last call."""
+
+    @property
+    def are_several(self) -> bool:
+        """Tell whether other ranks train along."""
+
+    @property
+    def ranks(self) -> tuple[RankReading, ...]:
+        """How far each rank is, where this is rank 0."""
+
+    def note_pace(self, step_time: float, loss: float | None) -> None:
+        """Take the median step time of the last second or so, and the last loss."""
 
     def devices(self) -> Sequence[str] | None:
         """Return the UUIDs of torch's devices; None while CUDA is not initialised."""

@@ -17,6 +17,7 @@ from monitor.recorder import Decoder, EntrySource, Recorder
 from monitor.store import PATIENCE_SECONDS
 from monitor.system import GpuReader, HostReader, SystemSampler
 from monitor.watcher._detection import Detection
+from monitor.watcher._pace import Pace
 from monitor.watcher._publisher import Publisher
 from monitor.watcher._reports import Reports
 from monitor.watcher._run_store import RunStore
@@ -65,6 +66,7 @@ class Watcher:
             settings=settings,
             on_error=failures.of("detect"),
         )
+        self._pace = Pace(next(iter(hello.optimizers)))
         self._store = RunStore(failures.of("store"), max_bytes=settings.store_bytes, is_continued=hello.is_continued)
         self.recorder = Recorder(
             self.source,
@@ -203,10 +205,15 @@ class Watcher:
         is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
         for event in self._detection.tick(now, is_excused=is_excused):
             self.recorder.post(event)
+        step = self.recorder.snapshot.optimizers[0].global_step
+        for event in self._detection.look_at_ranks(self._training.ranks, step):
+            self.recorder.post(event)
 
     def _digest(self, record: Step | Sample) -> list[Event]:
         if self._wants_steps and isinstance(record, Step):
             self._training.on_step(record)
+        if isinstance(record, Step) and self._training.are_several:
+            self._pace.add(record)
         return self._detection.digest(record)
 
     def _on_event(self, event: Event) -> None:
@@ -216,6 +223,8 @@ class Watcher:
     def _on_round(self) -> None:
         self._store.flush(self.publisher.post_to_path)
         self._training.end_round(self.source.decoder.skipped)
+        if (pace := self._pace.take()) is not None:
+            self._training.note_pace(*pace)
         self._after_round()
 
 

@@ -157,6 +157,8 @@ CASES = [
             | series("training_stall_timeout_seconds", "600x100")
         ),
     ),
+    *_events("TrainingRankLost", "rank_lost", "stall"),
+    _short("TrainingRankLost", "rank_lost"),
     # loss
     *_events("TrainingLossNonfinite", "nonfinite", "nonfinite_metric"),
     _short("TrainingLossNonfinite", "nonfinite"),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from monitor._records import HostReading
+from monitor._records import HostReading, RankReading
 from monitor.cli import _format
 from monitor.cli._client import Client, ClientError, NoAnswerError, own_name, token_of
 from monitor.cli._main import _ramp, main
@@ -359,6 +359,23 @@ class TestChoice:
         assert [line.split()[:2] for line in call("runs").stdout.splitlines()] == [
             ["RUN", "RANK"], ["fake-0a1b2c", "0"], ["fake-000001", "1"],
         ]  # fmt: skip
+
+    def test_rank_0_lists_its_ranks(self, folder: RunFolder, fake: FakeRun, server: HttpServer) -> None:
+        """Their number stands in the list of runs; the state of each in that of the run."""
+        fake.ranks = (
+            RankReading(0, "ok", "fake-0a1b2c", "node-a", 1204, 0.052, 2.301, 0.0),
+            RankReading(1, "lost", "fake-000001", "node-b", 1180, 0.052, 2.287, 34.0),
+            RankReading(2),
+        )
+        lines = [" ".join(line.split()) for line in call("status").stdout.splitlines()]
+        assert lines[-4:] == [
+            "3 ranks state step step time loss last seen host",
+            "0 ok 1,204 0.052 s 2.301 0.0 s ago node-a",
+            "1 lost 1,180 0.052 s 2.287 34 s ago node-b",
+            "2 not attached - - - - -",
+        ]
+        assert "fake-0a1b2c  3 ranks  running" in call("runs").stdout
+        assert [run["num_ranks"] for run in call_json("runs")] == [3]
 
     @pytest.mark.parametrize("ranks", [(1, 1), (2,), (0, 1)])
     def test_ranks_of_several_trainings_are_not(self, folder: RunFolder, ranks: tuple[int, ...]) -> None:

@@ -24,6 +24,7 @@ from monitor._records import (
     HostReading,
     OptimizerSnapshot,
     ParamGroup,
+    RankReading,
     RunInfo,
     Snapshot,
 )
@@ -63,6 +64,7 @@ class FakeRun:
         self._records: dict[str, CommandRecord] = {}
         self._totals: dict[tuple[str, str, str], int] = {}
         self.state = "running"
+        self.ranks: tuple[RankReading, ...] = ()
         self.is_closed = False
         self.num_scrapes = 0
         self.failure: Exception | None = None
@@ -138,6 +140,7 @@ class FakeRun:
                 target_steps=TOTAL_STEPS,
                 last_step_time=last and last["time"],
                 optimizers=(optimizer,),
+                ranks=self.ranks,
                 samples_total=32.0 * self._step,
                 tokens_total=8192.0 * self._step,
                 steps_per_second=1 / STEP_SECONDS,

@@ -55,7 +55,8 @@ def test_operation_ids_are_unique() -> None:
 
 RECORDS = (
     _records.ParamGroup, _records.Event, _records.GroupChange, _records.CommandRecord, _records.Histogram,
-    _records.HostReading, _records.GpuReading, _records.Collection, _records.RunInfo, _records.OptimizerSnapshot,
+    _records.HostReading, _records.GpuReading, _records.Collection, _records.RankReading, _records.RunInfo,
+    _records.OptimizerSnapshot,
 )  # fmt: skip
 
 

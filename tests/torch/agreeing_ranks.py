@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch.distributed as dist
 
 import monitor
 from monitor import CommandRefusedError
-from monitor.control import _agreement
+from monitor.control import _agreement, _rank_states
 from monitor.control._promises import COMMIT, Promise, Promises
 from monitor.control._rank_store import RankStore
 from monitor.store._known import read_run
@@ -293,7 +294,48 @@ def leaves_first(_: str, folder: str) -> dict[str, Any]:
     return {"before": "monitor-ranks" in names, "after": "monitor-ranks" in left}
 
 
+def known(_: str, folder: str) -> dict[str, Any]:
+    """Rank 0 tells how far all are while they train, and after rank 1 has ended its run."""
+    made, rank = data_parallel(), dist.get_rank()
+    found = []
+    with watch(made.optimizer, folder) as run:
+        train(made, STEPS, lambda *_: None, 0.02)
+        found.append(read_ranks(run))
+        dist.barrier()
+        if rank == 1:
+            run.close()
+        time.sleep(2.5)
+        found.append(read_ranks(run))
+        dist.barrier()
+    return {"ranks": found, "run_id": run.snapshot().run.run_id}
+
+
+def read_ranks(run: Any) -> list[dict[str, Any]]:
+    return [asdict(one) for one in run.snapshot().ranks]
+
+
+def silent(_: str, folder: str) -> dict[str, Any]:
+    """Rank 1 is stopped for longer than a rank may be silent; its watcher is a process."""
+    _rank_states.LOST_SECONDS, _rank_states.LOST_STEPS = 2.0, 0
+    made, rank = data_parallel(), dist.get_rank()
+    states: set[str] = set()
+    with watch(made.optimizer, folder, watcher="process") as run:
+
+        def before(step: int, _: Any) -> None:
+            if rank == 1 and step == 100:
+                stop_for(6)
+            if rank == 0 and step % 20 == 0:
+                states.update(one.state for one in run.snapshot().ranks)
+
+        train(made, STEPS, before, 0.02)
+        run.flush(5.0)
+        lost = [event for event in run.events() if event.kind == "rank_lost"]
+    return {"lost": [[event.details["rank"], event.end_step is None, event.message] for event in lost]}
+
+
 CASES = {
+    "known": known,
+    "silent": silent,
     "leaves first": leaves_first,
     "refusals": refusals,
     "stopped in each phase": stopped_in_each_phase,

@@ -1,0 +1,175 @@
+"""The state of each rank: every rank says once a second in the store how far it is, and rank 0 reads it.
+
+A rank whose training thread waits for another one still says so; only one that is gone or stopped says nothing. Clocks
+of different hosts are never compared: rank 0 counts by its own how long a rank has said nothing new.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from monitor._records import RankReading, RankState
+
+ROUND_SECONDS = 1.0
+"""How often a rank says how far it is, and how often rank 0 reads."""
+MAX_READ = 64
+"""Ranks that are read in one round; more are read in turns."""
+LOST_SECONDS = 30.0
+"""How long a rank says nothing before it counts as lost, at least."""
+LOST_STEPS = 20
+"""How many of its steps that takes, at least."""
+LOST_TURNS = 3
+"""How many times it is read in that time, at least."""
+BEHIND_SECONDS = 3.0
+"""A rank is behind that is so many seconds of steps behind the first: more than its word may be old."""
+
+
+class Store(Protocol):
+    """What the ranks share: see :class:`~._rank_store.RankStore`."""
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a value."""
+
+    def write_once(self, key: str, value: str) -> str:
+        """Set a value unless there is one."""
+
+    def get_all(self, keys: list[str]) -> list[Any]:
+        """Return values that are all there."""
+
+
+class OwnState:
+    """Say in the store how far this rank is. Called on one thread.
+
+    Args:
+        store: what the ranks share.
+        rank: this one.
+        session: returns what the keys of the leader's run begin with; empty while there is none.
+        own: returns run_id, host, step, step_time and loss of this rank.
+        clock: a monotonic clock in seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        session: Callable[[], str],
+        own: Callable[[], Mapping[str, Any]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._rank, self._session, self._own, self._clock = store, rank, session, own, clock
+        self._next_round = 0.0
+        self._number = 0
+        self.readings: tuple[RankReading, ...] = ()
+
+    def round(self) -> None:
+        """Say it, once a second."""
+        if self._session() and self._clock() >= self._next_round:
+            self._next_round = self._clock() + ROUND_SECONDS
+            self._say(is_over=False)
+
+    def close(self) -> None:
+        """Say that the run of this rank has ended."""
+        if self._session():
+            self._say(is_over=True)
+
+    def _say(self, *, is_over: bool) -> None:
+        self._number += 1  # so that each word differs from the last, also while no step is made
+        self._store.set(_key(self._session(), self._rank), {**self._own(), "number": self._number, "is_over": is_over})
+
+
+class RankTable:
+    """Read in the store how far each rank is: rank 0's part. ``round`` is called on one thread.
+
+    Args:
+        store: what the ranks share.
+        num_ranks: how many there are.
+        session: returns what the keys of this run begin with.
+        own: returns run_id, host, step, step_time and loss of this rank.
+        clock: a monotonic clock in seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        num_ranks: int,
+        session: Callable[[], str],
+        own: Callable[[], Mapping[str, Any]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._session, self._own, self._clock = store, session, own, clock
+        self._ranks = [_Rank(rank) for rank in range(1, num_ranks)]
+        self._num_turns = math.ceil(len(self._ranks) / MAX_READ)
+        self._turn = 0
+        self._next_round = 0.0
+        self.readings: tuple[RankReading, ...] = ()
+        """All ranks in order, as of the last round; replaced as a whole."""
+
+    def round(self) -> None:
+        """Read as many as one round takes, once a second."""
+        now = self._clock()
+        if now < self._next_round:
+            return
+        self._next_round = now + ROUND_SECONDS
+        first = self._turn % self._num_turns * MAX_READ
+        self._read(self._ranks[first : first + MAX_READ], now)
+        self._turn += 1
+        self.readings = self._judged()
+
+    def close(self) -> None:
+        """The readings stay as they were."""
+
+    def _read(self, ranks: list[_Rank], now: float) -> None:
+        keys = [_key(self._session(), one.rank) for one in ranks]
+        if self._turn < self._num_turns:  # a key that is not there would be waited for
+            for key in keys:
+                self._store.write_once(key, "")
+        for one, content in zip(ranks, self._store.get_all(keys), strict=True):
+            one.take(content, now, most=2 * self._num_turns * ROUND_SECONDS)
+
+    def _judged(self) -> tuple[RankReading, ...]:
+        own = self._own()
+        steps = [own["step"], *(one.content["step"] for one in self._ranks if one.content)]
+        times = [own["step_time"], *(one.content["step_time"] for one in self._ranks if one.content)]
+        step_time = max((one for one in times if one is not None), default=0.0)
+        seconds = max(BEHIND_SECONDS, BEHIND_SECONDS * self._num_turns * ROUND_SECONDS)
+        least = max(steps) - max(2.0, seconds / step_time) if step_time else 0.0
+        lost = max(LOST_SECONDS, LOST_STEPS * step_time, LOST_TURNS * self._num_turns * ROUND_SECONDS)
+        leader = RankReading(0, "behind" if own["step"] < least else "ok", **own, last_seen_seconds=0.0)
+        return leader, *(one.reading(least, lost) for one in self._ranks)
+
+
+class _Rank:
+    """What another rank has said last, and for how long it has said nothing else."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.content: Mapping[str, Any] = {}
+        self._age = self._read_at = 0.0
+
+    def take(self, content: Mapping[str, Any], now: float, most: float) -> None:
+        """Take what stands there now. Time in which rank 0 itself did not read counts for ``most`` seconds."""
+        passed, self._read_at = min(now - self._read_at, most), now
+        self._age = self._age + passed if content == self.content else 0.0
+        self.content = content or {}
+
+    def reading(self, least: float, lost: float) -> RankReading:
+        """Judge it by the step that it should have reached, and by the seconds of silence after which it is lost."""
+        said = {name: value for name, value in self.content.items() if name not in ("number", "is_over")}
+        age = self._age if said else None
+        return RankReading(self.rank, self._state(least, lost), **said, last_seen_seconds=age)
+
+    def _state(self, least: float, lost: float) -> RankState:
+        if not self.content:
+            return "not_attached"
+        if self.content["is_over"]:
+            return "ended"
+        if self._age > lost:
+            return "lost"
+        return "behind" if self.content["step"] < least else "ok"
+
+
+def _key(session: str, rank: int) -> str:
+    return f"{session}/state/{rank}"

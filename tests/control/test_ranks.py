@@ -1,0 +1,115 @@
+"""One rank among several: what it does where the store of the process group fails or stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from monitor.control import _ranks
+from monitor.control._commands import Commands
+from monitor.control._ranks import RETRY_SECONDS, SILENT_SECONDS, Ranks
+from tests.control.test_rank_states import Store
+
+
+class World:
+    """Rank 0 of two, whose thread makes a round when it is told to."""
+
+    def __init__(self) -> None:
+        self.now, self.errors = 100.0, list[str]()
+        self.ranks = Ranks(
+            lambda: "run",
+            Commands(lambda _: None, on_waiting=lambda: None, on_finished=lambda _: None),
+            check_effect=lambda _: None,
+            num_steps=lambda: 10,
+            call_at=lambda _: None,
+            own_state=lambda: {"host": "a", "step": 10, "step_time": 0.1, "loss": 2.0},
+            on_error=lambda error: self.errors.append(str(error)),
+            clock=lambda: self.now,
+        )
+        self.ranks.enter(["SGD"])
+        self.ranks.look()
+
+    def pass_time(self, seconds: float, *, is_answered: bool = True) -> int:
+        """Let the time pass, and return how many ranks are known at the end."""
+        for _ in range(int(seconds)):
+            self.now += 1.0
+            if is_answered and self.ranks._loop is not None:
+                try:
+                    self.ranks._round()
+                except RuntimeError as error:
+                    self.ranks._fail(error)
+            self.ranks.look()
+        return len(self.ranks.readings)
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def world(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(_ranks, "Loop", Idle)
+    monkeypatch.setattr(_ranks, "world", lambda: (2, 0))
+    monkeypatch.setattr(_ranks, "open_stores", lambda _: (store, store))
+    world = World()
+    yield world
+    world.ranks.close()
+
+
+class Idle:
+    """A thread that is never started."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def start(self) -> None: ...
+
+    def end(self) -> None: ...
+
+    def stop(self, _: float) -> bool:
+        return True
+
+
+def test_a_store_that_stands_still_is_told_once_and_nothing_is_known_meanwhile(world: World) -> None:
+    """The thread hangs in it; what it knew before is old. It is told again the next time."""
+    assert world.pass_time(5) == 2
+    assert world.pass_time(SILENT_SECONDS, is_answered=False) == 2
+    assert world.pass_time(5 * SILENT_SECONDS, is_answered=False) == 0
+    assert world.errors == ["no answer for 10 s"]
+    assert world.pass_time(2) == 2
+    world.pass_time(2 * SILENT_SECONDS, is_answered=False)
+    assert world.errors == ["no answer for 10 s"] * 2
+
+
+def test_a_store_that_fails_ends_the_states_until_it_answers(
+    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands and states come back together."""
+
+    def fail(_: list[str]) -> list[Any]:
+        raise RuntimeError("Connection reset by peer")
+
+    assert world.pass_time(2) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "get_all", fail)
+        assert world.pass_time(1) == 0
+    assert world.errors == ["Connection reset by peer"]
+    assert world.pass_time(RETRY_SECONDS + 2) == 2
+
+
+def test_a_file_is_not_filled_with_states(world: World, store: Store) -> None:
+    """A store that keeps everything gets no news; commands go through it all the same."""
+    world.ranks._fail(RuntimeError("again"))
+    store.takes_news, before = False, set(store.values)
+    assert world.pass_time(RETRY_SECONDS + 2) == 0
+    assert world.ranks._part is not None
+    assert not any("/state/" in key for key in set(store.values) - before)
+
+
+def test_the_table_goes_with_the_process_group(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that trains on alone has no ranks."""
+    assert world.pass_time(2) == 2
+    monkeypatch.setattr(_ranks, "world", lambda: (1, 0))
+    assert world.pass_time(1) == 0

@@ -1,0 +1,56 @@
+"""Rank 0's run knows its ranks: real ones that train, end and stand still."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.torch.test_agreeing import ranks
+
+
+@pytest.fixture
+def by_tcp(tmp_path: Path) -> None:
+    """Have the ranks share a store that is served, as with torchrun."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(one.getsockname()[1]))
+
+
+@pytest.mark.usefixtures("by_tcp")
+def test_rank_0_knows_how_far_each_rank_is(tmp_path: Path) -> None:
+    """Step, step time and loss of both; the other one knows of none. A rank that has ended its run is not lost."""
+    (first, leader), (second, follower) = ends = ranks("known", 2, tmp_path)
+    assert (first, second) == (0, 0), ends
+    assert follower["ranks"] == [[], []]
+    own, other = leader["ranks"][0]
+    assert [own["run_id"], other["run_id"]] == [leader["run_id"], follower["run_id"]]
+    for rank, one in enumerate((own, other)):
+        assert (one["rank"], one["state"]) == (rank, "ok")
+        assert 150 < one["step"] <= 260
+        assert one["step_time"] > 0.02
+        assert one["loss"] > 0.0
+        assert one["host"]
+    assert own["loss"] != other["loss"]
+    assert other["last_seen_seconds"] < 10.0
+    assert [one["state"] for one in leader["ranks"][1]] == ["ok", "ended"]
+
+
+def test_a_store_that_is_a_file_is_not_filled(tmp_path: Path) -> None:
+    """It keeps all that was ever written: no rank says there how far it is."""
+    (first, leader), (second, _) = ends = ranks("known", 2, tmp_path)
+    assert (first, second) == (0, 0), ends
+    assert leader["ranks"] == [[], []]
+
+
+@pytest.mark.usefixtures("by_tcp")
+def test_a_rank_that_is_stopped_is_lost_and_comes_back(tmp_path: Path) -> None:
+    """One event with a start and an end, though the training of rank 0 stands still meanwhile."""
+    (first, leader), (second, follower) = ends = ranks("silent", 2, tmp_path)
+    assert (first, second) == (0, 0), ends
+    (start, end) = leader["lost"]
+    assert start[:2] == [1, True]
+    assert end[:2] == [1, False]
+    assert "is back at step" in end[2]
+    assert follower["lost"] == []
