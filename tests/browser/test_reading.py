@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import replace
 
-from monitor._records import Snapshot
+from monitor._records import RankReading, Snapshot
 from tests.browser.expecting import expect
 from tests.browser.page_run import PageRun
 from tests.server.fake_run import TOKEN
@@ -59,6 +59,27 @@ def test_the_details_name_the_rank_where_several_train_together(visit) -> None:
     run.advance(1)
     expect(details).not_to_contain_text("Ranks")
     expect(details.page.locator("#tile-loss")).not_to_contain_text("rank")
+
+
+def test_the_ranks_are_listed_in_rank_0s_run(visit) -> None:
+    """One row each, with the state in words; a run that trains alone has no such card."""
+    run = PageRun()
+    run.ranks = (
+        RankReading(0, "ok", "fake-0a1b2c", "node-a", 1204, 0.052, 2.301, 0.0),
+        RankReading(1, "lost", "fake-000001", "node-b", 1180, 0.052, math.nan, 34.0),
+        RankReading(2),
+    )
+    page = visit(run).page
+    card = page.locator("#ranks")
+    expect(card.locator("h2")).to_have_text("3 ranks")
+    rows = [row.locator("th, td").all_inner_texts() for row in card.locator("tbody tr").all()]
+    assert rows == [
+        ["0", "ok", "1,204", "52 ms", "2.301", "just now", "node-a"],
+        ["1", "lost", "1,180", "52 ms", "NaN", "34 s ago", "node-b"],
+        ["2", "not attached", "–", "–", "–", "–", "–"],
+    ]
+    run.ranks = ()
+    expect(card).to_be_hidden()
 
 
 def test_a_gradient_norm_that_cannot_be_known_is_a_dash_with_its_reason(visit) -> None:

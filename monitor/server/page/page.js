@@ -5,6 +5,7 @@ import { Charts, loadPlotly, readTheme } from "./charts.js";
 import { undoable } from "./changes.js";
 import { ControlCard } from "./control.js";
 import { renderDetails } from "./details.js";
+import { RanksCard } from "./ranks.js";
 import { byId, h, icon, setText } from "./dom.js";
 import { EventList, EventStore, MAX_EVENTS, ongoing } from "./events.js";
 import { duration, integer, number, words } from "./format.js";
@@ -57,6 +58,7 @@ class Page {
     this.strip = new Strip();
     this.charts = new Charts(byId("cards"), (zoom) => this.#setZoom(zoom));
     this.control = new ControlCard(byId("control"));
+    this.ranks = new RanksCard(byId("ranks"));
     this.eventList = this.#makeEventList();
     this.#listen();
   }
@@ -175,6 +177,7 @@ class Page {
     this.#renderPicker(run);
     this.strip.update(run, this.#optimizer);
     this.control.update(run);
+    this.ranks.update(run);
     renderDetails(byId("details"), run, this.#optimizer);
     this.#renderCharts();
   }
