@@ -8,7 +8,7 @@ from monitor.grafana._hardware import gpu_memory, host_cpu, host_memory, utiliza
 from monitor.grafana._panel import RUN_DASHBOARD, STATE_COLOURS, Panel, Query, override, value_mapping
 from monitor.grafana._panels import gauge, stat, state_timeline, table, timeseries
 from monitor.grafana._queries import firing, increase, latest, quantile, rate, select, state
-from monitor.grafana._training_rows import gradients, learning_rate, loss
+from monitor.grafana._training_rows import gradients, learning_rate, loss, ranks
 
 
 def _status() -> tuple[Panel, ...]:
@@ -212,6 +212,7 @@ def run() -> Dashboard:
             Row("Learning rate", learning_rate()),
             Row("Gradients", gradients()),
             Row("Throughput and phases", _throughput()),
+            Row("Ranks", ranks()),
             Row(
                 "GPU and host",
                 tuple(panel.sized(6) for panel in (utilization(), gpu_memory(), host_cpu(), host_memory())),

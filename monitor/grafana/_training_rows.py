@@ -1,4 +1,4 @@
-"""Loss, learning rate and gradients: the rows of the Run dashboard about the training itself."""
+"""Loss, learning rate, gradients and ranks: the rows of the Run dashboard about the training itself."""
 
 from __future__ import annotations
 
@@ -162,4 +162,43 @@ def gradients() -> tuple[Panel, ...]:
             ),
             min=0,
         ),
+    )
+
+
+def ranks() -> tuple[Panel, ...]:
+    """Show how far each rank is, where several train together."""
+    alone = "no other ranks"
+    return (
+        timeseries(
+            "Ranks by state",
+            "Ranks of the run: ok, behind, lost, ended or not attached.",
+            "none",
+            Query(f"{select('training_ranks')} > 0", "{{state}}"),
+            noValue=alone,
+            is_stacked=True,
+            min=0,
+        ).sized(6),
+        timeseries(
+            "Step of each rank",
+            "Ranks that train in lockstep lie on one line.",
+            "locale",
+            Query(select("training_rank_step"), "rank {{rank}}"),
+            noValue=alone,
+        ).sized(6),
+        timeseries(
+            "Step time of each rank",
+            "Median of the last second with steps; in lockstep it holds the wait for the slowest.",
+            "s",
+            Query(select("training_rank_step_duration_seconds"), "rank {{rank}}"),
+            noValue=alone,
+            min=0,
+        ).sized(6),
+        timeseries(
+            "Silence of each rank",
+            "Time since a rank last said how far it is, by rank 0's clock; a lost one goes on rising.",
+            "s",
+            Query(select("training_rank_last_seen_seconds"), "rank {{rank}}"),
+            noValue=alone,
+            min=0,
+        ).sized(6),
     )
