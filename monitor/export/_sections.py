@@ -19,12 +19,12 @@ from monitor._records import (
     GpuReading,
     OptimizerSnapshot,
     ParamGroup,
+    RankReading,
     Snapshot,
 )
 from monitor.export._samples import Samples
 
 SERIES_PER_GROUP = 4
-SERIES_PER_RANK = 3
 
 Section = Callable[[Snapshot, Samples], None]
 
@@ -65,10 +65,12 @@ def render_ranks(snapshot: Snapshot, samples: Samples) -> None:
     for state in RANK_STATES:
         samples.put("training_ranks", sum(one.state == state for one in snapshot.ranks), state)
     for one in snapshot.ranks[:MAX_RANKS]:
-        rank = str(one.rank)
-        samples.put("training_rank_step", one.step, rank)
-        samples.put("training_rank_step_duration_seconds", one.step_time, rank)
-        samples.put("training_rank_last_seen_seconds", one.last_seen_seconds, rank)
+        for name, value in _series_of(one).items():
+            samples.put(f"training_rank_{name}", value, str(one.rank))
+
+
+def _series_of(one: RankReading) -> dict[str, float | None]:
+    return {"step": one.step, "step_duration_seconds": one.step_time, "last_seen_seconds": one.last_seen_seconds}
 
 
 def render_losses(snapshot: Snapshot, samples: Samples) -> None:
@@ -203,7 +205,7 @@ def count_dropped(snapshot: Snapshot, max_groups: int) -> int:
         SERIES_PER_GROUP + (group.weight_decay is not None) + (group.momentum is not None)
         for _, group in islice(labelled_groups(snapshot), max_groups, None)
     )
-    dropped += SERIES_PER_RANK * len(snapshot.ranks[MAX_RANKS:])
+    dropped += sum(value is not None for one in snapshot.ranks[MAX_RANKS:] for value in _series_of(one).values())
     names = (snapshot.validation_losses, snapshot.metrics)
     return dropped + sum(max(0, len(values) - MAX_NAMES) for values in names)
 

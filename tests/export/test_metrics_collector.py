@@ -18,6 +18,7 @@ from monitor._records import (
     Histogram,
     HostReading,
     OptimizerSnapshot,
+    RankReading,
     Snapshot,
 )
 from monitor.export import CATALOGUE, RunCollector
@@ -206,6 +207,22 @@ def test_groups_beyond_the_bound_are_counted_not_exported():
     exported = [(p["optimizer"], p["param_group"]) for p, _ in found["training_learning_rate"]]
     assert exported == [("a", str(i)) for i in range(60)] + [("b", str(i)) for i in range(4)]
     assert found["training_monitor_dropped_series"] == [({}, 5 + 6 * 6)]
+
+
+def test_ranks_are_counted_by_state_and_shown_one_by_one():
+    """Rank 0's run has them; those beyond the bound are counted, by the series that they would have."""
+    ranks = (RankReading(0, "ok", "run", "box", 5, 0.2, 1.0, 0.5), RankReading(1))
+    found = scrape(make_snapshot(groups=0, ranks=ranks, dropped_series=0))
+    counts = {pairs["state"]: number for pairs, number in found["training_ranks"]}
+    assert counts == {"ok": 1, "behind": 0, "lost": 0, "ended": 0, "not_attached": 1}
+    assert found["training_rank_step"] == [({"rank": "0"}, 5)]
+    assert found["training_rank_step_duration_seconds"] == [({"rank": "0"}, 0.2)]
+    assert found["training_rank_last_seen_seconds"] == [({"rank": "0"}, 0.5)]
+    many = scrape(make_snapshot(groups=0, ranks=(ranks[0],) * 66 + (ranks[1],), dropped_series=0))
+    assert found["training_monitor_dropped_series"] == [({}, 0)]
+    assert len(many["training_rank_step"]) == 64
+    assert many["training_monitor_dropped_series"] == [({}, 6)]
+    assert "training_ranks" not in scrape(EMPTY)
 
 
 def test_the_dropped_series_are_those_that_would_have_been_there():
