@@ -24,7 +24,9 @@ LOST_STEPS = 20
 LOST_TURNS = 3
 """How many times it is read in that time, at least."""
 BEHIND_SECONDS = 3.0
-"""A rank is behind that is so many seconds of steps behind the first: more than its word may be old."""
+"""A rank is behind that is so many seconds of steps behind the first: more than its word may be old. Steps are counted
+from ``attach`` on, as for commands: a rank need not know how many an earlier session made."""
+_NOT_SHOWN = {"made", "number", "is_over"}
 
 
 class Store(Protocol):
@@ -47,7 +49,7 @@ class OwnState:
         store: what the ranks share.
         rank: this one.
         session: returns what the keys of the leader's run begin with; empty while there is none.
-        own: returns run_id, host, step, step_time and loss of this rank.
+        own: returns run_id, host, step, step_time and loss of this rank, and ``made``, its steps since it was attached.
         clock: a monotonic clock in seconds.
     """
 
@@ -87,7 +89,7 @@ class RankTable:
         store: what the ranks share.
         num_ranks: how many there are.
         session: returns what the keys of this run begin with.
-        own: returns run_id, host, step, step_time and loss of this rank.
+        own: returns run_id, host, step, step_time and loss of this rank, and ``made``, its steps since it was attached.
         clock: a monotonic clock in seconds.
     """
 
@@ -131,13 +133,13 @@ class RankTable:
 
     def _judged(self) -> tuple[RankReading, ...]:
         own = self._own()
-        steps = [own["step"], *(one.content["step"] for one in self._ranks if one.content)]
+        steps = [own["made"], *(one.content["made"] for one in self._ranks if one.content)]
         times = [own["step_time"], *(one.content["step_time"] for one in self._ranks if one.content)]
         step_time = max((one for one in times if one is not None), default=0.0)
-        seconds = max(BEHIND_SECONDS, BEHIND_SECONDS * self._num_turns * ROUND_SECONDS)
+        seconds = BEHIND_SECONDS * self._num_turns
         least = max(steps) - max(2.0, seconds / step_time) if step_time else 0.0
         lost = max(LOST_SECONDS, LOST_STEPS * step_time, LOST_TURNS * self._num_turns * ROUND_SECONDS)
-        leader = RankReading(0, "behind" if own["step"] < least else "ok", **own, last_seen_seconds=0.0)
+        leader = RankReading(0, "behind" if own["made"] < least else "ok", **_shown(own), last_seen_seconds=0.0)
         return leader, *(one.reading(least, lost) for one in self._ranks)
 
 
@@ -157,9 +159,8 @@ class _Rank:
 
     def reading(self, least: float, lost: float) -> RankReading:
         """Judge it by the step that it should have reached, and by the seconds of silence after which it is lost."""
-        said = {name: value for name, value in self.content.items() if name not in ("number", "is_over")}
-        age = self._age if said else None
-        return RankReading(self.rank, self._state(least, lost), **said, last_seen_seconds=age)
+        age = self._age if self.content else None
+        return RankReading(self.rank, self._state(least, lost), **_shown(self.content), last_seen_seconds=age)
 
     def _state(self, least: float, lost: float) -> RankState:
         if not self.content:
@@ -168,7 +169,11 @@ class _Rank:
             return "ended"
         if self._age > lost:
             return "lost"
-        return "behind" if self.content["step"] < least else "ok"
+        return "behind" if self.content["made"] < least else "ok"
+
+
+def _shown(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in _NOT_SHOWN}
 
 
 def _key(session: str, rank: int) -> str:

@@ -191,7 +191,7 @@ class Ranks:
         self._last_round = now
 
     def _own(self) -> dict[str, Any]:
-        return {"run_id": self._run_id(), **self._own_state()}
+        return {"run_id": self._run_id(), "made": self._num_steps(), **self._own_state()}
 
     def _say_last(self) -> None:
         """Say that this rank's run has ended, unless the store is gone or asked no more. On the thread: a store may

@@ -30,7 +30,7 @@ class World:
 
     def __init__(self, num_ranks: int, step_time: float = 0.1) -> None:
         self.now, self.store = 100.0, Store()
-        self.steps, self.step_time = [50] * num_ranks, step_time
+        self.steps, self.base_steps, self.step_time = [50] * num_ranks, [0] * num_ranks, step_time
         self.table = RankTable(self.store, num_ranks, lambda: "s", lambda: self.own(0), lambda: self.now)
         self.others = [self._other(rank) for rank in range(1, num_ranks)]
 
@@ -38,7 +38,8 @@ class World:
         return OwnState(self.store, rank, lambda: "s", lambda: self.own(rank), lambda: self.now)
 
     def own(self, rank: int) -> dict[str, Any]:
-        figures = {"step": self.steps[rank], "step_time": self.step_time, "loss": 2.0 + rank}
+        made = self.steps[rank]
+        figures = {"made": made, "step": self.base_steps[rank] + made, "step_time": self.step_time, "loss": 2.0 + rank}
         return {"run_id": f"run-{rank}", "host": f"host-{rank}", **figures}
 
     def live(self, seconds: float, *, silent: tuple[int, ...] = (), reads: bool = True) -> list[str]:
@@ -105,6 +106,14 @@ def test_a_rank_that_is_steps_behind_is_told_apart(rank: int) -> None:
     assert world.live(1) == ["ok", "ok", "ok"]
     world.steps[rank] -= 1
     assert world.live(1)[rank] == "behind"
+
+
+def test_steps_of_an_earlier_session_put_no_rank_behind() -> None:
+    """The script may continue rank 0's run alone: the others count their steps from 0."""
+    world = World(2)
+    world.base_steps[0] = 10_000
+    assert world.live(1) == ["ok", "ok"]
+    assert [one.step for one in world.table.readings] == [10_050, 50]
 
 
 def test_a_rank_whose_run_has_ended_is_not_lost() -> None:
