@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 
-from tests.torch.test_agreeing import ranks
+from tests.stack.real_prometheus import free_port
+from tests.torch.test_agreeing import of_one
 
 
 @pytest.fixture
-def by_tcp(tmp_path: Path) -> None:
+def by_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the ranks share a store that is served, as with torchrun."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(one.getsockname()[1]))
+    monkeypatch.setenv("MEET", f"tcp://127.0.0.1:{free_port()}")
 
 
 @pytest.mark.usefixtures("by_tcp")
 def test_rank_0_knows_how_far_each_rank_is(tmp_path: Path) -> None:
     """Step, step time and loss of both; the other one knows of none. A rank that has ended its run is not lost."""
-    (first, leader), (second, follower) = ends = ranks("known", 2, tmp_path)
+    (first, leader), (second, follower) = ends = of_one("known", 2, tmp_path)
     assert (first, second) == (0, 0), ends
     assert follower["ranks"] == [[], []]
     own, other = leader["ranks"][0]
@@ -39,7 +37,7 @@ def test_rank_0_knows_how_far_each_rank_is(tmp_path: Path) -> None:
 
 def test_a_store_that_is_a_file_is_not_filled(tmp_path: Path) -> None:
     """It keeps all that was ever written: no rank says there how far it is."""
-    (first, leader), (second, _) = ends = ranks("known", 2, tmp_path)
+    (first, leader), (second, _) = ends = of_one("known", 2, tmp_path)
     assert (first, second) == (0, 0), ends
     assert leader["ranks"] == [[], []]
 
@@ -47,7 +45,7 @@ def test_a_store_that_is_a_file_is_not_filled(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("by_tcp")
 def test_a_rank_that_is_stopped_is_lost_and_comes_back(tmp_path: Path) -> None:
     """One event with a start and an end, though the training of rank 0 stands still meanwhile."""
-    (first, leader), (second, follower) = ends = ranks("silent", 2, tmp_path)
+    (first, leader), (second, follower) = ends = of_one("silent", 2, tmp_path)
     assert (first, second) == (0, 0), ends
     (start, end) = leader["lost"]
     assert start[:2] == [1, True]
