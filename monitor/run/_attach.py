@@ -194,6 +194,10 @@ def _named(optimizer: Any) -> dict[str, Optimizer]:
     """Return name -> optimizer, wrappers taken off."""
     if isinstance(optimizer, Mapping):
         named = {_key(key, below): below for key, one in optimizer.items() for below in [_unwrapped(one)]}
+        if len(named) < len(optimizer):
+            raise ValueError(
+                f"two of the optimizers {list(optimizer)} would go by one name; name one of them otherwise"
+            )
     elif isinstance(optimizer, list | tuple):
         several = [_unwrapped(one) for one in optimizer]
         classes = [type(one).__name__ for one in several]

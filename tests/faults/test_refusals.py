@@ -56,7 +56,8 @@ FOREIGN = torch.optim.lr_scheduler.ExponentialLR(ADAM, 0.9)
         (({"a": make_model()},), {}, TypeError, "or a mapping of names to them, got Sequential"),
         (({},), {}, ValueError, "attach needs at least one optimizer, got an empty dict"),
         (([],), {}, ValueError, "attach needs at least one optimizer, got an empty list"),
-        (([SGD, SGD],), {}, ValueError, "stands under two names in ['0', '1']; name it once"),
+        (({0: SGD, "SGD-0": ADAM},), {}, ValueError, "two of the optimizers [0, 'SGD-0'] would go by one name; name"),
+        (([SGD, SGD],), {}, ValueError, "stands under two names in ['SGD-0', 'SGD-1']; name it once"),
         (
             ({"a": SGD, "b": SGD},),
             {},

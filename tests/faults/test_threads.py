@@ -19,12 +19,12 @@ import monitor
 torch.set_num_threads(1)
 sys.setswitchinterval(1e-5)
 models = [nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 1)) for _ in range(2)]
-optimizers = {str(i + 1): torch.optim.SGD(model.parameters(), lr=0.0) for i, model in enumerate(models)}
+optimizers = {f"net {i + 1}": torch.optim.SGD(model.parameters(), lr=0.0) for i, model in enumerate(models)}
 x = torch.ones(4, 8)
 
 
 def train(i):
-    optimizer = optimizers[str(i + 1)]
+    optimizer = optimizers[f"net {i + 1}"]
     for _ in range(2500):
         (models[i](x).sum() * 0 + i + 1).backward()
         optimizer.step()
@@ -40,9 +40,9 @@ with monitor.attach(optimizers, serve=False, linger=0) as run:
         thread.join(0.001)
     assert run.flush(60)
     curves = run.history(points=100_000)["optimizers"]
-for key in optimizers:
-    assert set(curves[key]["loss"]) <= {float(key), None}, set(curves[key]["loss"])
-    assert curves[key]["loss"].count(float(key)) >= 0.9 * len(curves[key]["loss"])
+for i, key in enumerate(optimizers):
+    assert set(curves[key]["loss"]) <= {i + 1.0, None}, set(curves[key]["loss"])
+    assert curves[key]["loss"].count(i + 1.0) >= 0.9 * len(curves[key]["loss"])
 assert run.snapshot().errors == {}, run.snapshot().errors
 """
 

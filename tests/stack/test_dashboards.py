@@ -22,6 +22,7 @@ EVERYTHING = [each for path in FILES for each in expressions(load(path))]
 # What a run on this machine cannot have: a pattern of the expression, and why.
 ABSENT = {
     r"training_(gpu|cuda)_": "the run trains on no GPU; the tests further down put these to a full snapshot",
+    r"training_ranks?_|training_ranks\{": "the run has one rank; see there",
 }
 CONFIG = """\
 global: {{scrape_interval: 250ms, evaluation_interval: 250ms}}
@@ -260,9 +261,11 @@ def gpu_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield Stack(prometheus, RUN_ID, instance, start, end, end)
 
 
-@pytest.mark.parametrize("expression", [each for each in EVERYTHING if re.search(r"_(gpu|cuda)_", each.text)], ids=str)
-def test_an_expression_about_gpus_has_data(gpu_stack: Stack, expression: Expression) -> None:
-    """What asks for GPUs gives data with its labels where a run has GPUs."""
+@pytest.mark.parametrize(
+    "expression", [each for each in EVERYTHING if any(re.search(pattern, each.text) for pattern in ABSENT)], ids=str
+)
+def test_an_expression_about_gpus_or_ranks_has_data(gpu_stack: Stack, expression: Expression) -> None:
+    """What asks for GPUs or ranks gives data with its labels where a run has them."""
     found = gpu_stack.ask(expression)
     assert found, f"{expression} gives nothing: {gpu_stack.fill(expression.text)}"
     for labels in found:

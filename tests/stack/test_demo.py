@@ -29,6 +29,7 @@ NOTHING_HAPPENS = {"overview: Events in the time range A", "run: Events A", "run
 _SOUND, _LONG = "the demo is sound, and the snapshot has no such event", "looks back longer than a test lasts"
 # Why neither target gives an alert a reason to fire; tests/alerts/cases.py has a course for each that does.
 SILENT = {
+    "TrainingRankLost": _SOUND,
     "TrainingRunFailed": "no run has failed",
     "TrainingRunVanished": "both runs are scraped",
     "TrainingLossNonfinite": _SOUND,
