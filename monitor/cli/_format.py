@@ -146,13 +146,14 @@ def rank_of(run: Document) -> str:
     return f"{run['num_ranks']} ranks" if run["num_ranks"] > 1 and not run["rank"] else str(run["rank"])
 
 
-def ranks_table(ranks: Sequence[Document]) -> list[str]:
-    """Return how far each rank is, one a line."""
+def ranks_table(ranks: Sequence[Document], is_ended: bool) -> list[str]:
+    """Return how far each rank is, or was when rank 0's run ended, one a line."""
     if not ranks:
         return []
-    rows = [(f"{len(ranks)} ranks", "state", "step", "step time", "loss", "last seen", "host")]
+    when, since = (" at the end", "before") if is_ended else ("", "ago")
+    rows = [(f"{len(ranks)} ranks{when}", "state", "step", "step time", "loss", "last seen", "host")]
     for one in ranks:
-        seen = UNKNOWN if one["last_seen_seconds"] is None else f"{duration(one['last_seen_seconds'])} ago"
+        seen = UNKNOWN if one["last_seen_seconds"] is None else f"{duration(one['last_seen_seconds'])} {since}"
         step_time = UNKNOWN if one["step_time"] is None else f"{number(one['step_time'])} s"
         row = (str(one["rank"]), one["state"].replace("_", " "), count(one["step"]), step_time, number(one["loss"]))
         rows.append((*row, seen, one["host"] or UNKNOWN))
@@ -169,7 +170,7 @@ def status(run: Document, url: str | None, now: float) -> list[str]:
     rows += other_rows(run)
     lines += [f"  {line}" for line in table(rows)]
     lines += [f"  {line}" for line in lr_table(groups_of(run))]
-    lines += [f"  {line}" for line in ranks_table(run.get("ranks", ()))]
+    lines += [f"  {line}" for line in ranks_table(run.get("ranks", ()), run["end_time"] is not None)]
     return lines
 
 

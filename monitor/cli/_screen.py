@@ -52,16 +52,16 @@ def screen(
     if bar := _bar(run, width):
         parts.append(bar)
     progress, other = [*_format.progress_rows(run, now)], [*_format.other_rows(run)]
-    room = height - len(parts) - len(progress) - len(other) - _BLANK_LINES
+    free = height - len(parts) - len(progress) - len(other) - _BLANK_LINES
     rows = _details(frame, width - 20, is_ascii)
     groups = _format.groups_of(run)
     used = len(rows) + min(len(groups), MAX_GROUPS) + 2
-    if used < room or len(run["optimizers"]) < 2:
+    if used < free or len(run["optimizers"]) < 2:
         parts += [_grid([*progress, *rows, *other]), Text(), _rates(groups)]
     else:
-        used = min(len(run["optimizers"]) + 1, max(3, room - 1))
+        used = min(len(run["optimizers"]) + 1, max(3, free - 1))
         parts += [_grid([*progress, *other]), Text(), _optimizers(run["optimizers"], used)]
-    left = min(MAX_EVENTS, max(1, room - used))
+    left = min(MAX_EVENTS, max(1, free - used))
     parts += [Text(), _events(frame.events[-left:])]
     return Group(*parts)
 
@@ -169,7 +169,7 @@ def _rates(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def _optimizers(optimizers: Sequence[Mapping[str, Any]], num_lines: int) -> RenderableType:
-    """Return one line for each optimizer, where there is no room for more; those beyond the lines are counted."""
+    """Return one line for each optimizer where the screen is too low for more; say how many are not shown."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, overflow="ellipsis")
     titles = ("step", "loss", "smoothed", "gradient norm", "LR applied", "factor")

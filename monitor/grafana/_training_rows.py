@@ -195,7 +195,7 @@ def ranks() -> tuple[Panel, ...]:
         ).sized(6),
         timeseries(
             "Silence of each rank",
-            "Time since a rank last said how far it is, by rank 0's clock; a lost one goes on rising.",
+            "Time since a rank last said how far it is, by rank 0's clock; it keeps rising for a lost one.",
             "s",
             Query(select("training_rank_last_seen_seconds"), "rank {{rank}}"),
             noValue=alone,

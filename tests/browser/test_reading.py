@@ -78,6 +78,9 @@ def test_the_ranks_are_listed_in_rank_0s_run(visit) -> None:
         ["1", "lost", "1,180", "52 ms", "NaN", "34 s ago", "node-b"],
         ["2", "not attached", "–", "–", "–", "–", "–"],
     ]
+    run.state = "finished"
+    expect(card.locator("h2")).to_have_text("3 ranks when the run ended")
+    expect(card.locator("tbody tr").nth(1)).to_contain_text("34 s before")
     run.ranks = ()
     expect(card).to_be_hidden()
 

@@ -376,6 +376,10 @@ class TestChoice:
         ]
         assert "fake-0a1b2c  3 ranks  running" in call("runs").stdout
         assert [run["num_ranks"] for run in call_json("runs")] == [3]
+        fake.state = "finished"
+        lines = [" ".join(line.split()) for line in call("status").stdout.splitlines()]
+        assert lines[-4] == "3 ranks at the end state step step time loss last seen host"
+        assert lines[-2] == "1 lost 1,180 0.052 s 2.287 34 s before node-b"
 
     @pytest.mark.parametrize("ranks", [(1, 1), (2,), (0, 1)])
     def test_ranks_of_several_trainings_are_not(self, folder: RunFolder, ranks: tuple[int, ...]) -> None:

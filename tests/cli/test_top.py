@@ -119,7 +119,7 @@ class TestScreen:
     @pytest.mark.parametrize("num", [2, 3, 7, 20])
     @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
     def test_many_optimizers_fit_the_terminal(self, fake: FakeRun, num: int, width: int, height: int) -> None:
-        """Where their details and curves have no room each has one line, and those that have none are counted."""
+        """Where their details and curves do not fit, each has one line, and those that are not shown are counted."""
         for number in range(30):
             fake.publish("spike", "warning", f"spike {number}")
         frame = frame_of(fake)

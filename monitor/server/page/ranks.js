@@ -2,6 +2,7 @@
 
 import { h, icon } from "./dom.js";
 import * as format from "./format.js";
+import { isEnded } from "./strip.js";
 
 const COLUMNS = ["Rank", "State", "Step", "Step time", "Loss", "Last seen", "Host"];
 const SIGNS = { lost: "critical", behind: "warning" };
@@ -16,16 +17,19 @@ export class RanksCard {
     element.replaceChildren(this.title, h("div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": "ranks-title" }, h("table", {}, head, this.body)));
   }
 
-  update({ ranks }) {
+  update(run) {
+    const { ranks } = run;
     this.element.hidden = !ranks.length;
     if (!ranks.length) return;
-    this.title.textContent = `${ranks.length} ranks`;
-    this.body.replaceChildren(...ranks.map(rowOf));
+    this.title.textContent = `${ranks.length} ranks${isEnded(run) ? " when the run ended" : ""}`;
+    this.body.replaceChildren(...ranks.map((one) => rowOf(one, isEnded(run))));
   }
 }
 
-function rowOf(one) {
-  const figures = [format.integer(one.step), format.duration(one.step_time), format.number(one.loss), format.age(one.last_seen_seconds)];
+function rowOf(one, isOver) {
+  const seen = one.last_seen_seconds;
+  const age = isOver && Number.isFinite(seen) ? `${format.duration(seen)} before` : format.age(seen);
+  const figures = [format.integer(one.step), format.duration(one.step_time), format.number(one.loss), age];
   return h("tr", { "data-state": one.state },
     h("th", { scope: "row" }, String(one.rank)),
     h("td", { class: "state" }, SIGNS[one.state] ? icon(SIGNS[one.state]) : null, format.words(one.state)),
