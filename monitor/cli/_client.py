@@ -229,7 +229,7 @@ def _only(found: list[KnownRun], complaint: str) -> KnownRun:
 def _only_or_leader(found: list[KnownRun], complaint: str) -> KnownRun:
     """As :func:`_only`; of runs that can only be the ranks of one training, rank 0's, which takes the commands."""
     ranks = sorted(found, key=lambda run: run.rank)
-    is_one = len({(run.name, run.script) for run in found}) == 1
+    is_one = len({(run.name, run.script, run.world_size) for run in found}) == 1
     if is_one and [run.rank for run in ranks] == list(range(len(ranks))):
         return ranks[0]
     return _only(found, complaint)

@@ -123,7 +123,7 @@ class _EndedRun:
     def commands(self) -> Sequence[CommandRecord]:
         return ()
 
-    def scraped(self) -> None:
+    def scraped(self, begun: float) -> None:
         """Wait for no scrape."""
 
 

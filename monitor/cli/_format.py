@@ -277,12 +277,10 @@ def progress_rows(run: Document, now: float) -> Iterator[tuple[str, str]]:
         parts.append(f"last {duration(now - run['last_step_time'])} ago")
     yield "step", ", ".join(parts)
     if run["end_time"] is None:
-        yield "time", f"{duration(elapsed_seconds(run))} {_SINCE[run['run'].get('resume_time') is None]}"
+        since = "since the start" if run["run"].get("resume_time") is None else "in all its sessions"
+        yield "time", f"{duration(elapsed_seconds(run))} {since}"
     else:
         yield "time", f"took {duration(elapsed_seconds(run))}"
-
-
-_SINCE = {True: "since the start", False: "in all its sessions"}
 
 
 def elapsed_seconds(run: Document) -> float:

@@ -106,7 +106,7 @@ class Leader:
         missing = sorted(set(range(1, self._num_ranks)) - set(there))
         return (
             f"{_ranks(missing)} not attached: a change without them would split the ranks; "
-            "call monitor.attach on every rank"
+            "call monitor.attach on every rank, with optimizers of the same names and in the same order"
         )
 
     def _key(self, *words: object) -> str:
@@ -145,13 +145,13 @@ class Leader:
         attempt.number += 1
         polls = NUM_POLLS * 2 ** (2 * (attempt.number - 1))
         margin = max(MIN_MARGIN, math.ceil(self._steps_in(polls * POLL_SECONDS)))
-        self._number += 1
         fence, command = self._promises.least_fence(margin), attempt.command
-        register = self._key("decision", self._number)
+        register = self._key("decision", self._number + 1)
         promise = Promise(register, fence, command.record, command.begin_at, command)
         if not self._promises.make(promise):
             attempt.why = "rank 0 has passed the step"
             return
+        self._number += 1
         attempt.promise, attempt.asked = promise, self._clock()
         content = {"fence": fence, "record": asdict(command.record), "begin_at": command.begin_at}
         self._store.set(self._key("command", self._number), content)
@@ -241,6 +241,8 @@ class Follower:
     def objection(self, _: CommandRecord) -> str | None:
         """Return where commands are to be sent instead."""
         where = f"rank 0's run, {self._leader}," if self._leader else "rank 0's run"
+        if self.is_over:
+            return f"this is rank {self._rank}, and {where.rstrip(',')} is over: no command takes effect any more"
         return f"this is rank {self._rank}: send it to {where} and it takes effect on every rank"
 
     def round(self) -> None:

@@ -26,7 +26,8 @@ LOST_TURNS = 3
 BEHIND_SECONDS = 3.0
 """A rank is behind that is so many seconds of steps behind the first: more than its word may be old. Steps are counted
 from ``attach`` on, as for commands: a rank need not know how many an earlier session made."""
-_NOT_SHOWN = {"made", "number", "is_over"}
+_SHOWN = ("run_id", "host", "step", "step_time", "loss")
+_SAID = {*_SHOWN, "made", "number", "is_over"}
 
 
 class Store(Protocol):
@@ -133,14 +134,13 @@ class RankTable:
 
     def _judged(self) -> tuple[RankReading, ...]:
         own = self._own()
-        steps = [own["made"], *(one.content["made"] for one in self._ranks if one.content)]
-        times = [own["step_time"], *(one.content["step_time"] for one in self._ranks if one.content)]
-        step_time = max((one for one in times if one is not None), default=0.0)
+        there = [own, *(one.content for one in self._ranks if one.content)]
+        first = max(there, key=lambda one: one["made"])
         seconds = BEHIND_SECONDS * self._num_turns
-        least = max(steps) - max(2.0, seconds / step_time) if step_time else 0.0
-        lost = max(LOST_SECONDS, LOST_STEPS * step_time, LOST_TURNS * self._num_turns * ROUND_SECONDS)
+        least = first["made"] - max(2.0, seconds / first["step_time"]) if first["step_time"] else 0.0
+        patience = max(LOST_SECONDS, LOST_TURNS * self._num_turns * ROUND_SECONDS)
         leader = RankReading(0, "behind" if own["made"] < least else "ok", **_shown(own), last_seen_seconds=0.0)
-        return leader, *(one.reading(least, lost) for one in self._ranks)
+        return leader, *(one.reading(least, patience) for one in self._ranks)
 
 
 class _Rank:
@@ -154,26 +154,27 @@ class _Rank:
     def take(self, content: Mapping[str, Any], now: float, most: float) -> None:
         """Take what stands there now. Time in which rank 0 itself did not read counts for ``most`` seconds."""
         passed, self._read_at = min(now - self._read_at, most), now
-        self._age = self._age + passed if content == self.content else 0.0
-        self.content = content or {}
+        said = content if content and content.keys() >= _SAID else {}  # else that of another version
+        self._age = self._age + passed if said.get("number") == self.content.get("number") else 0.0
+        self.content = said
 
-    def reading(self, least: float, lost: float) -> RankReading:
-        """Judge it by the step that it should have reached, and by the seconds of silence after which it is lost."""
+    def reading(self, least: float, patience: float) -> RankReading:
+        """Judge it by the step that it should have reached, and by the least time of silence after which it is lost."""
         age = self._age if self.content else None
-        return RankReading(self.rank, self._state(least, lost), **_shown(self.content), last_seen_seconds=age)
+        return RankReading(self.rank, self._state(least, patience), **_shown(self.content), last_seen_seconds=age)
 
-    def _state(self, least: float, lost: float) -> RankState:
+    def _state(self, least: float, patience: float) -> RankState:
         if not self.content:
             return "not_attached"
         if self.content["is_over"]:
             return "ended"
-        if self._age > lost:
+        if self._age > max(patience, LOST_STEPS * (self.content["step_time"] or 0.0)):
             return "lost"
         return "behind" if self.content["made"] < least else "ok"
 
 
 def _shown(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in content.items() if name not in _NOT_SHOWN}
+    return {name: content[name] for name in _SHOWN if name in content}
 
 
 def _key(session: str, rank: int) -> str:

@@ -25,6 +25,8 @@ STOP_SECONDS = 0.1
 SILENT_SECONDS = 10.0
 """How old what is known of the ranks may be: the store does not answer, and nothing is known."""
 FOLLOWS = "rank 0's command holds for all ranks"
+MAX_LOOK_SECONDS = 1.0
+"""What the time between two looks counts for at most: in more, this process itself stood still, and not the store."""
 _NUM_ENTERED: Counter[str] = Counter()
 """How many runs of the same optimizers this process has attached, by a digest of their names."""
 
@@ -61,7 +63,7 @@ class Ranks:
         self._own_state = own_state
         self._part: Leader | Follower | None = None
         self._states: OwnState | RankTable | None = None
-        self._last_round = 0.0
+        self._last_look = self._last_round = self._silent = 0.0
         self._is_late = False
         self._loop: Loop | None = None
         self._store_of_training: RankStore | None = None
@@ -73,7 +75,7 @@ class Ranks:
 
     def enter(self, optimizers: Iterable[str]) -> None:
         """Be the next run of these optimizers, by name, that this process attaches: the same run on every rank."""
-        digest = hashlib.sha256(repr(list(optimizers)).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        digest = hashlib.sha256(repr(list(optimizers)).encode()).hexdigest()[:16]
         _NUM_ENTERED[digest] += 1
         self._channel = f"{digest}-{_NUM_ENTERED[digest]}"
 
@@ -150,8 +152,11 @@ class Ranks:
 
     def _look_at_store(self) -> None:
         """Say once that a store stands still, in which the thread waits."""
-        was_late = self._is_late
-        self._is_late = self._loop is not None and self._clock() > self._last_round + SILENT_SECONDS
+        now, was_late = self._clock(), self._is_late
+        passed = min(now - max(self._last_look, self._last_round), MAX_LOOK_SECONDS)
+        self._silent = 0.0 if self._loop is None else self._silent + passed
+        self._last_look = now
+        self._is_late = self._silent > SILENT_SECONDS
         if self._is_late and not was_late:
             self._on_error(RuntimeError(f"no answer for {SILENT_SECONDS:g} s"))
 
@@ -172,7 +177,7 @@ class Ranks:
         except (RuntimeError, ValueError) as error:
             self._fail(error)
             return
-        self._why, self._last_round = "", self._clock()
+        self._why, self._silent, self._last_round = "", 0.0, self._clock()
         self._loop = Loop("monitor-ranks", self._round, POLL_SECONDS, on_error=self._fail, on_end=self._say_last)
         self._loop.start()
 
@@ -183,12 +188,15 @@ class Ranks:
         if part is None or world()[0] == 1:
             return  # the group is gone, or its store with it
         part.round()
-        if part.is_over and self._loop is not None:  # nobody comes after the leader's run; its process may go now
+        if part.is_over:  # nobody comes after the leader's run; its process may go now
             self._is_closed, self._states = True, None
-            self._loop.end()
-        if self._states is not None:
-            self._states.round()
-        self._last_round = now
+            loop, self._loop = self._loop, None
+            if loop is not None:
+                loop.end()
+        states = self._states
+        if states is not None:
+            states.round()
+        self._last_round, self._silent = now, 0.0
 
     def _own(self) -> dict[str, Any]:
         return {"run_id": self._run_id(), "made": self._num_steps(), **self._own_state()}

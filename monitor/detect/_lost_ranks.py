@@ -28,6 +28,8 @@ class LostRanks:
     def _look_at(self, one: RankReading, step: int) -> Event | None:
         if one.state == "lost":
             return None if one.rank in self._open else self._start(one, step)
+        if one.state == "not_attached":  # nothing is known: it was lost before the store was opened anew
+            return None
         begun = self._open.pop(one.rank, None)
         return None if begun is None else replace(begun, end_step=step, message=_end_of(one))
 

@@ -138,10 +138,11 @@ def render_gradients(snapshot: Snapshot, samples: Samples) -> None:
 
 
 def render_events(snapshot: Snapshot, samples: Samples) -> None:
-    """Render the detectors' events, every kind of them from 0 on."""
-    for kind, count in {**dict.fromkeys(EVENT_KINDS, 0), **snapshot.events_total}.items():
+    """Render the events, every kind that the run may have from 0 on: only among several ranks can one be lost."""
+    kinds = [kind for kind in EVENT_KINDS if kind != "rank_lost" or snapshot.ranks]
+    for kind, count in {**dict.fromkeys(kinds, 0), **snapshot.events_total}.items():
         samples.put("training_events_total", count, kind)
-    for kind, is_active in {**dict.fromkeys(EVENT_KINDS, False), **snapshot.events_active}.items():
+    for kind, is_active in {**dict.fromkeys(kinds, False), **snapshot.events_active}.items():
         samples.put("training_event_active", float(is_active), kind)
     for kind, time in snapshot.last_event_time.items():
         samples.put("training_last_event_timestamp_seconds", time, kind)

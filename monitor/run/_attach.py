@@ -193,7 +193,8 @@ def _refuse_unknown(unknown: Iterable[str]) -> None:
 def _named(optimizer: Any) -> dict[str, Optimizer]:
     """Return name -> optimizer, wrappers taken off."""
     if isinstance(optimizer, Mapping):
-        named = {_key(key, below): below for key, one in optimizer.items() for below in [_unwrapped(one)]}
+        unwrapped = {key: _unwrapped(one) for key, one in optimizer.items()}
+        named = {_key(key, one): one for key, one in unwrapped.items()}
         if len(named) < len(optimizer):
             raise ValueError(
                 f"two of the optimizers {list(optimizer)} would go by one name; name one of them otherwise"

@@ -171,11 +171,14 @@ class Engine:
         self._hello = replace(self._hello, info=info, base_step=self._training.base_step)
 
     def _note_other_factors(self) -> None:
-        """Say which LR factors of the earlier session are not in force. Until the first step a state may be loaded."""
+        """Say which LR factors of the earlier session are not in force, but for those that this one was told to change.
+        Until the first step a state may be loaded."""
         if self._claimed is None or self._has_compared or not self._training.buffer.last_sequence:
             return
         self._has_compared = True
-        message, rows = self._claimed.other_factors(self._training.rates.state_dict())
+        records = self._training.commands.kept()
+        changed = {(one.optimizer, one.param_group) for record in records for one in record.changes}
+        message, rows = self._claimed.other_factors(self._training.rates.state_dict(), changed)
         if message:
             _LOG.warning("%s", message)
             self._events.note_other_factors(message, rows)

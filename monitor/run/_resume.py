@@ -39,13 +39,17 @@ class Claimed(NamedTuple):
         except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             return 0
 
-    def other_factors(self, loaded: Mapping[str, Sequence[tuple[float, Ramp | None]]]) -> tuple[str, list[Any]]:
-        """Compare the LR factors that were loaded with those that the run had. Returns a sentence on those that differ,
-        empty where none does, and a row of optimizer, param group, recorded and loaded factor for each of them."""
+    def other_factors(
+        self, loaded: Mapping[str, Sequence[tuple[float, Ramp | None]]], changed: Collection[tuple[str, int]]
+    ) -> tuple[str, list[Any]]:
+        """Compare the LR factors in force with those that the run had; param groups that were ``changed`` since, by
+        optimizer and index, say nothing of what was loaded. Returns a sentence on those that differ, empty where none
+        does, and a row of optimizer, param group, recorded and loaded factor for each of them."""
         rows = [
             (key, index, recorded, loaded[key][index][0])
             for key, index, recorded in self._factors()
-            if index < len(loaded.get(key, ())) and _is_other(recorded, *loaded[key][index])
+            if (key, index) not in changed and index < len(loaded.get(key, ()))
+            if _is_other(recorded, *loaded[key][index])
         ]
         named = ", ".join(f"{key} group {index}: {now:g}, the run had {was:g}" for key, index, was, now in rows[:4])
         more = f"; and {len(rows) - 4} more groups" if len(rows) > 4 else ""

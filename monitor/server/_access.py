@@ -54,6 +54,7 @@ class RunAccess(Protocol):
         """Return the exposition and its content type, as the ``Accept`` header asks for it."""
         ...
 
-    def scraped(self) -> None:
-        """Note that an answer of ``/metrics`` has been sent: the linger at the end of a run waits for one."""
+    def scraped(self, begun: float) -> None:
+        """Note that an answer of ``/metrics`` has been sent, and when it was begun (``time.monotonic()``): the linger
+        at the end of a run waits for one."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,11 @@ def _add_reading(app: Flask, auth: Auth, access: RunAccess) -> None:
 
 def _add_operations(app: Flask, auth: Auth, access: RunAccess) -> None:
     def metrics() -> Response:
+        begun = time.monotonic()
         body, content_type = access.render_metrics(request.headers.get("Accept"), request.args.getlist("name[]"))
         response = Response(body, content_type=content_type)
         if request.method == "GET":
-            response.call_on_close(access.scraped)
+            response.call_on_close(lambda: access.scraped(begun))
         return response
 
     def healthz() -> Response:

@@ -105,6 +105,7 @@ class RunFolder:
         start_time: float,
         script: str = "",
         rank: int = 0,
+        world_size: int = 1,
         pid: int | None = None,
         token: str | None = None,
         read_token: str | None = None,
@@ -129,6 +130,7 @@ class RunFolder:
             start_time=start_time,
             script=script,
             rank=rank,
+            world_size=world_size,
             process_start=process_start(pid),
             path=path,
         )
@@ -193,13 +195,21 @@ class RunFolder:
         """What ``run.json`` says."""
         return self._run
 
-    def update(self, *, state: str | None = None, url: str | None = None, rank: int | None = None) -> None:
-        """Write a new state, URL or rank. A URL also makes the run a Prometheus target (file_sd)."""
+    def update(
+        self,
+        *,
+        state: str | None = None,
+        url: str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        """Write a new state, URL, rank or number of ranks. A URL also makes the run a Prometheus target (file_sd)."""
         run = replace(
             self._run,
             state=state or self._run.state,
             url=url or self._run.url,
             rank=self._run.rank if rank is None else rank,
+            world_size=world_size or self._run.world_size,
         )
         if run == self._run:
             return

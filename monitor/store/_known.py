@@ -56,6 +56,7 @@ class KnownRun:
     script: str = ""
     process_start: str | None = None
     rank: int = 0
+    world_size: int = 1
     resume_time: float | None = None
     path: Path = Path()
 
@@ -162,6 +163,7 @@ def read_run(folder: Path) -> KnownRun | None:
             script=_to_line(found.get("script") or ""),
             process_start=None if found.get("process_start") is None else _to_line(found["process_start"]),
             rank=int(found.get("rank") or 0),
+            world_size=int(found.get("world_size") or 1),
             resume_time=None if found.get("resume_time") is None else float(found["resume_time"]),
             path=folder,
         )

@@ -93,7 +93,7 @@ class EndedRun:
         """Render the last state as metrics."""
         return self._exporter.render(accept, names)
 
-    def scraped(self) -> None:
+    def scraped(self, begun: float) -> None:
         """Note nothing: no end waits for a scrape."""
 
 

@@ -29,13 +29,9 @@ class Linger:
         self._end: float | None = None
         self._changed = threading.Condition()
 
-    def now(self) -> float:
-        """Return the time, as ``note`` takes it."""
-        return self._clock()
-
     def note(self, what: str, when: float | None = None) -> None:
         """Note that something was answered: ``scrape``, ``state`` or ``curves``; ``when`` the answer was begun, by
-        :meth:`now`: one begun before the end has not shown it."""
+        the clock: one begun before the end has not shown it."""
         with self._changed:
             self._last[what] = max(self._last.get(what, -math.inf), self._clock() if when is None else when)
             self._changed.notify_all()

@@ -115,6 +115,7 @@ class Publisher:
                 start_time=info.start_time,
                 script=self._script,
                 rank=info.rank,
+                world_size=info.world_size,
                 pid=info.pid,
                 token=self._token,
                 read_token=s.read_token,
@@ -155,10 +156,10 @@ class Publisher:
         folder, before = self._folder, self._info.resume_time
         return Past() if folder is None or before is None else read_past(folder.path, self._earlier, before)
 
-    def set_rank(self, rank: int) -> None:
-        """Note in the folder which rank the run is."""
-        self._info = replace(self._info, rank=rank)
-        self._post(lambda folder: folder.update(rank=rank))
+    def set_ranks(self, world_size: int, rank: int) -> None:
+        """Note in the folder which of how many ranks the run is."""
+        self._info = replace(self._info, world_size=world_size, rank=rank)
+        self._post(lambda folder: folder.update(world_size=world_size, rank=rank))
 
     def move(self, info: RunInfo) -> None:
         """Have the run continue in the folder of an earlier session, which this process has claimed, and give up its

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ class ServedRun:
         self._reports = reports
         self._training = training
         self._linger = linger
-        self._begun = threading.local()  # a scrape is rendered and sent by one thread
         self._exporter = Exporter(reports.snapshot, on_error=on_error)
 
     def snapshot(self) -> Snapshot:
@@ -53,9 +51,8 @@ class ServedRun:
 
     def render_metrics(self, accept: str | None, names: Sequence[str]) -> tuple[bytes, str]:
         """Render one scrape."""
-        self._begun.time = self._linger.now()
         return self._exporter.render(accept, names)
 
-    def scraped(self) -> None:
+    def scraped(self, begun: float) -> None:
         """Note a scrape."""
-        self._linger.note("scrape", getattr(self._begun, "time", None))
+        self._linger.note("scrape", begun)

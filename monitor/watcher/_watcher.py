@@ -152,7 +152,7 @@ class Watcher:
         info = replace(self._hello.info, world_size=world_size, rank=rank)
         self._hello = replace(self._hello, info=info)
         self.recorder.set_ranks(world_size, rank)
-        self.publisher.set_rank(rank)
+        self.publisher.set_ranks(world_size, rank)
         self._store.set_facts({"run": asdict(info)})
 
     def load(self, base_step: int, smoothing: Any, detectors: Any) -> None:
@@ -161,14 +161,14 @@ class Watcher:
         Raises:
             ValueError: for what ``run.state_dict()`` did not make.
         """
+        before = self.state_dict()
         try:
             self._detection.load_state_dict(detectors)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the saved state of the detectors cannot be read: {error!r}") from error
-        try:
             self.recorder.load_smoothing(smoothing)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"the saved losses cannot be read: {error!r}") from error
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            self._detection.load_state_dict(before["detectors"])
+            self.recorder.load_smoothing(before["smoothing"])
+            raise ValueError(f"the saved detectors or losses cannot be read: {error!r}") from error
         self.source.decoder.base_step = base_step
         self.recorder.begin_at(base_step)
 
@@ -212,7 +212,7 @@ class Watcher:
     def _digest(self, record: Step | Sample) -> list[Event]:
         if self._wants_steps and isinstance(record, Step):
             self._training.on_step(record)
-        if isinstance(record, Step) and self._training.are_several:
+        if isinstance(record, Step):
             self._pace.add(record)
         return self._detection.digest(record)
 
@@ -223,7 +223,7 @@ class Watcher:
     def _on_round(self) -> None:
         self._store.flush(self.publisher.post_to_path)
         self._training.end_round(self.source.decoder.skipped)
-        if (pace := self._pace.take()) is not None:
+        if self._training.are_several and (pace := self._pace.take()) is not None:
             self._training.note_pace(*pace)
         self._after_round()
 

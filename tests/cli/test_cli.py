@@ -381,6 +381,11 @@ class TestChoice:
         assert lines[-4] == "3 ranks at the end state step step time loss last seen host"
         assert lines[-2] == "1 lost 1,180 0.052 s 2.287 34 s before node-b"
 
+    def test_a_run_of_its_own_is_not_rank_0_of_another_one(self, folder: RunFolder) -> None:
+        """This machine has rank 1 of a training over two, and another run of the same script, which trains alone."""
+        make_folder("fake-000001", rank=1, world_size=2)
+        assert call("lr", "reduce", "0.5").exit_code == 2
+
     @pytest.mark.parametrize("ranks", [(1, 1), (2,), (0, 1)])
     def test_ranks_of_several_trainings_are_not(self, folder: RunFolder, ranks: tuple[int, ...]) -> None:
         """Where a rank is there twice, or one is missing, the refusal says which is which."""

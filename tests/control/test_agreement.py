@@ -189,7 +189,10 @@ def test_a_rank_that_is_not_attached_is_named() -> None:
     assert command.status == "pending"
     world.now += MEMBER_SECONDS
     world.go(100, 0.5)
-    expected = "rank 1 has not attached: a change without them would split the ranks; call monitor.attach on every rank"
+    expected = (
+        "rank 1 has not attached: a change without them would split the ranks; call monitor.attach on every rank, "
+        "with optimizers of the same names and in the same order"
+    )
     assert command.record.message == expected
     assert world.ranks[0].part.objection(command.record) == expected
 
@@ -212,6 +215,19 @@ def test_a_rank_that_does_not_answer_costs_the_command() -> None:
     again = world.give("reduce")
     world.go(1000, 0.5)
     assert again.status == "applied"
+
+
+def test_a_promise_that_rank_0_itself_cannot_make_costs_one_attempt() -> None:
+    """The others wait for the next command under its number."""
+    world = World(7)
+    world.go(300, 0.5)
+    leader, make, refused = world.ranks[0], world.ranks[0].promises.make, [True]
+    leader.promises.make = lambda promise: False if refused and refused.pop() else make(promise)  # type: ignore[method-assign]
+    first = world.give("reduce")
+    world.go(1500, 0.5)
+    second = world.give("reduce")
+    world.go(1500, 0.5)
+    assert (first.status, second.status) == ("applied", "applied")
 
 
 def test_a_rank_that_leaves_decides_against_what_it_has_promised() -> None:

@@ -108,6 +108,23 @@ def test_a_rank_that_is_steps_behind_is_told_apart(rank: int) -> None:
     assert world.live(1)[rank] == "behind"
 
 
+def test_a_slow_rank_puts_no_other_one_behind() -> None:
+    """How old a word may be is counted in steps of the first rank, not of the slowest."""
+    world = World(3)
+    world.steps[1] -= 10
+    world.own = lambda rank, own=world.own: {**own(rank), "step_time": 5.0 if rank == 2 else 0.1}  # type: ignore[method-assign, misc]
+    world.steps[2] = 4
+    assert world.live(1) == ["ok", "ok", "behind"]
+
+
+def test_what_another_version_says_is_not_taken() -> None:
+    """It may lack what is needed, or have more."""
+    world = World(3)
+    world.store.set("s/state/1", {"step": 5})
+    world.store.set("s/state/2", {**world.own(2), "number": 1, "is_over": False, "mood": "good"})
+    assert world.live(1, silent=(1, 2)) == ["ok", "not_attached", "ok"]
+
+
 def test_steps_of_an_earlier_session_put_no_rank_behind() -> None:
     """The script may continue rank 0's run alone: the others count their steps from 0."""
     world = World(2)

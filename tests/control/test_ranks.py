@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from monitor.control import _ranks
+from monitor.control._agreement import OVER
 from monitor.control._commands import Commands
 from monitor.control._ranks import RETRY_SECONDS, SILENT_SECONDS, Ranks
 from tests.control.test_rank_states import Store
@@ -113,3 +114,28 @@ def test_the_table_goes_with_the_process_group(world: World, monkeypatch: pytest
     assert world.pass_time(2) == 2
     monkeypatch.setattr(_ranks, "world", lambda: (1, 0))
     assert world.pass_time(1) == 0
+
+
+def test_a_process_that_stood_still_itself_does_not_blame_the_store(world: World) -> None:
+    """After SIGSTOP it is chance which thread is the first to look."""
+    assert world.pass_time(2) == 2
+    world.now += 60.0
+    world.ranks.look()
+    assert world.errors == []
+    assert world.pass_time(2) == 2
+
+
+def test_a_rank_that_trains_on_after_rank_0_s_run_has_ended_misses_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread has ended: that the store is asked no more is no failure of the store. Commands are refused."""
+    monkeypatch.setattr(_ranks, "Loop", Idle)
+    monkeypatch.setattr(_ranks, "world", lambda: (2, 1))
+    monkeypatch.setattr(_ranks, "open_stores", lambda _: (store, store))
+    store.values.update({"session": '"s"', "s/leader": '"run-a"', "s/command/1": f'"{OVER}"'})
+    world = World()
+    world.pass_time(5 * SILENT_SECONDS)
+    assert world.errors == []
+    (why,) = {world.ranks.objection(None)}  # type: ignore[arg-type]
+    assert why == "this is rank 1, and rank 0's run, run-a is over: no command takes effect any more"
+    world.ranks.close()

@@ -33,6 +33,7 @@ def test_what_is_not_known_changes_nothing() -> None:
     ranks = LostRanks()
     assert len(ranks.look([reading(1, "lost")], 9)) == 1
     assert ranks.look([], 9) == []
+    assert ranks.look([RankReading(1)], 9) == []  # the store was opened anew, and the rank has said nothing there
     assert ranks.look([reading(1, "lost")], 9) == []
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 from prometheus_client.utils import floatToGoString
@@ -116,13 +117,18 @@ def test_what_is_not_known_is_absent():
     assert names & absent == set()
 
 
+NO_EVENTS: dict[str, Any] = {"events_total": {}, "events_active": {}}
+
+
 def test_counters_start_at_zero_for_every_label_value():
     """A rule sees the first event, command, clip or failure as an increase."""
     found = scrape(EMPTY)
     counters = {name: samples for name, samples in found.items() if name.endswith("_total")}
     assert {number for samples in counters.values() for _, number in samples} == {0}
-    assert {pairs["kind"] for pairs, _ in found["training_events_total"]} == set(EVENT_KINDS)
-    assert {pairs["kind"] for pairs, _ in found["training_event_active"]} == set(EVENT_KINDS)
+    of_several = scrape(make_snapshot(groups=0, ranks=(RankReading(0, "ok"),), dropped_series=0, **NO_EVENTS))
+    for name in ("training_events_total", "training_event_active"):
+        assert {pairs["kind"] for pairs, _ in found[name]} == {*EVENT_KINDS} - {"rank_lost"}
+        assert {pairs["kind"] for pairs, _ in of_several[name]} == {*EVENT_KINDS}
     assert {pairs["phase"] for pairs, _ in found["training_phase_duration_seconds_total"]} == set(PHASES)
     commands = {tuple(pairs.values()) for pairs, _ in found["training_control_commands_total"]}
     assert commands == {(a, s, o) for a in ACTIONS for s in SOURCES for o in OUTCOMES}

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import threading
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from monitor.probe._watched import PROBES
 from monitor.store._command import own_command
 from monitor.store._known import list_runs
 from monitor.watcher._linger import Linger
+from tests.watcher.test_process import wait_for
 
 
 def make(lr: float = 0.1) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -373,10 +373,7 @@ def test_a_run_that_ends_before_its_watcher_is_there_says_how_to_look_back(
         train(net, opt, 2)
     (line,) = [text for _, text in said_by(caplog) if "finished" in text]
     assert line == f"run short finished at step 2; look back at it: {own_command()} status {run.id} --dir {tmp_path}"
-    for _ in range(600):
-        if any(one.state == "finished" for one in list_runs(tmp_path)):
-            break
-        time.sleep(0.05)
+    wait_for(lambda: any(one.state == "finished" for one in list_runs(tmp_path)), "the end in the folder")
     assert [(one.run_id, one.state) for one in list_runs(tmp_path)] == [(run.id, "finished")]
 
 
@@ -441,6 +438,7 @@ def test_the_state_of_a_disabled_run_changes_nothing(monkeypatch: pytest.MonkeyP
         *(("step", step) for step in (None, "x", -5, float("inf"), float("nan"), [1])),
         *(("smoothing", found) for found in (None, 5, {"SGD": None}, {"SGD": 5}, {"SGD": {"ema": 1.0}})),
         *(("lr_factors", found) for found in (None, 5, "x", [1])),
+        *(("detectors", found) for found in (None, 5, {"SGD": None}, {"SGD": 5}, {"SGD": {"spike": 5}})),
     ],
 )
 @pytest.mark.parametrize("watcher", ["thread", "process"])
@@ -448,11 +446,15 @@ def test_a_state_that_cannot_be_read_is_a_value_error_and_changes_nothing(watche
     """The only error that a script need expect of a damaged checkpoint; the run counts as if nothing was loaded."""
     net, opt = make()
     with quick(opt, watcher=watcher) as run:
-        saved = {**run.state_dict(), "step": 40, key: value}
+        train(net, opt, 3)
+        before = run.state_dict()
+        run.flush()
+        saved = {**before, "step": 40, key: value}
         with pytest.raises(ValueError, match=r"cannot be|not what run\.state_dict"):
             run.load_state_dict(saved)
+        assert run.state_dict() == before
         train(net, opt, 2)
         run.flush()
-        assert (run.step, run.snapshot().optimizers[0].global_step) == (2, 2)
+        assert (run.step, run.snapshot().optimizers[0].global_step) == (5, 5)
         with pytest.raises(ValueError, match=r"not what run\.state_dict"):
             run.load_state_dict(value)

@@ -261,7 +261,7 @@ class FakeRun:
             ).encode(), "application/openmetrics-text; version=1.0.0; charset=utf-8"
         return "\n".join([*kept, ""]).encode(), "text/plain; version=0.0.4; charset=utf-8"
 
-    def scraped(self) -> None:
+    def scraped(self, begun: float) -> None:
         """Count the scrapes."""
         self.num_scrapes += 1
 

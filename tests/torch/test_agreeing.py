@@ -78,7 +78,10 @@ def test_ranks_that_are_missing_or_follow_refuse(tmp_path: Path) -> None:
     """The leader names who has not attached, before and after it knows; a follower names the leader's run, and lets
     the script that all ranks run give its command."""
     (_, leader), (_, absent), (_, follower) = ends = of_one("refusals", 3, tmp_path)
-    missing = "rank 1 has not attached: a change without them would split the ranks; call monitor.attach on every rank"
+    missing = (
+        "rank 1 has not attached: a change without them would split the ranks; call monitor.attach on every rank, "
+        "with optimizers of the same names and in the same order"
+    )
     assert [status for status, _ in ends] == [0, 0, 0], ends
     assert leader == {"own": ["rejected", missing], "words": [missing, missing], "lrs": [0.1]}
     assert absent == {}

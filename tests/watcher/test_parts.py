@@ -186,7 +186,7 @@ def test_a_scrape_that_was_begun_before_the_end_has_not_shown_it() -> None:
     """It may be sent long after; another one is waited for."""
     clock = Clock()
     linger = Linger(clock)
-    begun = linger.now()
+    begun = clock()
     linger.note_end()
     linger.note("scrape", begun)
     begin = clock.now

@@ -234,6 +234,20 @@ def test_factors_that_a_saved_state_takes_back_are_told(
     assert len([message for message in messages(run) if told in message]) == 1
 
 
+def test_a_factor_that_this_session_was_told_to_set_is_not_the_checkpoint_s(
+    killed: KnownRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checkpoint has that of the run; the script sets another one before its first step."""
+    training = Training(tmp_path)
+    with training.attach() as run:
+        run.load_state_dict(training.saved["monitor"])
+        run.set_lr_factor(0.25)
+        training.train(1)
+        assert run.lr[0].factor == 0.25
+    assert run.id == killed.run_id
+    assert "the checkpoint has other LR factors" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("loaded", "is_told"),
     [((0.5, None), False), ((0.8, [1.0, 0.5, 10, 3]), False), ((0.8, [1.0, 0.6, 10, 3]), True), ((1.0, None), True)],
@@ -242,7 +256,7 @@ def test_a_factor_on_its_way_to_the_recorded_one_is_not_taken_back(loaded: Any, 
     """A ramp that was under way continues."""
     recorded = {"optimizers": [{"key": "SGD", "global_step": 9, "groups": [{"index": 0, "factor": 0.5}]}]}
     known = KnownRun("train-1", "train", 1, "here", "vanished", 0.0)
-    message, rows = _resume.Claimed(known, recorded).other_factors({"SGD": [loaded]})
+    message, rows = _resume.Claimed(known, recorded).other_factors({"SGD": [loaded]}, ())
     assert (bool(message), bool(rows)) == (is_told, is_told)
 
 
