@@ -63,6 +63,7 @@ class Ranks:
         self._own_state = own_state
         self._part: Leader | Follower | None = None
         self._states: OwnState | RankTable | None = None
+        self._group = 1, 0
         self._last_look = self._last_round = self._silent = 0.0
         self._is_late = False
         self._loop: Loop | None = None
@@ -141,13 +142,13 @@ class Ranks:
     def look(self) -> None:
         """Take part where there are several ranks by now; called now and then."""
         num_ranks, rank = world()
+        if self._loop is not None and (num_ranks, rank) != self._group:  # gone, or made anew with others
+            self._end()
+            self._states, self._next_try = None, 0.0
         is_wanted = self._channel and self._loop is None and not self._is_closed
         if num_ranks > 1 and is_wanted and self._clock() >= self._next_try:
-            self._next_try = self._clock() + RETRY_SECONDS
+            self._next_try, self._group = self._clock() + RETRY_SECONDS, (num_ranks, rank)
             self._open(num_ranks, rank)
-        elif num_ranks == 1 and self._loop is not None:
-            self._end()
-            self._states = None
         self._look_at_store()
 
     def _look_at_store(self) -> None:
@@ -202,10 +203,11 @@ class Ranks:
         return {"run_id": self._run_id(), "made": self._num_steps(), **self._own_state()}
 
     def _say_last(self) -> None:
-        """Say that this rank's run has ended, unless the store is gone or asked no more. On the thread: a store may
-        not answer."""
-        if self._states is not None and self.are_several:
-            self._states.close()
+        """Say that this rank's run has ended, or takes part no more as its group was destroyed, unless the store is
+        asked no more. On the thread: a store may not answer."""
+        states = self._states
+        if states is not None:
+            states.close()
 
     def _steps_in(self, seconds: float) -> float:
         (then, before), (now, after) = self._pace[0], self._pace[-1]

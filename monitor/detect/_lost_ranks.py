@@ -23,7 +23,10 @@ class LostRanks:
 
     def look(self, ranks: Iterable[RankReading], step: int) -> list[Event]:
         """Take what is known of the ranks at a step of the run; a rank of which nothing is known stays as it was."""
-        return [event for one in ranks if (event := self._look_at(one, step)) is not None]
+        ranks = tuple(ranks)
+        gone = self._open.keys() - {one.rank for one in ranks} if ranks else ()
+        left = [replace(self._open.pop(rank), end_step=step, message=_left(rank)) for rank in sorted(gone)]
+        return left + [event for one in ranks if (event := self._look_at(one, step)) is not None]
 
     def _look_at(self, one: RankReading, step: int) -> Event | None:
         if one.state == "lost":
@@ -49,3 +52,7 @@ def _end_of(one: RankReading) -> str:
     if one.state == "ended":
         return f"rank {one.rank} on {one.host} has ended its run at step {one.step}"
     return f"rank {one.rank} on {one.host} is back at step {one.step}"
+
+
+def _left(rank: int) -> str:
+    return f"rank {rank} is not one of the ranks any more: the process group was made anew without it"

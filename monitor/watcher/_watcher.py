@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
+from monitor._errors import StoreError
 from monitor._records import CommandRecord, Event, RunInfo, Sample, State, Step
 from monitor.link import FailureReporter, Hello
 from monitor.recorder import Decoder, EntrySource, Recorder
@@ -67,7 +68,9 @@ class Watcher:
             on_error=failures.of("detect"),
         )
         self._pace = Pace(next(iter(hello.optimizers)))
-        self._store = RunStore(failures.of("store"), max_bytes=settings.store_bytes, is_continued=hello.is_continued)
+        self._store = RunStore(
+            _store_reporter(failures), max_bytes=settings.store_bytes, is_continued=hello.is_continued
+        )
         self.recorder = Recorder(
             self.source,
             hello.info,
@@ -230,6 +233,16 @@ class Watcher:
 
 def _start_of(run_id: str) -> Event:
     return Event("state", "info", 0, 0, f"run {run_id} started", end_step=0, details={"state": "starting"})
+
+
+def _store_reporter(failures: FailureReporter) -> Callable[[Exception], None]:
+    """Report what the disk says in one line; anything else is a mistake of ours, and has its traceback."""
+
+    def note(error: Exception) -> None:
+        line = f"the run store takes nothing more for now, training continues: {error}"
+        failures.note("store", error, line=line if isinstance(error, StoreError) else "")
+
+    return note
 
 
 def _facts_of(hello: Hello) -> dict[str, Any]:

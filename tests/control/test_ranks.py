@@ -116,6 +116,28 @@ def test_the_table_goes_with_the_process_group(world: World, monkeypatch: pytest
     assert world.pass_time(1) == 0
 
 
+def test_a_group_that_is_made_anew_with_others_is_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two looks the old one went and the new one came; the table is that of the new one, at once."""
+    assert world.pass_time(2) == 2
+    monkeypatch.setattr(_ranks, "world", lambda: (3, 0))
+    assert world.pass_time(2) == 3
+    assert world.errors == []
+
+
+def test_a_rank_whose_group_was_destroyed_says_that_it_takes_part_no_more(
+    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else rank 0, which may train on, would take it for lost."""
+    monkeypatch.setattr(_ranks, "world", lambda: (2, 1))
+    store.values["session"] = '"s"'
+    other = World()
+    other.pass_time(3)
+    monkeypatch.setattr(_ranks, "world", lambda: (1, 0))
+    other.ranks._say_last()  # as the thread does when it ends
+    assert store.get("s/state/1")["is_over"]
+    other.ranks.close()
+
+
 def test_a_process_that_stood_still_itself_does_not_blame_the_store(world: World) -> None:
     """After SIGSTOP it is chance which thread is the first to look."""
     assert world.pass_time(2) == 2

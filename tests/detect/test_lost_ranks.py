@@ -37,6 +37,16 @@ def test_what_is_not_known_changes_nothing() -> None:
     assert ranks.look([reading(1, "lost")], 9) == []
 
 
+def test_a_rank_that_is_in_the_table_no_more_is_not_lost_for_ever() -> None:
+    """As after the process group was made anew with fewer."""
+    ranks = LostRanks()
+    (lost,) = ranks.look([reading(1, "ok"), reading(2, "lost")], 9)
+    (over,) = ranks.look([reading(1, "ok")], 12)
+    assert (over.details, over.start_step, over.end_step) == (lost.details, 9, 12)
+    assert over.message == "rank 2 is not one of the ranks any more: the process group was made anew without it"
+    assert ranks.look([reading(1, "ok")], 13) == []
+
+
 def test_a_rank_that_is_late_or_missing_is_not_lost() -> None:
     """It is shown as what it is."""
     assert LostRanks().look([reading(1, "behind"), reading(2, "ended"), RankReading(3)], 9) == []
