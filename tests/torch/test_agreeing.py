@@ -40,6 +40,7 @@ def ranks(cases: str, world: int, folder: Path) -> list[tuple[int, Any]]:
     finally:
         for one in started:
             one.kill()
+            one.wait()
     return [
         (one.returncode, json.loads(output.splitlines()[-1]) if output else errors[-3000:])
         for one, (output, errors) in zip(started, ends, strict=True)

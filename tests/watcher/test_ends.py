@@ -86,8 +86,8 @@ def test_a_launcher_that_adopts_orphans_is_left_no_process(tmp_path: Path) -> No
 def test_a_training_whose_launcher_ends_is_watched_until_its_own_end(tmp_path: Path) -> None:
     """A training that is given another parent goes on, and so does its watcher; killed then, it has vanished."""
     training = """
-    run = attach(); train(3); run.flush(60); say(os.getpid())
     launcher = os.getppid()
+    run = attach(); train(3); run.flush(60); say(os.getpid())
     while os.getppid() == launcher: time.sleep(0.01)
     time.sleep(1); train(3)
     say(run.flush(60), run.state, run.snapshot().optimizers[0].steps); wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -508,6 +509,9 @@ def wait():
 """
 
 
+HEAR_SECONDS = 300.0
+
+
 class Script:
     """A script that runs beside the test."""
 
@@ -515,6 +519,7 @@ class Script:
         path = tmp_path / "script.py"
         path.write_text(PRELUDE + textwrap.dedent(body))
         self.runs_directory = tmp_path / "runs"
+        self._heard = b""
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(path)],
             **{
@@ -527,9 +532,17 @@ class Script:
         )
 
     def hear(self) -> list[str]:
-        """Return the words of the next line that the script prints."""
+        """Return the words of the next line that the script prints, none at its end. One that says nothing for long
+        fails the test, and does not hang it."""
         assert self.process.stdout is not None
-        return str(self.process.stdout.readline()).split()
+        while b"\n" not in self._heard:
+            ready, _, _ = select.select([self.process.stdout], [], [], HEAR_SECONDS)
+            assert ready, f"the script says nothing for {HEAR_SECONDS:g} s"
+            if not (more := os.read(self.process.stdout.fileno(), 2**16)):
+                break
+            self._heard += more
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line.decode().split()
 
     def end(self) -> None:
         self.process.kill()
