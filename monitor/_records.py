@@ -116,7 +116,9 @@ class Step:
     """One optimizer step, in plain numbers. ``number`` counts this session's steps of this optimizer from 1.
 
     ``time`` is that of the run's own clock: Unix time when the run began, monotonic from then on.
-    ``gradient_norm_reason`` says why the norm of its gradients cannot be known.
+    ``gradient_norm_reason`` says why the norm of its gradients cannot be known. ``norm_parts`` are, where they are
+    spread over ranks, the norm of those that are not, and that of this rank's shards, each weighted by one over the
+    number of ranks that hold it too.
     """
 
     optimizer: str
@@ -133,6 +135,7 @@ class Step:
     phases: Mapping[str, float] = field(default_factory=dict)
     hook_seconds: float = 0.0
     gradient_norm_reason: str | None = None
+    norm_parts: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +296,8 @@ class RankReading:
 @dataclass(frozen=True, slots=True)
 class RunInfo:
     """Identity of a run: constant while it lives. ``start_time`` is that of its first session; ``resume_time`` is when
-    the present one continued it, None in the first."""
+    the present one continued it, None in the first. ``leader`` is the id of rank 0's run, once the steps of this rank
+    are part of it; empty for that run itself."""
 
     run_id: str
     name: str
@@ -307,6 +311,7 @@ class RunInfo:
     git_commit: str = ""
     pid: int = 0
     resume_time: float | None = None
+    leader: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +355,9 @@ class OptimizerSnapshot:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The whole state of a run at one moment. Published by one writer; readers share it freely. ``elapsed_seconds`` is
-    the time since the run began, up to its end. ``ranks`` is empty but in rank 0's run of several ranks."""
+    the time since the run began, up to its end. ``ranks`` is empty but in rank 0's run of several ranks; there
+    ``summed_ranks`` is how many ranks' shares are in the losses and norms, and ``incomplete_steps`` counts the steps
+    that lack a share."""
 
     run: RunInfo
     state: State
@@ -388,6 +395,8 @@ class Snapshot:
     gpus: tuple[GpuReading, ...] = ()
     collections: Mapping[str, Collection] = field(default_factory=dict)
     ranks: tuple[RankReading, ...] = ()
+    summed_ranks: int = 1
+    incomplete_steps: int = 0
 
 
 def no_curves(since: int) -> dict[str, Any]:

@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "detect": LEAVES,
     "link": LEAVES | {"common"},
     "recorder": LEAVES | {"common", "detect", "link"},
+    "ranks": {"_records"},
     **dict.fromkeys(EDGES, LEAVES | {"common", "detect", "link"}),
     "server": LEAVES | {"server.wsgi"},
     "server.wsgi": set(),
@@ -46,13 +47,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "alerts": set(),
     "replay": {"_checks", "_records", "detect"},
     # what records, detects and serves: in a process of its own, which never imports torch
-    "watcher": LEAVES | {"common", "detect", "export", "link", "recorder", "server", "store", "system"},
+    "watcher": LEAVES | {"common", "detect", "export", "link", "ranks", "recorder", "server", "store", "system"},
     # the training process, from the parts up to the front
     "run._disabled": LEAVES | {"control", "run._engine", "run._run"},
     "run._log": {"_records"},
     "run._open_runs": {"_errors"},
     "run._optimizers": set(),
     "run._sigterm": set(),
+    "run._listener": {"control", "link"},
     "run._identity": {"_records", "_version", "control", "store"},
     "run._resume": {"_errors", "_settings", "store"},
     "run._run_events": {"_records", "control"},
@@ -77,7 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {f"run.{name}" for name in ("_callbacks", "_process_watcher", "_thread_watcher", "_training_side")},
     "run._engine": LEAVES
     | {"control", "detect", "link", "store"}
-    | {f"run.{name}" for name in ("_callbacks", "_identity", "_open_runs", "_optimizers", "_resume")}
+    | {f"run.{name}" for name in ("_callbacks", "_identity", "_listener", "_open_runs", "_optimizers", "_resume")}
     | {f"run.{name}" for name in ("_run_events", "_sigterm")}
     | {f"run.{name}" for name in ("_training_side", "_watcher_form")},
     "run._run": LEAVES | {"control", "run._engine"},

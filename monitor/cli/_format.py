@@ -295,7 +295,7 @@ def optimizer_rows(run: Document, optimizer: Document) -> Iterator[tuple[str, st
     """Return name and text of what is known of one optimizer, its learning rates apart."""
     if len(run["optimizers"]) > 1:
         yield "optimizer", f"{optimizer['key']} ({optimizer['class_name']}), step {count(optimizer['global_step'])}"
-    loss = [number(optimizer["loss"]) + _of_rank(run["run"])]
+    loss = [number(optimizer["loss"]) + _of_ranks(run)]
     if optimizer["loss"] is None and optimizer["steps"]:
         loss[0] += " (not known for the last step)"
     if optimizer["loss_ema"] is not None:
@@ -318,8 +318,12 @@ def optimizer_rows(run: Document, optimizer: Document) -> Iterator[tuple[str, st
     yield from _trouble_rows(optimizer)
 
 
-def _of_rank(info: Document) -> str:
-    """Say whose share of the batch a loss is that of, where several ranks train together."""
+def _of_ranks(run: Document) -> str:
+    """Say of whose shares of the batch a loss is the mean, where several ranks train together."""
+    info, summed = run["run"], run.get("summed_ranks", 1)
+    if summed > 1:
+        of_all = "" if summed == info["world_size"] else f" of {info['world_size']}"
+        return f", mean of {summed}{of_all} ranks"
     return f" on rank {info['rank']} of {info['world_size']}" if info["world_size"] > 1 else ""
 
 

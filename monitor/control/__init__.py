@@ -12,7 +12,7 @@ from monitor.control._in_force import in_force
 from monitor.control._lr import LearningRates
 from monitor.control._lr_scaling import LRScaling
 from monitor.control._policy import Policies, Policy, Reaction, ReduceLROn, Request, check_policies
-from monitor.control._rank_store import world
+from monitor.control._rank_store import store_host, world
 from monitor.control._ranks import FOLLOWS, Ranks
 
 __all__ = [
@@ -33,5 +33,6 @@ __all__ = [
     "check_policies",
     "describe",
     "in_force",
+    "store_host",
     "world",
 ]

@@ -250,7 +250,7 @@ class Follower:
         now = self._clock()
         if now >= self._next_look:
             self._next_look = now + SESSION_SECONDS
-            self._join()
+            self.join()
         if not self.session:
             return
         content = self._store.get(f"{self.session}/command/{self._number}")
@@ -260,7 +260,8 @@ class Follower:
             promise.decision = self._store.get(promise.register) or ""
         self.is_over = content == OVER and not self._promises.undecided()
 
-    def _join(self) -> None:
+    def join(self) -> None:
+        """Look for the leader's run, and be one of its ranks."""
         session = self._store.get("session")
         if session is None:
             return

@@ -90,6 +90,18 @@ def world() -> tuple[int, int]:
         return 1, 0
 
 
+def store_host() -> str:
+    """Return the host of the process group's store as the ranks know it; empty where it has none, or there is none."""
+    if world()[0] == 1:
+        return ""
+    from torch.distributed import distributed_c10d as c10d
+
+    store: Any = c10d._get_default_store()
+    while hasattr(store, "underlying_store"):
+        store = store.underlying_store
+    return str(getattr(store, "host", ""))
+
+
 def open_stores(channel: str) -> tuple[RankStore, RankStore]:
     """Return two connections to the process group's store, for a thread of ours and for the training thread. Raises
     RuntimeError where there is none."""

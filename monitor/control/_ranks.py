@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +14,7 @@ from monitor._records import CommandRecord, RankReading
 from monitor.common import Loop
 from monitor.control._agreement import POLL_SECONDS, Follower, Leader
 from monitor.control._commands import Command, Commands
+from monitor.control._meeting import Invited, Inviting
 from monitor.control._promises import ABORT, COMMIT, Promises
 from monitor.control._rank_states import OwnState, RankTable
 from monitor.control._rank_store import RankStore, open_stores, world
@@ -27,6 +30,11 @@ SILENT_SECONDS = 10.0
 FOLLOWS = "rank 0's command holds for all ranks"
 MAX_LOOK_SECONDS = 1.0
 """What the time between two looks counts for at most: in more, this process itself stood still, and not the store."""
+EXIT_SECONDS = 5.0
+"""How long the interpreter's exit waits for a thread that is inside a call of the store: one that comes back while the
+interpreter is taken down ends the process with SIGABRT. No call takes longer than the store's timeout."""
+_LATE: list[Loop] = []
+"""Threads that had not ended when their run did."""
 _NUM_ENTERED: Counter[str] = Counter()
 """How many runs of the same optimizers this process has attached, by a digest of their names."""
 
@@ -41,6 +49,8 @@ class Ranks:
         num_steps: returns how many steps the first optimizer has made here.
         call_at: has the training thread pass its step boundary once it has made so many steps.
         own_state: returns host, step, step_time and loss of this rank.
+        place: returns where rank 0's watcher takes shares: run_id, host, port and secret; empty where it takes none.
+        on_place: takes that on the other ranks.
         on_error: takes the exception of a store that does not answer.
         clock: a monotonic clock in seconds.
     """
@@ -54,13 +64,16 @@ class Ranks:
         num_steps: Callable[[], int],
         call_at: Callable[[int], None],
         own_state: Callable[[], Mapping[str, Any]],
+        place: Callable[[], Mapping[str, Any]] = dict,
+        on_place: Callable[[Mapping[str, Any]], None] = lambda _: None,
         on_error: Callable[[Exception], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_id, self._commands, self._check_effect = run_id, commands, check_effect
         self._num_steps, self._on_error, self._clock = num_steps, on_error, clock
         self._promises = Promises(num_steps, call_at)
-        self._own_state = own_state
+        self._own_state, self._place, self._on_place = own_state, place, on_place
+        self._meeting: Inviting | Invited | None = None
         self._part: Leader | Follower | None = None
         self._states: OwnState | RankTable | None = None
         self._group = 1, 0
@@ -72,6 +85,7 @@ class Ranks:
         self._why = ""
         self._pace: deque[tuple[float, int]] = deque(maxlen=int(RATE_SECONDS / POLL_SECONDS))
         self._is_closed = False
+        self._lock = threading.Lock()
         self._channel = ""
 
     def enter(self, optimizers: Iterable[str]) -> None:
@@ -148,8 +162,17 @@ class Ranks:
         is_wanted = self._channel and self._loop is None and not self._is_closed
         if num_ranks > 1 and is_wanted and self._clock() >= self._next_try:
             self._next_try, self._group = self._clock() + RETRY_SECONDS, (num_ranks, rank)
-            self._open(num_ranks, rank)
+            self._why, self._silent, self._last_round = "", 0.0, self._clock()
+            self._start()
         self._look_at_store()
+
+    def _start(self) -> None:
+        loop = Loop("monitor-ranks", self._round, POLL_SECONDS, on_error=self._fail, on_end=self._say_last)
+        loop.wake()
+        with self._lock:  # a run that ends meanwhile would not know of the thread
+            if not self._is_closed:
+                self._loop = loop
+                loop.start()
 
     def _look_at_store(self) -> None:
         """Say once that a store stands still, in which the thread waits."""
@@ -161,43 +184,47 @@ class Ranks:
         if self._is_late and not was_late:
             self._on_error(RuntimeError(f"no answer for {SILENT_SECONDS:g} s"))
 
-    def _open(self, num_ranks: int, rank: int) -> None:
-        try:
-            store, self._store_of_training = open_stores(self._channel)
-            if rank == 0:
-                leader = self._part = Leader(
-                    store, num_ranks, self._run_id, self._commands, self._promises, self._steps_in, self._clock
-                )
-                states: OwnState | RankTable = RankTable(
-                    store, num_ranks, lambda: leader.session, self._own, self._clock
-                )
-            else:
-                follower = self._part = Follower(store, rank, self._promises, self._check_effect, self._clock)
-                states = OwnState(store, rank, lambda: follower.session, self._own, self._clock)
-            self._states = states if store.takes_news else None
-        except (RuntimeError, ValueError) as error:
-            self._fail(error)
-            return
-        self._why, self._silent, self._last_round = "", 0.0, self._clock()
-        self._loop = Loop("monitor-ranks", self._round, POLL_SECONDS, on_error=self._fail, on_end=self._say_last)
-        self._loop.start()
+    def _open(self, num_ranks: int, rank: int) -> Leader | Follower:
+        """Find the other ranks, on the thread: the store may not answer."""
+        store, self._store_of_training = open_stores(self._channel)
+        if rank == 0:
+            leader = Leader(store, num_ranks, self._run_id, self._commands, self._promises, self._steps_in, self._clock)
+            states: OwnState | RankTable = RankTable(store, num_ranks, lambda: leader.session, self._own, self._clock)
+            self._meeting = Inviting(store, lambda: leader.session, self._place)
+            part: Leader | Follower = leader
+        else:
+            follower = part = Follower(store, rank, self._promises, self._check_effect, self._clock)
+            states = OwnState(store, rank, lambda: follower.session, self._own, self._clock)
+            self._meeting = Invited(store, lambda: follower.session, follower.join, self._on_place)
+        self._states = states if store.takes_news else None
+        self._part = part
+        return part
 
     def _round(self) -> None:
         now = self._clock()
         self._pace.append((now, self._num_steps()))
-        part = self._part
-        if part is None or world()[0] == 1:
+        if world() != self._group:
             return  # the group is gone, or its store with it
+        part = self._part or self._open(*self._group)
         part.round()
-        if part.is_over:  # nobody comes after the leader's run; its process may go now
-            self._is_closed, self._states = True, None
-            loop, self._loop = self._loop, None
-            if loop is not None:
-                loop.end()
+        if self._meeting is not None:
+            self._meeting.round()
+        if part.is_over:
+            self._leave()
         states = self._states
         if states is not None:
             states.round()
         self._last_round, self._silent = now, 0.0
+
+    def _leave(self) -> None:
+        """Ask the store no more: nobody comes after the leader's run, and its process may go now."""
+        meeting, self._meeting = self._meeting, None
+        if meeting is not None:
+            meeting.close()
+        self._is_closed, self._states = True, None
+        loop, self._loop = self._loop, None  # only now: whoever ends the run waits for this thread
+        if loop is not None:
+            loop.end()
 
     def _own(self) -> dict[str, Any]:
         return {"run_id": self._run_id(), "made": self._num_steps(), **self._own_state()}
@@ -205,7 +232,9 @@ class Ranks:
     def _say_last(self) -> None:
         """Say that this rank's run has ended, or takes part no more as its group was destroyed, unless the store is
         asked no more. On the thread: a store may not answer."""
-        states = self._states
+        states, meeting = self._states, self._meeting
+        if meeting is not None:
+            meeting.close()
         if states is not None:
             states.close()
 
@@ -220,20 +249,21 @@ class Ranks:
             loop.end()
         self._next_try = self._clock() + RETRY_SECONDS
         self._why = str(error).partition("\n")[0][:200]
-        part, self._part, self._states = self._part, None, None
+        part, self._part, self._states, self._meeting = self._part, None, None, None
         if part is not None:
             part.give_up(self._why)
         self._on_error(error)
 
     def _stop(self) -> None:
-        loop, self._loop = self._loop, None
-        part, self._part = self._part, None
-        if part is None:
-            return
+        with self._lock:
+            loop, self._loop = self._loop, None
         is_over = loop is None or loop.stop(STOP_SECONDS)  # else it waits for a store that does not answer
-        if is_over and self.are_several:
+        if loop is not None and not is_over:
+            _LATE[:] = [*(one for one in _LATE if one.is_alive), loop]
+        part, self._part = self._part, None
+        if part is not None and is_over and self.are_several:
             part.close()
-        else:
+        elif part is not None:
             part.give_up("the store of the process group is gone")
 
     def _end(self) -> None:
@@ -248,9 +278,18 @@ class Ranks:
 
     def close(self) -> None:
         """Decide against what is undecided, and end the thread: the run ends."""
-        self._is_closed = True
+        with self._lock:
+            self._is_closed = True
         self._end()
 
     def forget(self) -> None:
         """Let go of everything in a forked child, where the thread is the parent's."""
-        self._loop = self._part = self._states = None
+        self._loop = self._part = self._states = self._meeting = None
+        self._lock = threading.Lock()
+
+
+@atexit.register
+def _wait_for_late() -> None:
+    deadline = time.monotonic() + EXIT_SECONDS
+    for loop in _LATE:
+        loop.join(deadline - time.monotonic())

@@ -103,6 +103,8 @@ _PROGRESS = (
 
 _RANKS = (
     _gauge("training_ranks", "Ranks that train together, by state; absent unless this is rank 0 of several.", "state"),
+    _gauge("training_summed_ranks", "Ranks whose shares are in loss and gradient norm."),
+    _counter("training_incomplete_steps_total", "Steps whose loss and gradient norm lack the share of a rank."),
     _gauge("training_rank_step", "Step that a rank has reached.", "rank"),
     _gauge(
         "training_rank_step_duration_seconds",

@@ -78,8 +78,9 @@ class RunCollector(Collector):
         return self._render(snapshot, started).families()
 
     def _render(self, snapshot: Snapshot, started: float) -> Samples:
-        samples = Samples(snapshot.run.run_id)
-        results = [self._try(section, snapshot, samples) for section in self._training_sections()]
+        samples = Samples(snapshot.run.leader or snapshot.run.run_id)
+        sections = () if snapshot.run.leader else self._training_sections()  # that of rank 0 has them
+        results = [self._try(section, snapshot, samples) for section in sections]
         collections = {"training": Collection(self._timer() - started, all(results))}
         for name, section in (("gpu", render_gpus), ("host", render_host)):
             is_success = self._try(section, snapshot, samples)
@@ -101,7 +102,7 @@ class RunCollector(Collector):
 
     def _try(self, section: Section, snapshot: Snapshot, samples: Samples) -> bool:
         """Render a section apart, so that one that fails half-way leaves no half histogram behind."""
-        part = Samples(snapshot.run.run_id)
+        part = Samples(snapshot.run.leader or snapshot.run.run_id)
         is_whole = contained(self._on_error, section, snapshot, part, default=False) is None
         if is_whole:
             samples.extend(part)

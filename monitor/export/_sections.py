@@ -64,6 +64,8 @@ def render_ranks(snapshot: Snapshot, samples: Samples) -> None:
         return
     for state in RANK_STATES:
         samples.put("training_ranks", sum(one.state == state for one in snapshot.ranks), state)
+    samples.put("training_summed_ranks", snapshot.summed_ranks)
+    samples.put("training_incomplete_steps_total", snapshot.incomplete_steps)
     for one in snapshot.ranks[:MAX_RANKS]:
         for name, value in _series_of(one).items():
             samples.put(f"training_rank_{name}", value, str(one.rank))

@@ -13,6 +13,7 @@ from monitor.link._entries import (
     RawEntry,
     SampleEntry,
     Span,
+    SpreadNorms,
     StepEntry,
 )
 from monitor.link._failures import FailureReporter
@@ -28,7 +29,7 @@ from monitor.link._frames import (
 )
 from monitor.link._in_force import InForce, applied_lr, shown_in_force
 from monitor.link._messages import RECORDED, VERSION, Hello, TrainingState
-from monitor.link._process import WatcherProcess, start_watcher, why_not_apart
+from monitor.link._process import WatcherProcess, far, start_watcher, why_not_apart
 
 __all__ = [
     "ENTRIES",
@@ -51,10 +52,12 @@ __all__ = [
     "RawEntry",
     "SampleEntry",
     "Span",
+    "SpreadNorms",
     "StepEntry",
     "TrainingState",
     "WatcherProcess",
     "applied_lr",
+    "far",
     "hold_back_sigpipe",
     "pack_entries",
     "pack_message",

@@ -12,7 +12,19 @@ from typing import Any, Literal, NamedTuple
 Value = Any
 """A float; on the training thread perhaps one that is still on its way from a device; None: not known."""
 Norms = list[Any] | tuple[Any, ...] | str
-"""A norm by device; empty where none was due; a text says why it cannot be known."""
+"""A norm by device; empty where none was due; a text says why it cannot be known. A tuple that begins with such a text
+is a :class:`SpreadNorms`."""
+
+
+class SpreadNorms(NamedTuple):
+    """The norms of gradients of which this rank holds a part: of those that it holds whole, and of its shards, each
+    list by device; every shard is weighted by one over the number of ranks that hold it too."""
+
+    reason: str
+    whole: Sequence[Any]
+    shards: Sequence[Any]
+
+
 Pass = tuple[float, Any]
 """A backward pass: when it began (``perf_counter``), and the loss that was back-propagated (several: a tuple; None: it
 cannot be known)."""

@@ -10,6 +10,8 @@
 | ``submitted`` | number of a request, and the record of its command or the refusal |
 | ``book`` | totals, times and records of the commands so far, for a watcher that takes over |
 | ``ask`` | number of a question, what is asked, arguments |
+| ``ranks`` | number of ranks and own rank, where ``attach`` came before the process group |
+| ``join`` | where rank 0's watcher takes shares, and own rank |
 | ``end`` | state and time of the end, and the text of the exception |
 | ``leave`` | nothing follows |
 
@@ -51,6 +53,9 @@ class Hello:
     ``detectors``: for the first optimizer, None: the default ones. ``is_continued``: an earlier watcher of this run has
     ended, and ``memory`` is what it had learnt before entry ``first_sequence`` and from the first ``num_messages``
     messages that are recorded. ``thread`` is the system's number of the thread that writes the link.
+    ``num_ranks``, ``rank`` and ``local_rank`` are also known where only a launcher has announced them; ``listener`` is
+    the descriptor of the socket at which rank 0 takes the shares of the others, ``secret`` what proves that they are of
+    this run, and ``place`` is where another rank's watcher sends its own, once that is known.
     """
 
     settings: Settings
@@ -69,6 +74,12 @@ class Hello:
     base_step: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
     thread: int = 0
+    num_ranks: int = 1
+    rank: int = 0
+    local_rank: int | None = None
+    listener: int | None = None
+    secret: str = field(default="", repr=False)
+    place: Mapping[str, Any] | None = field(default=None, repr=False)
     version: int = VERSION
 
 

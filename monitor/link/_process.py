@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -78,12 +79,12 @@ _STARTED: list[subprocess.Popen[bytes]] = []
 """What was started and not seen to end: a Popen that is dropped while its process runs would warn."""
 
 
-def start_watcher(run_id: str) -> WatcherProcess:
+def start_watcher(run_id: str, descriptors: Sequence[int] = ()) -> WatcherProcess:
     """Start a process that waits for its first message on its standard input and answers on its standard output.
 
     It has a session of its own, so that neither Ctrl-C nor a terminal that closes reaches it; it finds this very
     package, not a ``monitor.py`` of the user's; no ``sitecustomize`` runs in it; and no secret stands in its arguments
-    or its environment.
+    or its environment. ``descriptors`` are open in it too, under the same numbers.
 
     Raises:
         OSError: no process can be started.
@@ -93,11 +94,12 @@ def start_watcher(run_id: str) -> WatcherProcess:
         child_in, to_child = _pipe(undo)
         from_child, child_out = _pipe(undo)
         is_child = _adopts_orphans()
-        process = _start(run_id, child_in, child_out, _BOOT if is_child else _FORK + _BOOT)
+        code = _BOOT if is_child else _FORK + _BOOT
+        process = _start(run_id, child_in, child_out, code, descriptors)
         undo.pop_all()
     os.close(child_in)
     os.close(child_out)
-    to_child, from_child = _far(to_child), _far(from_child)
+    to_child, from_child = far(to_child), far(from_child)
     _widen(to_child)
     return WatcherProcess(process, Pipe(to_child), Pipe(from_child), is_child=is_child)
 
@@ -119,13 +121,16 @@ def _is_subreaper() -> bool:
     return refused == 0 and answer.value == 1
 
 
-def _start(run_id: str, child_in: int, child_out: int, code: str) -> subprocess.Popen[bytes]:
+def _start(
+    run_id: str, child_in: int, child_out: int, code: str, descriptors: Sequence[int]
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", code, "training-monitor", run_id],
         stdin=child_in,
         stdout=child_out,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        pass_fds=descriptors,
         env={key: value for key, value in os.environ.items() if key not in _SECRETS},
     )
 
@@ -146,7 +151,7 @@ def _pipe(undo: ExitStack) -> tuple[int, int]:
     return ends
 
 
-def _far(descriptor: int) -> int:
+def far(descriptor: int) -> int:
     """Return the same end under a number that no file of the program comes to have by accident."""
     try:
         import fcntl

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monitor.link import Norms
-from monitor.probe._values import take
+from monitor.link import Norms, SpreadNorms
+from monitor.probe._values import divided, take
 
+SHARDED = "sharded"
+"""How a reason begins that the parts of all ranks make up for."""
 MAX_CLIPS = 4096
 """Clips that are kept while nobody steps."""
 
@@ -21,6 +23,52 @@ def norms_of(params: Iterable[Tensor], *norm_types: float) -> list[Norms]:
     with torch.no_grad():
         grads = _gradients_of(params)
         return [grads if isinstance(grads, str) else _total_norm(grads, norm_type) for norm_type in norm_types]
+
+
+def spread_norms_of(params: Iterable[Tensor], reason: str) -> Norms:
+    """Compute the L2 norms of what this rank holds of gradients that are spread over ranks, without communication.
+
+    The squares of the shards of all ranks, each weighted by one over the number of ranks that hold the same, add up to
+    the square of the norm: a mesh dimension that replicates holds each as often as it is large. Returns a text where
+    that does not hold: for partial sums.
+    """
+    whole: list[Tensor] = []
+    shards: dict[int, list[Tensor]] = {}
+    with torch.no_grad():
+        for p in params:
+            grad: Any = p.grad
+            if grad is None:
+                continue
+            copies, local = _shard_of(grad)
+            if isinstance(local, str):
+                return local
+            if local.numel():
+                (shards.setdefault(copies, []) if copies else whole).append(local)
+        parts = [_weighted(grads, copies) for copies, grads in shards.items()]
+        of_whole = _total_norm(whole, 2.0)
+    for found in (of_whole, *parts):
+        if isinstance(found, str):
+            return found
+    return tuple(SpreadNorms(reason, of_whole, [value for part in parts for value in part]))
+
+
+def _shard_of(grad: Any) -> tuple[int, Tensor | str]:
+    """Return how many ranks hold the same shard, 0 for a gradient that is no shard, and what this rank holds of it."""
+    placements = getattr(grad, "placements", None)
+    if placements is None:
+        plain = grad if type(grad) is Tensor and grad.layout is torch.strided else _plain(grad)
+        return 0, plain
+    sizes = grad.device_mesh.shape
+    if any(one.is_partial() and size > 1 for one, size in zip(placements, sizes, strict=True)):
+        return 0, "partial sums"
+    copies = math.prod(size for one, size in zip(placements, sizes, strict=True) if one.is_replicate())
+    local = grad.to_local()
+    return copies, local if type(local) is Tensor else f"{type(local).__name__} cannot be read"
+
+
+def _weighted(grads: Sequence[Tensor], copies: int) -> Norms:
+    norms = _total_norm(grads, 2.0)
+    return norms if isinstance(norms, str) else [divided(norm, math.sqrt(copies)) for norm in norms]
 
 
 def _gradients_of(params: Iterable[Tensor]) -> list[Tensor] | str:
@@ -86,7 +134,7 @@ def local_of(tensor: Any) -> Tensor | str:
     spread = [(p, size) for p, size in zip(placements, tensor.device_mesh.shape, strict=True) if size > 1]
     spread = [(p, size) for p, size in spread if not p.is_replicate()]
     if spread:
-        kind = "partial sums" if any(p.is_partial() for p, _ in spread) else "sharded"
+        kind = "partial sums" if any(p.is_partial() for p, _ in spread) else SHARDED
         return f"{kind} over {math.prod(size for _, size in spread)} ranks"
     local = tensor.to_local()
     return local if type(local) is Tensor else f"{type(local).__name__} cannot be read"
@@ -102,4 +150,4 @@ def absence_of(params: Sequence[Tensor]) -> str | None:
     if not flattened or torch.distributed.get_world_size() == 1:
         return None
     is_whole = any(p.ndim > 1 or p.shape == getattr(p, "_unpadded_unsharded_size", None) for p in flattened)
-    return None if is_whole else "sharded by FullyShardedDataParallel"
+    return None if is_whole else f"{SHARDED} by FullyShardedDataParallel"

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from monitor.link import Norms, RawClip
-from monitor.probe._gradients import MAX_CLIPS, absence_of, norms_of
+from monitor.link import Norms, RawClip, SpreadNorms
+from monitor.probe._gradients import MAX_CLIPS, SHARDED, absence_of, norms_of, spread_norms_of
 from monitor.probe._scaling import ScaledBy, scale_of
 from monitor.probe._trace import current
 from monitor.probe._values import Value, divided, take
@@ -20,6 +20,15 @@ MAX_STRIDE = 1000
 PUT_TOGETHER = "changed by hand after a clip"
 CLIPPED_TWICE = "clipped in parts that overlap"
 L2 = 2.0
+
+
+def _power_from(number: int) -> int:
+    """Return the least power of two that is not less.
+
+    >>> [_power_from(number) for number in (0, 1, 3, 4)]
+    [1, 1, 4, 4]
+    """
+    return 1 << max(0, number - 1).bit_length()
 
 
 class Coverage(NamedTuple):
@@ -160,7 +169,9 @@ class NormMeter:
             self._count()
         rest = (p for g in groups for p in g["params"])
         (norms,) = self._measure((p for p in rest if id(p) not in covered) if covered else rest, L2)
-        return norms if isinstance(norms, str) else [*parts, *norms]
+        if not isinstance(norms, str):
+            return [*parts, *norms]
+        return norms if covered or not norms.startswith(SHARDED) else self._spread(norms)
 
     def of_clipped(self, covered: frozenset[int] | None, params: Iterable[Tensor], *norm_types: float) -> list[Norms]:
         """Measure this optimizer's share of what is clipped; nothing where this step's norm is not due."""
@@ -201,12 +212,34 @@ class NormMeter:
             self._pace(start)
         return norms
 
+    def _spread(self, reason: str) -> Norms:
+        """Measure this rank's part of gradients that are spread over ranks; where it cannot be, say why."""
+        params = (p for g in self.optimizer().param_groups for p in g["params"])
+        start = perf_counter()
+        try:
+            found = spread_norms_of(params, reason)
+            if isinstance(found, str):
+                return reason
+            _, whole, shards = SpreadNorms._make(found)
+            found = (reason, tuple(self.unscaled(tuple(whole))), tuple(self.unscaled(tuple(shards))))
+        except Exception as error:  # noqa: BLE001 - must not reach the training loop
+            self._on_error("probe", error)
+            self._next = self.number + self._max_stride
+            return reason
+        self._seconds += perf_counter() - start
+        if self.number != self._at:
+            self._pace(start)
+        return found
+
     def _pace(self, now: float) -> None:
         """Choose when to measure next. "auto" holds the passes' time within its share of that of the steps since the
-        last one; the very first pass may still load its kernels, and says nothing."""
+        last one; the very first pass may still load its kernels, and says nothing. Strides are powers of two, and steps
+        multiples of them: ranks that choose for themselves still measure the same steps, those of the largest stride.
+        """
         stride = self._stride
         if self._is_auto and self._at >= 0:
             allowed = self._budget * (now - self._time) / (self.number - self._at)
-            stride = min(self._max_stride, math.ceil(self._seconds / allowed)) if allowed > 0 else self._max_stride
-        self._next = self.number + stride
+            needed = math.ceil(self._seconds / allowed) if allowed > 0 else self._max_stride
+            stride = min(_power_from(needed), _power_from(self._max_stride // 2 + 1))
+        self._next = (self.number // stride + 1) * stride if self._is_auto else self.number + stride
         self._at, self._time, self._seconds = self.number, now, 0.0

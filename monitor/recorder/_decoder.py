@@ -6,7 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 
 from monitor._records import PHASES, Clip, ParamGroup, Sample, Step
-from monitor.link import NUM_SAMPLE_FIELDS, ClipNote, Details, Norms, Opened, Pass, RawEntry, SampleEntry, StepEntry
+from monitor.link import (
+    NUM_SAMPLE_FIELDS,
+    ClipNote,
+    Details,
+    Norms,
+    Opened,
+    Pass,
+    RawEntry,
+    SampleEntry,
+    SpreadNorms,
+    StepEntry,
+)
 from monitor.recorder._phases import phases_of
 
 
@@ -64,7 +75,8 @@ class Decoder:
             duration=None if last is None else entry.time - last,
             loss=_total(opened.losses),
             gradient_norm=_norm(opened.norms),
-            gradient_norm_reason=opened.norms if isinstance(opened.norms, str) else None,
+            gradient_norm_reason=_reason(opened.norms),
+            norm_parts=_parts(opened.norms),
             groups=_groups(scheduled, applied, opened.factors, self._details.get(entry.optimizer)),
             clips=clips,
             amp_scale=amp_scale,
@@ -107,8 +119,25 @@ def _total(passes: Sequence[Pass]) -> float | None:
     return None if not numbers or None in numbers else float(sum(numbers))
 
 
+def _reason(values: Norms) -> str | None:
+    found = values[0] if _is_spread(values) else values
+    return found if isinstance(found, str) else None
+
+
+def _is_spread(values: Norms | None) -> bool:
+    return isinstance(values, tuple) and bool(values) and isinstance(values[0], str)
+
+
+def _parts(values: Norms) -> tuple[float, float] | None:
+    """Return the norm of what this rank holds whole, and that of its shards."""
+    if not _is_spread(values):
+        return None
+    _, whole, shards = SpreadNorms._make(values)
+    return None if None in whole or None in shards else (_hypot(whole), _hypot(shards))
+
+
 def _norm(values: Norms | None) -> float | None:
-    if values is None or isinstance(values, str):
+    if values is None or isinstance(values, str) or _is_spread(values):
         return None
     return None if not values or None in values else _hypot(values)
 

@@ -30,6 +30,7 @@ _MEMORY = (
     "_sights",
     "_held",
     "_holds_back",
+    "sums",
     "_state",
     "_snapshot",
 )
@@ -49,6 +50,30 @@ class Source(Protocol):
         """Number of the last entry drained."""
 
 
+class Sums(Protocol):
+    """Where rank 0's steps wait for the shares of the other ranks: see :class:`monitor.ranks.StepSums`."""
+
+    num_incomplete: int
+    num_summed: int
+
+    @property
+    def num_put(self) -> int:
+        """Records that were put in so far."""
+
+    @property
+    def num_taken(self) -> int:
+        """Records that were taken out so far."""
+
+    def amend(self, optimizer: str, global_step: int, loss: float) -> bool:
+        """Give a step that still waits another loss; tell whether it was there."""
+
+    def put(self, record: Step | Sample) -> None:
+        """Take a record."""
+
+    def take(self, *, is_last: bool = False) -> list[Step | Sample]:
+        """Return what waits no longer, in order."""
+
+
 class Recorder:
     """Digest steps on a thread of its own.
 
@@ -59,6 +84,7 @@ class Recorder:
         window: steps in the trailing windows.
         target_steps, stall_timeout: shown as they are.
         detect: called with each step or validation loss, in order; returns events. Must not raise.
+        sums: where steps wait for the shares of other ranks; None: there are none.
         on_step: called with each step, the smoothed loss after it, and its Unix time as it is shown. Must not raise.
         on_sample: called with each value that was logged, and its Unix time. Must not raise.
         on_event: called with every event, in order. Must not raise.
@@ -82,6 +108,7 @@ class Recorder:
         target_steps: int | None = None,
         stall_timeout: float = 600.0,
         detect: Callable[[Step | Sample], Iterable[Event]] = lambda _: (),
+        sums: Sums | None = None,
         on_step: Callable[[Step, float | None, float], None] = lambda *_: None,
         on_sample: Callable[[Sample, float], None] = lambda *_: None,
         on_event: Callable[[Event], None] = lambda _: None,
@@ -96,6 +123,7 @@ class Recorder:
         self.log = EventLog()
         self._source = source
         self._detect = detect
+        self.sums = sums
         self._on_step, self._on_sample = on_step, on_sample
         self._on_event = on_event
         self._on_tick = on_tick
@@ -115,10 +143,11 @@ class Recorder:
         self._sights = {key: LossSight(key) for key in optimizers}
         self._held: dict[str, Step] = {}
         self._holds_back = False
+        self._is_ending = False
         self._inbox: deque[Event] = deque(maxlen=1000)
         self._posted_before: deque[Event] = deque()  # before the start, and so before any step
         self._state: State = "starting"
-        self._ranks: tuple[int, int] | None = None
+        self._about_ranks: dict[str, Any] = {}
         self._end_time: float | None = None
         self._elapsed: float | None = None
         self._snapshot = Snapshot(
@@ -137,7 +166,7 @@ class Recorder:
             lambda: self.run_once(self._loop.is_awaited),
             interval,
             on_error=on_error,
-            on_end=self.run_once,
+            on_end=self._end,
             counter=counter,
         )
 
@@ -152,9 +181,20 @@ class Recorder:
         """Digest what is left and end the thread."""
         self._loop.stop(timeout)
 
-    def flush(self, timeout: float, sequence: int = 0) -> bool:
-        """Wait until every entry up to a number has been digested and published; False if that took longer."""
-        return self._loop.wait(lambda: self._source.drained_sequence >= sequence, timeout)
+    def flush(self, timeout: float, sequence: int = 0, *, with_sums: bool = True) -> bool:
+        """Wait until every entry up to a number has been digested and published, ``with_sums`` also once the shares of
+        the other ranks are there; False if that took longer."""
+        goal: list[int] = []
+
+        def is_through() -> bool:
+            if self._source.drained_sequence < sequence:
+                return False
+            if self.sums is None or not with_sums:
+                return True
+            goal.append(self.sums.num_put)
+            return bool(self.sums.num_taken >= goal[0])
+
+        return self._loop.wait(is_through, timeout)
 
     def run_once(self, releases_held: bool = True) -> None:
         """Make one round: drain, digest, publish. Failures are contained record by record."""
@@ -164,11 +204,21 @@ class Recorder:
         contained(self._on_error, self._drain)
         if releases_held:
             for key in list(self._held):
-                contained(self._on_error, self._digest_step, self._held.pop(key))
+                contained(self._on_error, self._pass_on, self._held.pop(key))
+        contained(self._on_error, self._release)
         contained(self._on_error, self._add_posted, self._inbox)
         contained(self._on_error, lambda: self._on_tick(self._counter() + self._offset))
         contained(self._fail_to_publish, self._publish)
         contained(self._on_error, self._on_round)
+
+    def _end(self) -> None:
+        self._is_ending = True
+        self.run_once()
+
+    def _release(self) -> None:
+        """Digest the steps for which all shares are there; at the end all of them."""
+        for record in () if self.sums is None else self.sums.take(is_last=self._is_ending):
+            contained(self._on_error, self._record, record)
 
     def _publish(self) -> None:
         self._snapshot = self._build()
@@ -244,17 +294,34 @@ class Recorder:
 
     def _digest(self, record: Step | Sample) -> None:
         if isinstance(record, Sample):
-            self._digest_sample(record)
+            if record.kind == "loss":
+                self._on_sample(record, record.time + self._set_by)
+                self._amend(record)
+            else:
+                self._pass_on(record)
             return
         held = self._held.pop(record.optimizer, None)
         if held is not None:
-            self._digest_step(held)
+            self._pass_on(held)
         if self._holds_back:  # the loss of this step may still be logged
             self._held[record.optimizer] = record
         else:
-            self._digest_step(record)
+            self._pass_on(record)
 
-    def _digest_step(self, step: Step) -> None:
+    def _pass_on(self, record: Step | Sample) -> None:
+        """Record what is known of this rank, once the shares of the other ranks are there."""
+        if self.sums is None:
+            self._record(record)
+        else:
+            self.sums.put(record)
+
+    def _record(self, record: Step | Sample) -> None:
+        if isinstance(record, Step):
+            self._record_step(record)
+        else:
+            self._record_sample(record)
+
+    def _record_step(self, step: Step) -> None:
         ema = self._totals.add_step(step)
         shown_time = step.time + self._set_by
         self._course.add(step, ema, shown_time)
@@ -263,11 +330,8 @@ class Recorder:
             self._add_event(event)
         self._say(self._sights[step.optimizer].add(step))
 
-    def _digest_sample(self, sample: Sample) -> None:
+    def _record_sample(self, sample: Sample) -> None:
         self._on_sample(sample, sample.time + self._set_by)
-        if sample.kind == "loss":
-            self._amend(sample)
-            return
         self._totals.add_sample(sample)
         if sample.kind in ("val_loss", "metric"):
             for event in self._detect(sample):
@@ -281,7 +345,7 @@ class Recorder:
         held = self._held.get(key)
         if held is not None and held.global_step == sample.step:
             self._held[key] = replace(held, loss=sample.value)
-        else:
+        elif self.sums is None or not self.sums.amend(key, sample.step, sample.value):
             self._totals.amend_loss(key, sample.value)
             self._say(self._sights[key].amend(sample.step))
 
@@ -311,7 +375,11 @@ class Recorder:
 
     def set_ranks(self, world_size: int, rank: int) -> None:
         """Set which of how many ranks the next snapshot shows, where that was not known at the start."""
-        self._ranks = world_size, rank
+        self._about_ranks.update(world_size=world_size, rank=rank)
+
+    def set_leader(self, run_id: str) -> None:
+        """Set of which run the next snapshot says that it shows the steps of this rank."""
+        self._about_ranks.update(leader=run_id)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -324,13 +392,12 @@ class Recorder:
         rate = known["steps_per_second"]
         if state == "starting" and totals.last_time is not None:
             state = "running"
-        world_size, rank = self._ranks or (last.run.world_size, last.run.rank)
         eta = None
         if last.target_steps is not None and rate and self._end_time is None:
             eta = max(0.0, (last.target_steps - optimizers[0].global_step) / rate)
         return replace(
             last,
-            run=replace(last.run, world_size=world_size, rank=rank),
+            run=replace(last.run, **self._about_ranks),
             state=state,
             time=self._clock(),
             elapsed_seconds=self._counter() - self._began if self._elapsed is None else self._elapsed,
@@ -344,6 +411,8 @@ class Recorder:
             last_event_step=dict(log.last_step),
             last_event_seq=log.last_seq,
             dropped_steps=self._source.num_dropped,
+            summed_ranks=1 if self.sums is None else self.sums.num_summed,
+            incomplete_steps=0 if self.sums is None else self.sums.num_incomplete,
             **known,
         )
 

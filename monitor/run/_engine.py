@@ -24,6 +24,7 @@ from monitor.detect import Detector
 from monitor.link import FailureReporter, Hello
 from monitor.run._callbacks import Callbacks
 from monitor.run._identity import default_name, environment, identify, script_path
+from monitor.run._listener import Listener, expected_world, local_rank, open_listener
 from monitor.run._open_runs import leave, note_end
 from monitor.run._optimizers import WeakOptimizers
 from monitor.run._resume import NO_STATE, Claimed, Claims, Refusal, holds_state, where_to_continue
@@ -65,6 +66,9 @@ class Engine:
         self._claimed: Claimed | None = None
         self._has_compared = False
         self._exception = ""
+        self._listener: Listener | None = None
+        self._is_part = False
+        self._secret = secrets.token_hex(32)
         self._sigterm = SigtermHandler(lambda: note_end(self, SystemExit))
         self._lock = threading.Lock()
         self._watcher: RunWatcher | None = None
@@ -79,6 +83,8 @@ class Engine:
             on_paused=self._on_paused,
             on_command=self._on_command,
             on_outcome=self._on_outcome,
+            place=self._place,
+            on_place=self._on_place,
         )
         policies = tuple(policies)
         self._callbacks = Callbacks(
@@ -120,6 +126,7 @@ class Engine:
                 behind then.
         """
         self._failures.contain("folder", self._continue_earlier)
+        self._failures.contain("link", self._listen)
         try:  # only now: a run that is refused, as another one watches its optimizer, starts no process
             self._watcher = make_watcher(
                 self._hello, self._training, self._callbacks, self._failures, self._begin_round
@@ -127,8 +134,10 @@ class Engine:
         except BaseException:
             leave(self)
             self._give_back()
+            self._close_listener()
             raise
         try:
+            self._training.enter()
             self.watcher.open()
             self._callbacks.start()
             self._training.open()
@@ -140,6 +149,31 @@ class Engine:
             raise
         self._has_started = True
         return self
+
+    def _listen(self) -> None:
+        """Where this is one of several ranks, know which one; on rank 0 open a socket for the shares of the others."""
+        num_ranks, rank = expected_world()
+        self._hello = replace(self._hello, num_ranks=num_ranks, rank=rank, local_rank=local_rank())
+        if num_ranks > 1 and rank == 0:
+            self._listener = open_listener()
+            self._hello = replace(self._hello, listener=self._listener.descriptor, secret=self._secret)
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+
+    def _place(self) -> Mapping[str, Any]:
+        """Return where this run's watcher takes the shares of the other ranks."""
+        to = self._listener
+        if to is None:
+            return {}
+        hostname = self._hello.info.hostname
+        return {"run_id": self.id, "hostname": hostname, "host": to.host, "port": to.port, "secret": self._secret}
+
+    def _on_place(self, place: Mapping[str, Any]) -> None:
+        self._is_part = True
+        if self._watcher is not None:
+            self._watcher.join(place, world()[1])
 
     def _continue_earlier(self) -> None:
         """Become the earlier run that the settings name, if there is one to continue."""
@@ -211,10 +245,11 @@ class Engine:
         end = time.time()
         with ExitStack() as last:  # whatever happens on the way, Ctrl-C included: the rest is done too
             contain, watcher = self._failures.contain, self.watcher
+            last.callback(self._close_listener)
             last.callback(watcher.leave)  # last of all: what is gone is not scraped once more
             last.callback(contain, "server", watcher.wait)
             last.callback(contain, "control", self._let_go)
-            if self._has_started:
+            if self._has_started and not self._is_part:
                 last.callback(contain, "log", lambda: self._say_goodbye(state))
             last.callback(contain, "recorder", lambda: self._publish_end(state, end))
             last.callback(contain, "control", self._training.rates.close)
@@ -271,6 +306,7 @@ class Engine:
             self._failures.contain("probe", probe.close)
         self._failures.contain("control", self._training.rates.close)
         self._training.ranks.forget()
+        self._close_listener()
         if self._watcher is not None:
             self._failures.contain("recorder", self._watcher.forget)
 
@@ -384,7 +420,7 @@ class Engine:
             raise ValueError(f"the saved LR factors cannot be read: {error!r}") from error
         step = _step_of(state["step"])
         if self._training.buffer.last_sequence:
-            self.watcher.flush(FLUSH_SECONDS)  # the steps made so far have the numbers of before
+            self.watcher.flush(FLUSH_SECONDS, with_sums=False)  # the steps made so far have the numbers of before
         before = self._training.base_step
         self._training.continue_at(step)
         try:

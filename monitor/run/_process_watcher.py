@@ -144,6 +144,11 @@ class ProcessWatcher:
         self._hello = replace(self._hello, info=replace(self._hello.info, world_size=world_size, rank=rank))
         self._send("ranks", (world_size, rank))
 
+    def join(self, place: Mapping[str, Any], rank: int) -> None:
+        """Have the shares of this rank sent to rank 0's watcher, by this watcher and by one that takes over."""
+        self._hello = replace(self._hello, place=place, rank=rank)
+        self._send("join", (place, rank), wakes=True)
+
     def note_command(self, record: CommandRecord) -> None:
         """Send a command that was accepted, or its outcome."""
         self._send("command", record, wakes=True)
@@ -215,19 +220,20 @@ class ProcessWatcher:
             return self._final.get(what, default)
         return self._ask(what, *arguments, default=default)
 
-    def flush(self, timeout: float) -> bool:
+    def flush(self, timeout: float, *, with_sums: bool = True) -> bool:
         """Wait until what was recorded so far is in the snapshot, and what it leads to was called."""
         deadline = time.monotonic() + timeout
         if self._is_ending:
             return self._has_final.wait(timeout)
-        if not self._ask("flush", self._training.buffer.last_sequence, timeout, timeout=timeout, default=False):
+        words = self._training.buffer.last_sequence, timeout, with_sums
+        if not self._ask("flush", *words, timeout=timeout, default=False):
             return False
         return self._callback_thread.flush(deadline - time.monotonic())
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of recorder and detectors; nothing where the watcher does not answer."""
         if not self._is_ending:
-            self.flush(ANSWER_SECONDS)
+            self.flush(ANSWER_SECONDS, with_sums=False)  # a checkpoint does not wait for other ranks
         found: dict[str, Any] = self._final_or("state_dict", {"smoothing": {}, "detectors": {}})
         return found
 

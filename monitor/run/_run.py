@@ -116,7 +116,7 @@ class Run:
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until everything recorded so far is in :meth:`snapshot`; False if that took longer than
-        ``timeout`` seconds."""
+        ``timeout`` seconds. On rank 0 of several that takes the shares of the other ranks."""
         return self._engine.watcher.flush(timeout)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from monitor.run._callbacks import Callbacks
 from monitor.run._training_side import TrainingSide
 from monitor.watcher import Watcher
 
+MOMENT_SECONDS = 0.5
+"""How long the end of a run waits for the last shares of the other ranks, or for its own to be sent."""
+
 
 class LocalTraining:
     """The training process as a watcher on one of its own threads sees it."""
@@ -145,6 +148,10 @@ class ThreadWatcher:
         """Set which of how many ranks the run is."""
         self.watcher.set_ranks(world_size, rank)
 
+    def join(self, place: Mapping[str, Any], rank: int) -> None:
+        """Be part of the sums over the ranks."""
+        self._failures.contain("link", lambda: self.watcher.join(place, rank))
+
     def note_command(self, record: CommandRecord) -> None:
         """Keep a command; the watcher sees the queue itself."""
         self.watcher.note_command(record)
@@ -161,13 +168,13 @@ class ThreadWatcher:
         """Return the events after a sequence number."""
         return self.watcher.reports.events(since)
 
-    def flush(self, timeout: float) -> bool:
+    def flush(self, timeout: float, *, with_sums: bool = True) -> bool:
         """Wait until what was recorded so far is in the snapshot."""
-        return self.watcher.recorder.flush(timeout, self._buffer.last_sequence)
+        return self.watcher.recorder.flush(timeout, self._buffer.last_sequence, with_sums=with_sums)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of recorder and detectors."""
-        self.flush(5.0)
+        self.flush(5.0, with_sums=False)  # a checkpoint does not wait for other ranks
         return self.watcher.state_dict()
 
     def load(self, base_step: int, smoothing: Any, detectors: Any) -> None:
@@ -181,9 +188,11 @@ class ThreadWatcher:
     def end(self, state: State, end: float, note: Callable[[], None], exception: str = "") -> None:
         """Record the end of the run: everything that can be done without waiting for somebody else."""
         watcher, contain = self.watcher, self._failures.contain
+        contain("link", lambda: watcher.settle(MOMENT_SECONDS))
         contain("recorder", lambda: watcher.end(state, end, exception))
         contain("recorder", note)
         contain("recorder", watcher.recorder.stop)
+        contain("link", lambda: watcher.shares.close(MOMENT_SECONDS))
         contain("system", lambda: watcher.sampler.stop(2.0))
         contain("folder", lambda: watcher.publisher.finish(state, end))
 

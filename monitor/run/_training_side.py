@@ -32,6 +32,7 @@ class TrainingSide:
         on_paused: told True when training pauses and False when it continues.
         on_command: takes every command that was accepted.
         on_outcome: takes every command that has an outcome.
+        place, on_place: see :class:`~monitor.control.Ranks`.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class TrainingSide:
         on_paused: Callable[[bool], None],
         on_command: Callable[[CommandRecord], None],
         on_outcome: Callable[[CommandRecord], None],
+        place: Callable[[], Mapping[str, Any]] = dict,
+        on_place: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
         self._failures = failures
         self._first_thread = threading.get_ident()
@@ -100,13 +103,19 @@ class TrainingSide:
             num_steps=lambda: self.probes[0].number,
             call_at=self._call_at,
             own_state=self._own_state,
+            place=place,
+            on_place=on_place,
             on_error=self._on_ranks_error,
         )
         self._blindness = Blindness(self.probes)
 
-    def open(self) -> None:
-        """Put every hook and patch in place."""
+    def enter(self) -> None:
+        """Be the same run on every rank; to be called before anything looks for the other ranks."""
         self._failures.contain("control", lambda: self.ranks.enter(self._optimizers))
+
+    def open(self) -> None:
+        """Put every hook and patch in place, and look for the other ranks."""
+        self._failures.contain("control", self.ranks.look)
         self._failures.contain("control", lambda: self.rates.open(self._failures.of("control")))
         for probe in self.probes:
             self._failures.contain("probe", probe.open)

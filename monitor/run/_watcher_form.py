@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from monitor._records import CommandRecord, Event, RunInfo, Snapshot, State
@@ -41,6 +42,9 @@ class RunWatcher(Protocol):
     def set_ranks(self, world_size: int, rank: int) -> None:
         """Set which of how many ranks the run is."""
 
+    def join(self, place: Mapping[str, Any], rank: int) -> None:
+        """Send the shares of this rank, another than 0, to where rank 0's watcher takes them: ``place``."""
+
     def note_command(self, record: CommandRecord) -> None:
         """Note a command that was accepted, or its outcome."""
 
@@ -53,8 +57,9 @@ class RunWatcher(Protocol):
     def events(self, since: int) -> tuple[Event, ...]:
         """Return the events after a sequence number."""
 
-    def flush(self, timeout: float) -> bool:
-        """Wait until what was recorded so far is in the snapshot; False if that took longer."""
+    def flush(self, timeout: float, *, with_sums: bool = True) -> bool:
+        """Wait until what was recorded so far is in the snapshot, ``with_sums`` also once the shares of the other ranks
+        are there; False if that took longer."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs of recorder and detectors."""
@@ -97,12 +102,14 @@ def make_watcher(
         if why is None:
             from monitor.run._process_watcher import ProcessWatcher
 
+            descriptors = () if hello.listener is None else (hello.listener,)
+            start = partial(start_watcher, descriptors=descriptors)
             try:
-                process = start_watcher(hello.info.run_id)
+                process = start(hello.info.run_id)
             except OSError as error:
                 why = str(error)
             else:
-                return ProcessWatcher(hello, training, callbacks, failures, begin_round, process)
+                return ProcessWatcher(hello, training, callbacks, failures, begin_round, process, start)
         _LOG.warning("the monitor runs on threads of this process, as no process can be started for it: %s", why)
     from monitor.run._thread_watcher import ThreadWatcher
 

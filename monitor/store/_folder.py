@@ -202,14 +202,17 @@ class RunFolder:
         url: str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        leader: str | None = None,
     ) -> None:
-        """Write a new state, URL, rank or number of ranks. A URL also makes the run a Prometheus target (file_sd)."""
+        """Write a new state, URL, rank, number of ranks or leader. A URL also makes the run a target of Prometheus
+        (file_sd)."""
         run = replace(
             self._run,
             state=state or self._run.state,
             url=url or self._run.url,
             rank=self._run.rank if rank is None else rank,
             world_size=world_size or self._run.world_size,
+            leader=self._run.leader if leader is None else leader,
         )
         if run == self._run:
             return

@@ -43,7 +43,8 @@ class NoHomeError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class KnownRun:
-    """A run as its folder tells; ``state`` is one of STATES; ``vanished``: its process died silently."""
+    """A run as its folder tells; ``state`` is one of STATES; ``vanished``: its process died silently.
+    ``leader`` is the id of the run that shows the steps of this rank, if another one does."""
 
     run_id: str
     name: str
@@ -58,6 +59,7 @@ class KnownRun:
     rank: int = 0
     world_size: int = 1
     resume_time: float | None = None
+    leader: str = ""
     path: Path = Path()
 
     @property
@@ -165,6 +167,7 @@ def read_run(folder: Path) -> KnownRun | None:
             rank=int(found.get("rank") or 0),
             world_size=int(found.get("world_size") or 1),
             resume_time=None if found.get("resume_time") is None else float(found["resume_time"]),
+            leader=_to_line(found.get("leader") or ""),
             path=folder,
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):

@@ -29,7 +29,7 @@ def surplus(
 
     Args:
         runs: all runs, oldest first. Live ones count, and are never among the answers.
-        num_runs: how many stay, live ones among them; the newest do.
+        num_runs: how many stay, live ones among them; the newest do. The ranks of one training are one.
         num_bytes: what the folders may take together; the oldest go first.
         before: Unix time; runs whose last session began earlier go.
         is_late: tells that no further folder is to be measured: those that were not do not count as too large.
@@ -37,12 +37,24 @@ def surplus(
     found: dict[str, list[KnownRun]] = {}
     ended = [run for run in runs if not run.is_live]
     if num_runs is not None:
-        found["num_runs"] = ended[: max(0, len(runs) - num_runs)]
+        found["num_runs"] = _too_many(runs, num_runs)
     if num_bytes is not None:
         found["num_bytes"] = _beyond(runs, ended, num_bytes, is_late)
     if before is not None:
         found["before"] = [run for run in ended if run.session_time < before]
     return found
+
+
+def _too_many(runs: Sequence[KnownRun], num_runs: int) -> list[KnownRun]:
+    live = {_training_of(run) for run in runs if run.is_live}
+    trainings = list(dict.fromkeys(_training_of(run) for run in runs))
+    ended = [one for one in trainings if one not in live]
+    gone = set(ended[: max(0, len(trainings) - num_runs)])
+    return [run for run in runs if _training_of(run) in gone]
+
+
+def _training_of(run: KnownRun) -> str:
+    return run.leader or run.run_id
 
 
 def _beyond(

@@ -178,6 +178,7 @@ class Service:
     def _hand_over(self) -> None:
         """Leave port, folder and store to another watcher, without a word about an end."""
         self._failures.contain("recorder", self._watcher.recorder.stop)
+        self._failures.contain("link", self._watcher.shares.close)
         self._failures.contain("server", self._watcher.publisher.stop)
         self._failures.contain("folder", self._watcher.publisher.hand_over)
 
@@ -190,7 +191,7 @@ class Service:
     def _note_vanished(self) -> None:
         """Record that the training process has ended without a word."""
         self._training.is_gone = True
-        self._watcher.recorder.flush(5.0)  # what was in the pipe
+        self._watcher.recorder.flush(5.0, with_sums=False)  # what was in the pipe
         step = self._watcher.recorder.snapshot.optimizers[0].global_step
         why = self._oom.explain() or "killed, or its end did not reach its watcher"
         message = f"run {self._hello.info.run_id} vanished at step {step}: its process is gone ({why})"
@@ -198,6 +199,7 @@ class Service:
 
     def _finish(self, state: State, end: float, exception: str = "", message: str = "", step: int = 0) -> None:
         watcher, contain = self._watcher, self._failures.contain
+        contain("link", watcher.settle)
         self._end = state, end
         self._training.is_gone = True
         watcher.end(state, end, exception)
@@ -205,6 +207,7 @@ class Service:
             details = {"state": state}
             watcher.recorder.post(Event("state", "critical", step, step, message, end_step=step, details=details))
         contain("recorder", watcher.recorder.stop)
+        contain("link", watcher.shares.close)
         contain("system", lambda: watcher.sampler.stop(2.0))
         contain("folder", lambda: watcher.publisher.finish(state, end))
         watcher.publisher.settle(SETTLE_SECONDS)
@@ -285,6 +288,8 @@ class Service:
             watcher.recorder.set_state(content)
         elif kind == "ranks":
             watcher.set_ranks(*content)
+        elif kind == "join":
+            watcher.join(*content)
         elif kind == "command":
             training.book.put(content)
             watcher.note_command(content)
@@ -316,8 +321,8 @@ class Service:
     def _answer_events(self, since: int) -> Any:
         return self._watcher.reports.events(since)
 
-    def _answer_flush(self, sequence: int, timeout: float) -> bool:
-        return self._watcher.recorder.flush(timeout, sequence)
+    def _answer_flush(self, sequence: int, timeout: float, with_sums: bool) -> bool:
+        return self._watcher.recorder.flush(timeout, sequence, with_sums=with_sums)
 
     def _answer_state_dict(self) -> Any:
         return self._watcher.state_dict()

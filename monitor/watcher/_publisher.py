@@ -24,6 +24,10 @@ from monitor.watcher._served_run import ServedRun
 from monitor.watcher._training import Training
 
 _LOG = logging.getLogger("monitor")
+ALONE_SECONDS = 30.0
+"""After how long a rank other than 0 that is not part of rank 0's run says where its own page is."""
+
+_AS_PLANNED = ("finished", "interrupted")
 
 
 def of_rank(info: RunInfo, environ: Mapping[str, str] = os.environ) -> str:
@@ -71,6 +75,10 @@ class Publisher:
         self._server: HttpServer | None = None
         self._is_continued = hello.is_continued
         self._store = store
+        self._leader = ""
+        self._is_quiet = hello.rank > 0
+        self._alone_at = time.monotonic() + ALONE_SECONDS
+        self._is_target = hello.local_rank == 0
         self._is_logged = False
         self.linger = Linger()
 
@@ -232,7 +240,27 @@ class Publisher:
         self._post(lambda folder: folder.update(state="running", url=server.url))
         if self._folder is not None:
             self._wait_for_disk()
-        _LOG.info("live page%s: %s/?token=%s", of_rank(self._info), server.url, self._token)
+        if not self._is_quiet:
+            self._say_address()
+
+    def _say_address(self) -> None:
+        _LOG.info("live page%s: %s/?token=%s", of_rank(self._info), self.url, self._token)
+
+    def look_for_leader(self) -> None:
+        """Say where the page of a rank is that nobody else's page shows. Called now and then."""
+        if self._is_quiet and time.monotonic() > self._alone_at:
+            self._is_quiet = False
+            if self._server is not None:
+                self._say_address()
+
+    def be_part_of(self, leader: str, hostname: str) -> None:
+        """Note in the folder that another run shows the steps of this rank. Of the ranks on another host one stays a
+        target of Prometheus, for the readings of that host."""
+        self._leader, self._is_quiet = leader, False
+        is_target = self._is_target and hostname != self._info.hostname
+        self._post(lambda folder: folder.update(leader=leader))
+        if not is_target:
+            self._post(lambda folder: folder.withdraw())
 
     def _bind(self) -> HttpServer | None:
         s, token = self._settings, self._token
@@ -270,6 +298,9 @@ class Publisher:
         self.linger.note_end()
         final = run_document(self._reports.snapshot())
         self._store.close(self.post_to_path)
+        if self._leader and state in _AS_PLANNED:  # the other run has it all
+            self._post(lambda folder: folder.discard())
+            return
         self._post(lambda folder: folder.finish(state, end_time=end, final=final))
 
     def hand_over(self) -> None:

@@ -7,7 +7,7 @@ import pickle
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from monitor.watcher._pace import Pace
 from monitor.watcher._publisher import Publisher
 from monitor.watcher._reports import Reports
 from monitor.watcher._run_store import RunStore
+from monitor.watcher._shares import END_SECONDS, Shares
 from monitor.watcher._training import Training
 
 PAST_SECONDS = 30.0
@@ -57,6 +58,7 @@ class Watcher:
         settings, self._training, self._hello = hello.settings, training, hello
         self._failures = failures
         self._wants_steps = hello.wants_steps
+        self._leader = self._leader_host = ""
         self._after_round = on_round
         self.source = EntrySource(
             Decoder(hello.base_step, hello.skipped), failures.of("step_buffer"), fetch, hello.first_sequence
@@ -71,6 +73,7 @@ class Watcher:
         self._store = RunStore(
             _store_reporter(failures), max_bytes=settings.store_bytes, is_continued=hello.is_continued
         )
+        self.shares = Shares(hello, failures, self._on_joined)
         self.recorder = Recorder(
             self.source,
             hello.info,
@@ -79,7 +82,8 @@ class Watcher:
             target_steps=settings.total_steps,
             stall_timeout=settings.stall_timeout,
             detect=self._digest,
-            on_step=self._store.add_step,
+            sums=self.shares.sums,
+            on_step=self._on_step,
             on_sample=self._store.add_sample,
             on_event=self._on_event,
             on_tick=self._on_tick,
@@ -123,6 +127,9 @@ class Watcher:
         self.publisher.open_folder()
         if not self._hello.memory:  # no other watcher has numbered an event of this run that is known
             self._begin()
+        self._failures.contain("link", lambda: self.shares.open(self.recorder.sums))
+        if self._hello.place is not None:
+            self.join(self._hello.place, self._hello.rank)
         self._failures.contain("recorder", self.recorder.start)
         self._failures.contain("system", self.sampler.start)
         self._store.set_facts(_facts_of(self._hello))
@@ -153,10 +160,27 @@ class Watcher:
     def set_ranks(self, world_size: int, rank: int) -> None:
         """Know which of how many ranks the run is, where ``attach`` came before the process group."""
         info = replace(self._hello.info, world_size=world_size, rank=rank)
+        self.shares.rank = rank
         self._hello = replace(self._hello, info=info)
         self.recorder.set_ranks(world_size, rank)
         self.publisher.set_ranks(world_size, rank)
         self._store.set_facts({"run": asdict(info)})
+
+    def join(self, place: Mapping[str, Any], rank: int) -> None:
+        """Be part of the sums over the ranks, as a rank other than 0."""
+        self._leader_host = str(place.get("hostname", ""))
+        self.shares.join(place, rank)
+
+    def _on_joined(self, leader: str) -> None:
+        """Be a part of rank 0's run from here on, which shows and judges the steps of all ranks."""
+        self._leader = leader
+        self.recorder.set_leader(leader)
+        self.publisher.be_part_of(leader, self._leader_host)
+
+    def settle(self, seconds: float = END_SECONDS) -> None:
+        """Wait until the last steps have the shares of all ranks, ``seconds`` at most."""
+        if self.shares.sums is not None:
+            self.recorder.flush(seconds)
 
     def load(self, base_step: int, smoothing: Any, detectors: Any) -> None:
         """Continue from the state of an earlier session.
@@ -205,19 +229,26 @@ class Watcher:
 
     def _on_tick(self, now: float) -> None:
         self._detection.expect(self._training.guesses)
+        self.publisher.look_for_leader()
         is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
-        for event in self._detection.tick(now, is_excused=is_excused):
+        for event in self._detection.tick(now, is_excused=is_excused or bool(self._leader)):
             self.recorder.post(event)
+        if self.shares.sums is not None:
+            self.shares.sums.expect(one.rank for one in self._training.ranks if one.state in ("ok", "behind"))
         step = self.recorder.snapshot.optimizers[0].global_step
         for event in self._detection.look_at_ranks(self._training.ranks, step):
             self.recorder.post(event)
+
+    def _on_step(self, step: Step, smoothed: float | None, time: float) -> None:
+        self._store.add_step(step, smoothed, time)
+        self.shares.add_step(step)
 
     def _digest(self, record: Step | Sample) -> list[Event]:
         if self._wants_steps and isinstance(record, Step):
             self._training.on_step(record)
         if isinstance(record, Step):
             self._pace.add(record)
-        return self._detection.digest(record)
+        return [] if self._leader else self._detection.digest(record)
 
     def _on_event(self, event: Event) -> None:
         self._store.add_event(event)
@@ -225,6 +256,7 @@ class Watcher:
 
     def _on_round(self) -> None:
         self._store.flush(self.publisher.post_to_path)
+        self.shares.send()
         self._training.end_round(self.source.decoder.skipped)
         if self._training.are_several and (pace := self._pace.take()) is not None:
             self._training.note_pace(*pace)

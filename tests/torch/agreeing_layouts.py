@@ -1,4 +1,5 @@
-"""Ways in which ranks share a training, for ``agreeing_ranks``: each builds it anew, the same every time."""
+"""Ways in which ranks share a training, for ``agreeing_ranks`` and ``summing_ranks``: each builds it anew, the same
+every time."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -27,7 +28,9 @@ class Training:
     Args:
         model: what this rank trains.
         optimizer: of the parameters that this rank has.
-        backward: makes the gradients from this rank's own random numbers; default: one pass of one batch.
+        backward: makes the gradients from this rank's own random numbers, and returns the loss, None: there is none
+            here; default: one pass of one batch.
+        clip: is done then; default: nothing.
         inside: what the loop stands in; default: nothing.
     """
 
@@ -35,10 +38,11 @@ class Training:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        backward: Callable[[Callable[[], Tensor]], None] | None = None,
+        backward: Callable[[Callable[[], Tensor]], float | None] | None = None,
         inside: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        clip: Callable[[], object] = lambda: None,
     ) -> None:
-        self.model, self.optimizer, self.inside = model, optimizer, inside
+        self.model, self.optimizer, self.inside, self._clip = model, optimizer, inside, clip
         self._generator = torch.Generator().manual_seed(dist.get_rank())
         self._backward = backward or self._of_one_batch
 
@@ -46,16 +50,25 @@ class Training:
         """Return the next batch of this rank."""
         return torch.randn(4, 8, generator=self._generator)
 
-    def _of_one_batch(self, batch: Callable[[], Tensor]) -> None:
-        self.model(batch()).square().mean().backward()
+    def _of_one_batch(self, batch: Callable[[], Tensor]) -> float:
+        return passed_back(self.model(batch()).square().mean())
 
-    def backward(self) -> None:
-        """Make the gradients of a step."""
-        self._backward(self.batch)
+    def backward(self, look: Callable[[], object] = lambda: None) -> float | None:
+        """Make the gradients of a step, with a look at them before the clip; return the loss of this rank."""
+        loss = self._backward(self.batch)
+        look()
+        self._clip()
+        return loss
 
     def weights(self) -> list[list[float]]:
         """Return the parameters that this rank holds, or its share of them."""
         return [getattr(p, "_local_tensor", p).detach().flatten().tolist() for p in self.model.parameters()]
+
+
+def passed_back(loss: Tensor) -> float:
+    """Make the gradients of a loss, and return it."""
+    loss.backward()
+    return loss.item()
 
 
 def plain() -> nn.Sequential:
@@ -74,10 +87,12 @@ def accumulating() -> Training:
     """Whole copies; all but the last of the micro-batches are added up without the other ranks."""
     model = DistributedDataParallel(plain())
 
-    def backward(batch: Callable[[], Tensor]) -> None:
+    def backward(batch: Callable[[], Tensor]) -> float:
+        loss = 0.0
         for number in range(1, NUM_MICRO_BATCHES + 1):
             with nullcontext() if number == NUM_MICRO_BATCHES else model.no_sync():
-                (model(batch()).square().mean() / NUM_MICRO_BATCHES).backward()
+                loss += passed_back(model(batch()).square().mean() / NUM_MICRO_BATCHES)
+        return loss
 
     return Training(model, torch.optim.SGD(model.parameters(), lr=LR), backward)
 
@@ -98,12 +113,21 @@ def sharded() -> Training:
     """FSDP2 on a mesh of one dimension, with a clip."""
     model = plain()
     fully_shard(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    return Training(model, optimizer, clip=lambda: nn.utils.clip_grad_norm_(model.parameters(), 0.1))
 
-    def backward(batch: Callable[[], Tensor]) -> None:
-        model(batch()).square().mean().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
 
-    return Training(model, torch.optim.AdamW(model.parameters(), lr=LR), backward)
+def sharded_unclipped() -> Training:
+    """FSDP2 without a clip: no rank has the norm."""
+    model = plain()
+    fully_shard(model)
+    return Training(model, torch.optim.AdamW(model.parameters(), lr=LR))
+
+
+def flat() -> Training:
+    """FullyShardedDataParallel: plain tensors that hold a part."""
+    model = FullyShardedDataParallel(plain(), device_id=torch.device("cpu"), use_orig_params=True)
+    return Training(model, torch.optim.AdamW(model.parameters(), lr=LR))
 
 
 def hybrid() -> Training:
@@ -120,8 +144,8 @@ def tensor_parallel() -> Training:
     parallelize_module(model, mesh, {"0": ColwiseParallel(use_local_output=False), "2": RowwiseParallel()})
     shared = torch.Generator().manual_seed(0)
 
-    def backward(_: Callable[[], Tensor]) -> None:
-        model(torch.randn(4, 8, generator=shared)).square().mean().backward()
+    def backward(_: Callable[[], Tensor]) -> float:
+        return passed_back(model(torch.randn(4, 8, generator=shared)).square().mean())
 
     return Training(model, torch.optim.SGD(model.parameters(), lr=LR, foreach=False), backward)
 
@@ -134,13 +158,16 @@ def pipelined() -> Training:
     stage = PipelineStage(model, rank, world, torch.device("cpu"))
     schedule = ScheduleGPipe(stage, n_microbatches=2, loss_fn=lambda output, target: (output - target).square().mean())
 
-    def backward(batch: Callable[[], Tensor]) -> None:
+    def backward(batch: Callable[[], Tensor]) -> float | None:
+        losses: list[Tensor] = []
         if rank == 0:
             schedule.step(batch())
         elif rank == world - 1:
-            schedule.step(target=batch())
+            schedule.step(target=batch(), losses=losses)
+            return sum(loss.item() for loss in losses) / len(losses)
         else:
             schedule.step()
+        return None
 
     return Training(model, torch.optim.SGD(model.parameters(), lr=LR), backward)
 
@@ -151,6 +178,8 @@ BUILDS: dict[str, Callable[[], Training]] = {
     "joined": joined,
     "redundancy free": redundancy_free,
     "sharded": sharded,
+    "sharded, unclipped": sharded_unclipped,
+    "flat": flat,
     "hybrid": hybrid,
     "tensor parallel": tensor_parallel,
     "pipelined": pipelined,

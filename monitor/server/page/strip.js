@@ -17,6 +17,12 @@ const TILES = [
   ["clipped", "Steps clipped"], ["speed", "Speed"], ["last-step", "Last step"], ["overhead", "Monitor overhead"],
 ];
 
+/** Say of whose shares of the batch the loss is the mean. */
+const shareOf = (info, summed) => {
+  if (summed <= 1) return `on rank ${info.rank} of ${info.world_size}`;
+  return summed === info.world_size ? `mean of ${summed} ranks` : `mean of ${summed} of ${info.world_size} ranks`;
+};
+
 class Tile {
   constructor(id, label) {
     this.value = h("data", { value: "" }, format.UNKNOWN);
@@ -99,12 +105,13 @@ export class Strip {
     setText(byId("progress-text"), parts.join(" · "));
   }
 
-  #loss(info, optimizer) {
+  #loss(run, optimizer) {
+    const info = run.run;
     const { loss = null, loss_ema: smooth = null, loss_best: best = null, loss_best_step: bestStep = null, nonfinite = {} } = optimizer ?? {};
     const bad = (nonfinite.loss ?? 0) + (nonfinite.gradient ?? 0);
     const history = bad ? `${format.integer(bad)} non-finite so far` : "";
     const unknown = loss === null && optimizer?.steps ? "not known for the last step" : "";
-    const share = info.world_size > 1 ? `on rank ${info.rank} of ${info.world_size}` : "";
+    const share = info.world_size > 1 ? shareOf(info, run.summed_ranks) : "";
     const words = [unknown, share, `smoothed ${format.number(smooth)}`, history].filter(Boolean).join(", ");
     this.tiles.loss.show(loss, format.number(loss), words, notFinite(loss) ? "critical" : null);
     this.tiles.best.show(best, format.number(best), bestStep === null ? "" : `smoothed, at step ${format.integer(bestStep)}`);

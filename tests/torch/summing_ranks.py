@@ -1,0 +1,94 @@
+"""One rank of a group whose losses and norms are added up: ``python -m tests.torch.summing_ranks rank world port
+cases``.
+
+Prints, as one JSON object a case, the losses and norms that the run of this rank has kept, and the true ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import monitor
+from tests.torch.agreeing_layouts import BUILDS
+
+NUM_STEPS = 30
+
+
+def look(case: str) -> dict[str, Any]:
+    """Train as the case says, watched on every rank, and again unwatched."""
+    made, losses, norms = BUILDS[case](), list[float | None](), list[float]()
+    with monitor.attach(made.optimizer, gpu=False, port=0, linger=0, gradient_norm=1, name="together") as run:
+        for _ in range(NUM_STEPS):
+            losses.append(made.backward(lambda: norms.append(square_of(made.model))))
+            made.optimizer.step()
+            made.optimizer.zero_grad()
+    history = run.history()["optimizers"][type(made.optimizer).__name__]
+    bare = BUILDS[case]()
+    for _ in range(NUM_STEPS):
+        bare.backward(lambda: norms.append(square_of(bare.model)))
+        bare.optimizer.step()
+        bare.optimizer.zero_grad()
+    return {
+        "loss": history["loss"],
+        "norm": history["gradient_norm"],
+        "true_loss": mean_of(losses),
+        "true_norm": total_of(case, norms[:NUM_STEPS]),
+        "is_same": made.weights() == bare.weights(),
+        "summed": run.snapshot().summed_ranks,
+        "incomplete": run.snapshot().incomplete_steps,
+        "step": run.step,
+    }
+
+
+def square_of(model: nn.Module) -> float:
+    """Return the square of the norm of the gradients, gathered where they are spread as DTensors: a collective."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    whole: list[Tensor] = [grad.full_tensor() if hasattr(grad, "full_tensor") else grad for grad in grads]
+    return float(sum(grad.double().square().sum() for grad in whole))
+
+
+def gathered(values: list[Any]) -> list[list[Any]]:
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, values)
+    return found
+
+
+def mean_of(losses: list[float | None]) -> list[float]:
+    """Return the means over the ranks that have a loss."""
+    present = [[loss for loss in of_step if loss is not None] for of_step in zip(*gathered(losses), strict=True)]
+    return [sum(of_step) / len(of_step) for of_step in present]
+
+
+def total_of(case: str, squares: list[float]) -> list[float]:
+    """Return the norms of the gradient that all ranks hold together."""
+    if case in ("pipelined", "flat"):  # each rank has another part of it
+        return [math.sqrt(sum(of_step)) for of_step in zip(*gathered(squares), strict=True)]
+    return [math.sqrt(square) for square in squares]
+
+
+def main(rank: int, world: int, port: int, cases: str) -> None:
+    """Look at each case."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        store=dist.TCPStore("127.0.0.1", port, world, rank == 0, wait_for_workers=False),
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
+    found = {case: look(case) for case in cases.split("; ")}
+    print(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]), sys.argv[4])
