@@ -33,9 +33,12 @@ DETECTOR_KINDS = (
     "outlier",
     "nonfinite_metric",
 )
-EVENT_KINDS = (*DETECTOR_KINDS, "capture", "rank_lost")
+EVENT_KINDS = (*DETECTOR_KINDS, "capture", "rank_lost", "straggler")
 """The kinds of trouble that are counted and shown while they last: what the detectors find; ``capture``, which says
-that the monitor itself cannot see something; ``rank_lost``, one event for each rank that is lost."""
+that the monitor itself cannot see something; ``rank_lost``, one event for each rank that is lost; ``straggler``, a
+rank that the others wait for."""
+RANK_KINDS = ("rank_lost", "straggler")
+"""Those that only several ranks can have."""
 ACTIONS = ("reduce", "set", "restore", "undo", "pause", "resume", "stop", "checkpoint")
 COMMAND_ROUTES: Mapping[str, tuple[str, str]] = {
     "set": ("PUT", "/lr"),
@@ -281,7 +284,9 @@ RANK_STATES: tuple[RankState, ...] = get_args(RankState)
 @dataclass(frozen=True, slots=True)
 class RankReading:
     """What rank 0 knows of one rank. ``step_time`` is the median of the last second with steps, ``loss`` the rank's own
-    share, ``last_seen_seconds`` the age of its last word by rank 0's clock."""
+    share, ``last_seen_seconds`` the age of its last word by rank 0's clock, ``own_time`` what a step takes it apart
+    from the backward pass, over the last seconds; ``url`` where other hosts reach its watcher, if that has the readings
+    of its host."""
 
     rank: int
     state: RankState = "not_attached"
@@ -291,6 +296,8 @@ class RankReading:
     step_time: float | None = None
     loss: float | None = None
     last_seen_seconds: float | None = None
+    own_time: float | None = None
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)

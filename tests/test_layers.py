@@ -60,7 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._run_events": {"_records", "control"},
     "run._logged": {"probe"},
     "run._callbacks": {"_records", "control", "link", "run._log"},
-    "run._training_side": LEAVES | {"control", "link", "probe", "run._logged", "system"},
+    "run._launcher": {"control"},
+    "run._training_side": LEAVES | {"control", "link", "probe", "run._launcher", "run._logged", "system"},
     "run._thread_watcher": {"_records", "link", "watcher", "run._callbacks", "run._training_side"},
     "run._restarts": set(),
     "run._questions": set(),
@@ -79,7 +80,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {f"run.{name}" for name in ("_callbacks", "_process_watcher", "_thread_watcher", "_training_side")},
     "run._engine": LEAVES
     | {"control", "detect", "link", "store"}
-    | {f"run.{name}" for name in ("_callbacks", "_identity", "_listener", "_open_runs", "_optimizers", "_resume")}
+    | {
+        f"run.{name}"
+        for name in ("_callbacks", "_identity", "_launcher", "_listener", "_open_runs", "_optimizers", "_resume")
+    }
     | {f"run.{name}" for name in ("_run_events", "_sigterm")}
     | {f"run.{name}" for name in ("_training_side", "_watcher_form")},
     "run._run": LEAVES | {"control", "run._engine"},

@@ -151,13 +151,13 @@ def ranks_table(ranks: Sequence[Document], is_ended: bool) -> list[str]:
     if not ranks:
         return []
     when, since = (" at the end", "before") if is_ended else ("", "ago")
-    rows = [(f"{len(ranks)} ranks{when}", "state", "step", "step time", "loss", "last seen", "host")]
+    rows = [(f"{len(ranks)} ranks{when}", "state", "step", "step time", "own time", "loss", "last seen", "host")]
     for one in ranks:
         seen = UNKNOWN if one["last_seen_seconds"] is None else f"{duration(one['last_seen_seconds'])} {since}"
-        step_time = UNKNOWN if one["step_time"] is None else f"{number(one['step_time'])} s"
-        row = (str(one["rank"]), one["state"].replace("_", " "), count(one["step"]), step_time, number(one["loss"]))
+        times = (UNKNOWN if one.get(time) is None else f"{number(one[time])} s" for time in ("step_time", "own_time"))
+        row = (str(one["rank"]), one["state"].replace("_", " "), count(one["step"]), *times, number(one["loss"]))
         rows.append((*row, seen, one["host"] or UNKNOWN))
-    return table(rows, right=(2, 3, 4, 5))
+    return table(rows, right=(2, 3, 4, 5, 6))
 
 
 def status(run: Document, url: str | None, now: float) -> list[str]:

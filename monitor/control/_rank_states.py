@@ -26,7 +26,7 @@ LOST_TURNS = 3
 BEHIND_SECONDS = 3.0
 """A rank is behind that is so many seconds of steps behind the first: more than its word may be old. Steps are counted
 from ``attach`` on, as for commands: a rank need not know how many an earlier session made."""
-_SHOWN = ("run_id", "host", "step", "step_time", "loss")
+_SHOWN = ("run_id", "host", "step", "step_time", "loss", "url")
 _SAID = {*_SHOWN, "made", "number", "is_over"}
 
 

@@ -27,6 +27,7 @@ from monitor.detect._signal import SignalSettings
 from monitor.detect._slowdown import SlowdownDetector, SlowdownSettings
 from monitor.detect._spike import SpikeDetector
 from monitor.detect._stall import StallDetector, StallSettings
+from monitor.detect._stragglers import Stragglers
 from monitor.detect._stuck import StuckDetector, StuckSettings
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "SpikeDetector",
     "StallDetector",
     "StallSettings",
+    "Stragglers",
     "StuckDetector",
     "StuckSettings",
     "default_detectors",

@@ -113,6 +113,12 @@ _RANKS = (
         unit="seconds",
     ),
     _gauge(
+        "training_rank_own_duration_seconds",
+        "Mean time of a step that a rank takes apart from the backward pass, in which it waits for the others.",
+        "rank",
+        unit="seconds",
+    ),
+    _gauge(
         "training_rank_last_seen_seconds",
         "Time for which a rank has said nothing, by rank 0's clock.",
         "rank",

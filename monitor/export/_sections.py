@@ -13,6 +13,7 @@ from monitor._records import (
     MAX_RANKS,
     OUTCOMES,
     PHASES,
+    RANK_KINDS,
     RANK_STATES,
     SOURCES,
     STATES,
@@ -72,7 +73,12 @@ def render_ranks(snapshot: Snapshot, samples: Samples) -> None:
 
 
 def _series_of(one: RankReading) -> dict[str, float | None]:
-    return {"step": one.step, "step_duration_seconds": one.step_time, "last_seen_seconds": one.last_seen_seconds}
+    return {
+        "step": one.step,
+        "step_duration_seconds": one.step_time,
+        "own_duration_seconds": one.own_time,
+        "last_seen_seconds": one.last_seen_seconds,
+    }
 
 
 def render_losses(snapshot: Snapshot, samples: Samples) -> None:
@@ -140,8 +146,8 @@ def render_gradients(snapshot: Snapshot, samples: Samples) -> None:
 
 
 def render_events(snapshot: Snapshot, samples: Samples) -> None:
-    """Render the events, every kind that the run may have from 0 on: only among several ranks can one be lost."""
-    kinds = [kind for kind in EVENT_KINDS if kind != "rank_lost" or snapshot.ranks]
+    """Render the events, every kind that the run may have from 0 on: only several ranks have some of them."""
+    kinds = [kind for kind in EVENT_KINDS if kind not in RANK_KINDS or snapshot.ranks]
     for kind, count in {**dict.fromkeys(kinds, 0), **snapshot.events_total}.items():
         samples.put("training_events_total", count, kind)
     for kind, is_active in {**dict.fromkeys(kinds, False), **snapshot.events_active}.items():

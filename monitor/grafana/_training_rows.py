@@ -194,6 +194,23 @@ def ranks() -> tuple[Panel, ...]:
             min=0,
         ).sized(6),
         timeseries(
+            "Own time of each rank",
+            "A step without the backward pass, in which ranks wait for each other: they wait for the highest.",
+            "s",
+            Query(select("training_rank_own_duration_seconds"), "rank {{rank}}"),
+            noValue=alone,
+            min=0,
+        ).sized(6),
+        timeseries(
+            "Ranks in the sums",
+            "Ranks whose shares are in loss and gradient norm, and steps that lack one.",
+            "none",
+            Query(select("training_summed_ranks"), "ranks"),
+            Query(increase("training_incomplete_steps_total"), "incomplete steps"),
+            noValue=alone,
+            min=0,
+        ).sized(6),
+        timeseries(
             "Silence of each rank",
             "Time since a rank last said how far it is, by rank 0's clock; it keeps rising for a lost one.",
             "s",

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from monitor._records import Sample, Step
+from monitor.ranks._own_times import OwnTimes, OwnTimeWindow
 from monitor.ranks._share import Share, share_of
 
 PATIENCE_SECONDS = 5.0
@@ -62,6 +63,9 @@ class StepSums:
         self._with_loss: set[tuple[int, int]] = set()
         self._are_same: dict[int, bool] = {}
         self._last: dict[int, int] = {}
+        self._window = OwnTimeWindow(clock)
+        self.own_times: Mapping[int, float] = {}
+        """What each rank took for itself in a step of the last window, in seconds."""
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------------------------------------------ any thread
@@ -119,6 +123,13 @@ class StepSums:
         self.num_taken += len(found)
         return found
 
+    def take_own_times(self) -> OwnTimes | None:
+        """Return what the ranks took for themselves in a window that is over, once."""
+        found = self._window.take()
+        if found is not None:
+            self.own_times = found.by_rank
+        return found
+
     def _is_through(self, record: Step | Sample, since: float) -> bool:
         if isinstance(record, Sample):
             return True
@@ -138,6 +149,8 @@ class StepSums:
         self._last[place] = step.number
         shares = {0: share_of(step, place), **self._shares.pop((place, step.number), {})}
         loss = self._loss(place, shares)
+        if place == 0:  # the first optimizer paces the run
+            self._window.add(shares)
         self.num_summed = len(shares)
         self.num_incomplete += len(shares) <= sum(map(bool, self._heard.values()))
         norm, reason = self._norm(place, list(shares.values()), step.gradient_norm_reason)
@@ -178,10 +191,11 @@ class StepSums:
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {**self.__dict__, "_lock": None, "_clock": None, "_queue": deque(self._queue)}
+            left_out = {"_lock": None, "_clock": None, "_window": None}
+            return {**self.__dict__, **left_out, "_queue": deque(self._queue)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _clock=time.monotonic)
+        self.__dict__.update(state, _lock=threading.Lock(), _clock=time.monotonic, _window=OwnTimeWindow())
 
 
 def _distinct(norms: Iterable[float]) -> list[float]:

@@ -143,7 +143,6 @@ class Recorder:
         self._sights = {key: LossSight(key) for key in optimizers}
         self._held: dict[str, Step] = {}
         self._holds_back = False
-        self._is_ending = False
         self._inbox: deque[Event] = deque(maxlen=1000)
         self._posted_before: deque[Event] = deque()  # before the start, and so before any step
         self._state: State = "starting"
@@ -166,7 +165,7 @@ class Recorder:
             lambda: self.run_once(self._loop.is_awaited),
             interval,
             on_error=on_error,
-            on_end=self._end,
+            on_end=lambda: self.run_once(is_last=True),
             counter=counter,
         )
 
@@ -196,8 +195,9 @@ class Recorder:
 
         return self._loop.wait(is_through, timeout)
 
-    def run_once(self, releases_held: bool = True) -> None:
-        """Make one round: drain, digest, publish. Failures are contained record by record."""
+    def run_once(self, releases_held: bool = True, *, is_last: bool = False) -> None:
+        """Make one round: drain, digest, publish; in the last one wait for no share. Failures are contained record by
+        record."""
         if not contained(self._on_error, self._has_past, default=True):
             return
         contained(self._on_error, self._add_posted, self._posted_before)
@@ -205,19 +205,15 @@ class Recorder:
         if releases_held:
             for key in list(self._held):
                 contained(self._on_error, self._pass_on, self._held.pop(key))
-        contained(self._on_error, self._release)
+        contained(self._on_error, self._release, is_last)
         contained(self._on_error, self._add_posted, self._inbox)
         contained(self._on_error, lambda: self._on_tick(self._counter() + self._offset))
         contained(self._fail_to_publish, self._publish)
         contained(self._on_error, self._on_round)
 
-    def _end(self) -> None:
-        self._is_ending = True
-        self.run_once()
-
-    def _release(self) -> None:
-        """Digest the steps for which all shares are there; at the end all of them."""
-        for record in () if self.sums is None else self.sums.take(is_last=self._is_ending):
+    def _release(self, is_last: bool) -> None:
+        """Digest the steps for which all shares are there, or all of them."""
+        for record in () if self.sums is None else self.sums.take(is_last=is_last):
             contained(self._on_error, self._record, record)
 
     def _publish(self) -> None:

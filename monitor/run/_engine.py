@@ -24,7 +24,8 @@ from monitor.detect import Detector
 from monitor.link import FailureReporter, Hello
 from monitor.run._callbacks import Callbacks
 from monitor.run._identity import default_name, environment, identify, script_path
-from monitor.run._listener import Listener, expected_world, local_rank, open_listener
+from monitor.run._launcher import expected_world, local_rank
+from monitor.run._listener import Listener, open_listener
 from monitor.run._open_runs import leave, note_end
 from monitor.run._optimizers import WeakOptimizers
 from monitor.run._resume import NO_STATE, Claimed, Claims, Refusal, holds_state, where_to_continue

@@ -11,12 +11,10 @@ import socket
 from collections.abc import Mapping
 from contextlib import suppress
 
-from monitor.control import store_host, world
+from monitor.control import store_host
 from monitor.link import far
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_NUMBERS = (("WORLD_SIZE", "RANK"), ("SLURM_NTASKS", "SLURM_PROCID"))
-"""Variables of launchers that say how many ranks there are, and which one this is."""
 
 
 class Listener:
@@ -33,32 +31,6 @@ class Listener:
         with suppress(OSError):
             if descriptor >= 0:
                 os.close(descriptor)
-
-
-def expected_world(environ: Mapping[str, str] = os.environ) -> tuple[int, int]:
-    """Return number of ranks and own rank: those of torch.distributed, or those that a launcher has announced.
-
-    >>> expected_world({"WORLD_SIZE": "4", "RANK": "2"}), expected_world({})
-    ((4, 2), (1, 0))
-    """
-    if world()[0] > 1:
-        return world()
-    for size, rank in _NUMBERS:
-        with suppress(KeyError, ValueError):
-            return int(environ[size]), int(environ[rank])
-    return 1, 0
-
-
-def local_rank(environ: Mapping[str, str] = os.environ) -> int | None:
-    """Return the number of this rank on its host, if a launcher has announced it.
-
-    >>> local_rank({"LOCAL_RANK": "1"}), local_rank({})
-    (1, None)
-    """
-    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
-        with suppress(KeyError, ValueError):
-            return int(environ[name])
-    return None
 
 
 def open_listener(environ: Mapping[str, str] = os.environ) -> Listener:

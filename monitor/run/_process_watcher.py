@@ -265,6 +265,7 @@ class ProcessWatcher:
             _LOG.log(level, "%s", text)
         elif kind == "ready":
             self._url, self._has_folder = content
+            self._training.url = self._url
             self._ready.set()
         elif kind == "final":
             self._final = content

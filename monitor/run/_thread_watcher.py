@@ -119,12 +119,14 @@ class ThreadWatcher:
         begin_round: Callable[[], None],
     ) -> None:
         self._settings, self._failures, self._buffer = hello.settings, failures, training.buffer
+        self._side = training
         local = LocalTraining(training, callbacks, begin_round)
         self.watcher = Watcher(hello, local, failures, fetch=training.buffer.take)
 
     def open(self) -> None:
         """Start everything. Raises as :meth:`monitor.watcher.Watcher.open`."""
         self.watcher.open()
+        self._side.url = self.watcher.publisher.url
 
     @property
     def url(self) -> str | None:

@@ -16,6 +16,7 @@ from monitor._settings import Settings
 from monitor.control import Boundary, Commands, LearningRates, LRScaling, Ranks, in_force
 from monitor.link import FailureReporter, InForce
 from monitor.probe import NEVER, Blindness, ForwardWatch, StepBuffer, StepProbe
+from monitor.run._launcher import local_rank, reachable
 from monitor.run._logged import LoggedValues
 from monitor.system import read_allocator, read_torch_devices
 
@@ -55,12 +56,14 @@ class TrainingSide:
         self._forward = ForwardWatch()
         num_groups = sum(len(o.param_groups) for o in optimizers.values())
         of_probe = failures.of("probe")
-        self._optimizers, self._min_lr = optimizers, settings.min_lr
+        self._optimizers, self._min_lr, self._host = optimizers, settings.min_lr, settings.host
         self.buffer = StepBuffer(num_groups, on_error=failures.of("step_buffer"))
         self.base_step = 0
         self.pace: tuple[float | None, float | None] = (None, None)
         """Median step time of the last second or so, and the last loss, where other ranks train along."""
         self.skipped: Mapping[str, int] = {}
+        self.url: str | None = None
+        """Address of the live page, once it is known."""
         self._logged = LoggedValues(self.buffer, failures.of("log"))
         scalings = {key: LRScaling(settings.min_lr) for key in optimizers}
         self.rates = LearningRates(optimizers, scalings, min_lr=settings.min_lr, allow_increase=settings.allow_increase)
@@ -217,7 +220,13 @@ class TrainingSide:
 
     def _own_state(self) -> Mapping[str, Any]:
         step_time, loss = self.pace
-        return {"host": socket.gethostname(), "step": self.step, "step_time": step_time, "loss": loss}
+        return {
+            "host": socket.gethostname(),
+            "step": self.step,
+            "step_time": step_time,
+            "loss": loss,
+            "url": reachable(self.url, self._host) if local_rank() == 0 else "",
+        }
 
     def _call_at(self, num_steps: int) -> None:
         self.probes[0].boundary_at = num_steps

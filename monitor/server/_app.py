@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, request
 
@@ -137,13 +138,11 @@ def _add_operations(app: Flask, auth: Auth, access: RunAccess) -> None:
 
     def targets() -> Response:
         # The series carry run_id themselves: as a target label it would be renamed to exported_run_id.
-        run = access.snapshot().run
-        labels = {
-            "__scheme__": request.scheme,
-            "__meta_monitor_run_id": run.run_id,
-            "__meta_monitor_run_name": run.name,
-        }
-        return _answer([{"targets": [request.host], "labels": labels}])
+        snapshot = access.snapshot()
+        names = {"__meta_monitor_run_id": snapshot.run.run_id, "__meta_monitor_run_name": snapshot.run.name}
+        hosts = [urlsplit(one.url) for one in snapshot.ranks if one.url and one.host != snapshot.run.hostname]
+        found = [(request.scheme, request.host), *((host.scheme, host.netloc) for host in hosts)]
+        return _answer([{"targets": [to], "labels": {"__scheme__": scheme, **names}} for scheme, to in found])
 
     def describe() -> Response:
         return Response(OPENAPI_FILE.read_bytes(), content_type="application/json")

@@ -10,7 +10,7 @@ from typing import Any
 from monitor._records import Event, RankReading, Sample, Step
 from monitor._settings import Settings
 from monitor.common import contained
-from monitor.detect import Detector, DetectorSet, LostRanks, default_detectors
+from monitor.detect import Detector, DetectorSet, LostRanks, Stragglers, default_detectors
 
 BATCH_SIZE = "batch_size"
 """A metric of this name is an announcement: when it changes, rises are muted for a while."""
@@ -45,7 +45,7 @@ class Detection:
         self._first = keys[0]
         self._on_error = on_error
         self._batch_size: float | None = None
-        self._lost_ranks = LostRanks()
+        self._lost_ranks, self._stragglers = LostRanks(), Stragglers()
         self._lock = threading.Lock()
 
     def digest(self, record: Step | Sample) -> list[Event]:
@@ -75,6 +75,10 @@ class Detection:
         """Take how far each rank is; return the events of ranks that are lost or back."""
         return self._contained(lambda: self._lost_ranks.look(ranks, step))
 
+    def look_at_own_times(self, by_rank: Mapping[int, float], step_time: float, step: int) -> list[Event]:
+        """Take how long each rank takes for itself; return the event of a rank that the others wait for."""
+        return self._contained(lambda: self._stragglers.look(by_rank, step_time, step))
+
     def _follow_batch_size(self, size: float) -> None:
         if self._batch_size is not None and size != self._batch_size:
             for one in self._sets.values():
@@ -87,12 +91,12 @@ class Detection:
 
     def memory(self) -> tuple[Any, ...]:
         """Return all that the detectors have learnt, for another watcher of the same run."""
-        return self._sets, self._batch_size, self._lost_ranks
+        return self._sets, self._batch_size, self._lost_ranks, self._stragglers
 
     def remember(self, memory: tuple[Any, ...]) -> None:
         """Take over what another watcher's detectors have learnt."""
         with self._lock:
-            self._sets, self._batch_size, self._lost_ranks = memory
+            self._sets, self._batch_size, self._lost_ranks, self._stragglers = memory
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the detectors know, as plain values."""

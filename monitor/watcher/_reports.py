@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from monitor._records import Event, Snapshot
+from monitor._records import Event, RankReading, Snapshot
 from monitor.link import FailureReporter, shown_in_force
 from monitor.recorder import Recorder
 from monitor.system import SystemSampler
@@ -17,8 +18,14 @@ class Reports:
     """Put together what the recorder, the sampler, the training process and the count of failures know."""
 
     def __init__(
-        self, recorder: Recorder, sampler: SystemSampler, training: Training, failures: FailureReporter
+        self,
+        recorder: Recorder,
+        sampler: SystemSampler,
+        training: Training,
+        failures: FailureReporter,
+        own_times: Callable[[], Mapping[int, float]] = dict,
     ) -> None:
+        self._own_times = own_times
         self._recorder = recorder
         self._sampler = sampler
         self._training = training
@@ -36,8 +43,12 @@ class Reports:
             host=system.host,
             gpus=system.gpus,
             collections=system.collections,
-            ranks=training.ranks,
+            ranks=self._ranks(),
         )
+
+    def _ranks(self) -> tuple[RankReading, ...]:
+        own_times = self._own_times()
+        return tuple(replace(one, own_time=own_times.get(one.rank)) for one in self._training.ranks)
 
     def snapshot_in_force(self) -> Snapshot:
         """Return the latest published state with the commands that were applied since: factors, and a pause."""

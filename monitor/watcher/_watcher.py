@@ -14,6 +14,7 @@ from typing import Any
 from monitor._errors import StoreError
 from monitor._records import CommandRecord, Event, RunInfo, Sample, State, Step
 from monitor.link import FailureReporter, Hello
+from monitor.ranks import StepSums
 from monitor.recorder import Decoder, EntrySource, Recorder
 from monitor.store import PATIENCE_SECONDS
 from monitor.system import GpuReader, HostReader, SystemSampler
@@ -106,7 +107,7 @@ class Watcher:
             failures.of("system"),
             on_reading=self._store.add_reading,
         )
-        self.reports = Reports(self.recorder, self.sampler, training, failures)
+        self.reports = Reports(self.recorder, self.sampler, training, failures, self._own_times)
         self.publisher = Publisher(
             hello,
             store=self._store,
@@ -233,15 +234,25 @@ class Watcher:
         is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
         for event in self._detection.tick(now, is_excused=is_excused or bool(self._leader)):
             self.recorder.post(event)
-        if self.shares.sums is not None:
-            self.shares.sums.expect(one.rank for one in self._training.ranks if one.state in ("ok", "behind"))
         step = self.recorder.snapshot.optimizers[0].global_step
         for event in self._detection.look_at_ranks(self._training.ranks, step):
+            self.recorder.post(event)
+        sums = self.shares.sums
+        if sums is not None:
+            self._look_at_shares(sums, step)
+
+    def _look_at_shares(self, sums: StepSums, step: int) -> None:
+        sums.expect(one.rank for one in self._training.ranks if one.state in ("ok", "behind"))
+        own = sums.take_own_times()
+        for event in () if own is None else self._detection.look_at_own_times(*own, step):
             self.recorder.post(event)
 
     def _on_step(self, step: Step, smoothed: float | None, time: float) -> None:
         self._store.add_step(step, smoothed, time)
         self.shares.add_step(step)
+
+    def _own_times(self) -> Mapping[int, float]:
+        return {} if self.shares.sums is None else self.shares.sums.own_times
 
     def _digest(self, record: Step | Sample) -> list[Event]:
         if self._wants_steps and isinstance(record, Step):

@@ -159,6 +159,7 @@ CASES = [
     ),
     *_events("TrainingRankLost", "rank_lost", "stall"),
     _short("TrainingRankLost", "rank_lost"),
+    *_events("TrainingStraggler", "straggler", "slowdown"),
     # loss
     *_events("TrainingLossNonfinite", "nonfinite", "nonfinite_metric"),
     _short("TrainingLossNonfinite", "nonfinite"),

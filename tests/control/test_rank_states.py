@@ -40,7 +40,7 @@ class World:
     def own(self, rank: int) -> dict[str, Any]:
         made = self.steps[rank]
         figures = {"made": made, "step": self.base_steps[rank] + made, "step_time": self.step_time, "loss": 2.0 + rank}
-        return {"run_id": f"run-{rank}", "host": f"host-{rank}", **figures}
+        return {"run_id": f"run-{rank}", "host": f"host-{rank}", "url": "", **figures}
 
     def live(self, seconds: float, *, silent: tuple[int, ...] = (), reads: bool = True) -> list[str]:
         """Let the time pass, and return the state of each rank."""

@@ -25,7 +25,7 @@ class World:
             check_effect=lambda _: None,
             num_steps=lambda: 10,
             call_at=lambda _: None,
-            own_state=lambda: {"host": "a", "step": 10, "step_time": 0.1, "loss": 2.0},
+            own_state=lambda: {"host": "a", "step": 10, "step_time": 0.1, "loss": 2.0, "url": ""},
             on_error=lambda error: self.errors.append(str(error)),
             clock=lambda: self.now,
         )

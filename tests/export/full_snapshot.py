@@ -141,7 +141,9 @@ def make_snapshot(groups: int = 64, gpus: int = 2, **changes: object) -> Snapsho
         "dropped_series": 5,
         "host": HostReading(0.4, 8e9, 3.2e10, 2.5e9, 1234.5),
         "gpus": tuple(make_gpu(i) for i in range(gpus)),
-        "ranks": tuple(RankReading(i, "ok", "demo", "box", 5200, 0.2, 1.25, 0.5) for i in range(2)),
+        "ranks": tuple(RankReading(i, "ok", "demo", "box", 5200, 0.2, 1.25, 0.5, 0.1) for i in range(2)),
+        "summed_ranks": 2,
+        "incomplete_steps": 3,
         "collections": {"gpu": Collection(0.003, True), "host": Collection(0.002, True)},
     }
     return Snapshot(**{**fields, **changes})  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from monitor._records import (
     EVENT_KINDS,
     OUTCOMES,
     PHASES,
+    RANK_KINDS,
     SOURCES,
     STATES,
     Collection,
@@ -127,7 +128,7 @@ def test_counters_start_at_zero_for_every_label_value():
     assert {number for samples in counters.values() for _, number in samples} == {0}
     of_several = scrape(make_snapshot(groups=0, ranks=(RankReading(0, "ok"),), dropped_series=0, **NO_EVENTS))
     for name in ("training_events_total", "training_event_active"):
-        assert {pairs["kind"] for pairs, _ in found[name]} == {*EVENT_KINDS} - {"rank_lost"}
+        assert {pairs["kind"] for pairs, _ in found[name]} == {*EVENT_KINDS} - {*RANK_KINDS}
         assert {pairs["kind"] for pairs, _ in of_several[name]} == {*EVENT_KINDS}
     assert {pairs["phase"] for pairs, _ in found["training_phase_duration_seconds_total"]} == set(PHASES)
     commands = {tuple(pairs.values()) for pairs, _ in found["training_control_commands_total"]}

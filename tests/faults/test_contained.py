@@ -88,6 +88,10 @@ REASONS = {
         "monitor.probe._attribution.LossAttribution.withhold",
         *(f"monitor.probe.{module}.has_leaf" for module in ("_graph", "_attribution")),
     },
+    "a sharded model without a clip; tests/torch/test_summing.py shows it": {
+        *("monitor.probe._gradients." + n for n in ("spread_norms_of", "_shard_of", "_weighted")),
+        *("monitor.probe._norms." + n for n in ("spread_norms_of", "NormMeter._spread")),
+    },
     "several threads, or a failure of ours; tests/probe shows them": {
         "monitor.probe._attribution.LossAttribution.is_reached_by",
         *("monitor.probe._steps.StepProbe." + n for n in ("_makes_way", "_part", "_spoil")),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from flask.testing import FlaskClient
 
+from monitor._records import RankReading
 from monitor.server import _json
 from tests.server.fake_run import FakeRun
 from tests.server.wire import CONTROL, READ
@@ -18,6 +20,14 @@ def get(client: FlaskClient, path: str, headers: dict[str, str] = READ, status: 
     response = client.get(f"/api/v1{path}", headers=headers)
     assert response.status_code == status, response.text
     return json.loads(response.data, parse_constant=lambda name: pytest.fail(f"bare {name}"))
+
+
+HOSTS = [
+    ("workstation", "http://10.0.0.6:9477"),
+    ("workstation", ""),
+    ("node-b", "https://10.0.0.7:9477"),
+    ("node-b", ""),
+]
 
 
 def test_run_shows_the_whole_snapshot(client: FlaskClient, run: FakeRun) -> None:
@@ -136,6 +146,19 @@ def test_targets_name_the_address_that_was_asked(client: FlaskClient) -> None:
             },
         }
     ]
+
+
+def test_targets_name_the_other_hosts_of_the_ranks(
+    client: FlaskClient, run: FakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that can be reached: one rank of each says where."""
+    ranks = [RankReading(i, "ok", host=host, url=url) for i, (host, url) in enumerate(HOSTS)]
+    monkeypatch.setattr(run, "snapshot", lambda shown=run.snapshot(): replace(shown, ranks=tuple(ranks)))
+    response = client.get("/api/v1/targets", headers={**READ, "Host": "127.0.0.1:9477"})
+    assert response.json is not None
+    named = [(one["labels"]["__scheme__"], *one["targets"]) for one in response.json]
+    assert named == [("http", "127.0.0.1:9477"), ("https", "10.0.0.7:9477")]
+    assert {one["labels"]["__meta_monitor_run_id"] for one in response.json} == {"fake-0a1b2c"}
 
 
 def test_metrics_pass_accept_and_names(client: FlaskClient, run: FakeRun) -> None:

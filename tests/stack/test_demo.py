@@ -30,6 +30,7 @@ _SOUND, _LONG = "the demo is sound, and the snapshot has no such event", "looks 
 # Why neither target gives an alert a reason to fire; tests/alerts/cases.py has a course for each that does.
 SILENT = {
     "TrainingRankLost": _SOUND,
+    "TrainingStraggler": _SOUND,
     "TrainingRunFailed": "no run has failed",
     "TrainingRunVanished": "both runs are scraped",
     "TrainingLossNonfinite": _SOUND,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import monitor
+from monitor.ranks import _own_times
 from tests.torch.agreeing_layouts import BUILDS
 
 NUM_STEPS = 30
@@ -46,6 +48,31 @@ def look(case: str) -> dict[str, Any]:
         "incomplete": run.snapshot().incomplete_steps,
         "step": run.step,
     }
+
+
+def straggle() -> dict[str, Any]:
+    """Train until rank 1, which sleeps in each step, has been told as a straggler, and some more without the sleep."""
+    _own_times.WINDOW_SECONDS = 0.2
+    made, told = BUILDS["data parallel"](), []
+    with monitor.attach(made.optimizer, gpu=False, port=0, linger=0, digest_interval=0.05) as run:
+        deadline, is_slow = time.monotonic() + 60.0, True
+        while len(told) < 2 and time.monotonic() < deadline:
+            for _ in range(40):
+                made.backward()
+                made.optimizer.step()
+                time.sleep(0.01 if is_slow and dist.get_rank() == 1 else 0.0)
+            told = [event for event in run.events() if event.kind == "straggler"]
+            (told,) = broadcast(told)
+            is_slow = not told
+        ranks = [[one.rank, one.own_time is not None] for one in run.snapshot().ranks]
+    return {"told": [[event.message[:33], event.end_step is None] for event in told], "ranks": ranks}
+
+
+def broadcast(value: Any) -> list[Any]:
+    """Return what rank 0 has."""
+    found = [value]
+    dist.broadcast_object_list(found)
+    return found
 
 
 def square_of(model: nn.Module) -> float:
@@ -84,7 +111,7 @@ def main(rank: int, world: int, port: int, cases: str) -> None:
         world_size=world,
         timeout=timedelta(seconds=60),
     )
-    found = {case: look(case) for case in cases.split("; ")}
+    found = {case: straggle() if case == "straggler" else look(case) for case in cases.split("; ")}
     print(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

@@ -76,3 +76,11 @@ def test_a_pipeline_has_the_loss_of_its_last_stage_and_the_norm_of_all(tmp_path:
 
 def test_the_sums_are_there_where_the_watcher_is_on_threads(tmp_path: Path) -> None:
     check("data parallel", found_by(2, ["data parallel"], tmp_path, "thread"), 2)
+
+
+def test_a_rank_that_the_others_wait_for_is_told(tmp_path: Path) -> None:
+    """By rank 0's run, which knows the own time of each rank; the event ends when nobody waits any more."""
+    leader, follower = (rank["straggler"] for rank in found_by(2, ["straggler"], tmp_path, "thread"))
+    assert leader["told"] == [["the other ranks wait for rank 1: ", True], ["the others wait no longer for ran", False]]
+    assert leader["ranks"] == [[0, True], [1, True]]
+    assert follower["ranks"] == []

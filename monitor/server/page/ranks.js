@@ -4,7 +4,7 @@ import { h, icon } from "./dom.js";
 import * as format from "./format.js";
 import { isEnded } from "./strip.js";
 
-const COLUMNS = ["Rank", "State", "Step", "Step time", "Loss", "Last seen", "Host"];
+const COLUMNS = ["Rank", "State", "Step", "Step time", "Own time", "Loss", "Last seen", "Host"];
 const SIGNS = { lost: "critical", behind: "warning" };
 
 /** The card of the ranks; hidden while there are none. Rows are replaced, the card is not: it keeps its scroll position. */
@@ -29,7 +29,7 @@ export class RanksCard {
 function rowOf(one, isOver) {
   const seen = one.last_seen_seconds;
   const age = isOver && Number.isFinite(seen) ? `${format.duration(seen)} before` : format.age(seen);
-  const figures = [format.integer(one.step), format.duration(one.step_time), format.number(one.loss), age];
+  const figures = [format.integer(one.step), format.duration(one.step_time), format.duration(one.own_time ?? null), format.number(one.loss), age];
   return h("tr", { "data-state": one.state },
     h("th", { scope: "row" }, String(one.rank)),
     h("td", { class: "state" }, SIGNS[one.state] ? icon(SIGNS[one.state]) : null, format.words(one.state)),
