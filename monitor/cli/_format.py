@@ -146,12 +146,15 @@ def rank_of(run: Document) -> str:
     return f"{run['num_ranks']} ranks" if run["num_ranks"] > 1 and not run["rank"] else str(run["rank"])
 
 
-def ranks_table(ranks: Sequence[Document], is_ended: bool) -> list[str]:
-    """Return how far each rank is, or was when rank 0's run ended, one a line."""
+def ranks_table(ranks: Sequence[Document], is_ended: bool, num_ranks: int | None = None) -> list[str]:
+    """Return how far each rank is, or was when rank 0's run ended, one a line. ``num_ranks``: how many there are, where
+    these are not all."""
     if not ranks:
         return []
     when, since = (" at the end", "before") if is_ended else ("", "ago")
-    rows = [(f"{len(ranks)} ranks{when}", "state", "step", "step time", "own time", "loss", "last seen", "host")]
+    rows = [
+        (f"{num_ranks or len(ranks)} ranks{when}", "state", "step", "step time", "own time", "loss", "last seen", "host")
+    ]
     for one in ranks:
         seen = UNKNOWN if one["last_seen_seconds"] is None else f"{duration(one['last_seen_seconds'])} {since}"
         times = (UNKNOWN if one.get(time) is None else f"{number(one[time])} s" for time in ("step_time", "own_time"))

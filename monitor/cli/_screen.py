@@ -19,6 +19,11 @@ LEVELS = "▁▂▃▄▅▆▇█"
 ASCII_LEVELS = "_.-=+*#@"
 MAX_GROUPS = 8
 MAX_EVENTS = 12
+MIN_EVENTS = 2
+"""Events that the table of ranks leaves room for."""
+MAX_RANKS = 18
+MIN_RANKS = 3
+"""Lines that the table of ranks has at most, and however low the screen, its head included."""
 _BLANK_LINES = 2
 _STATE_STYLES = {
     "running": "bold green",
@@ -28,7 +33,11 @@ _STATE_STYLES = {
     "failed": "bold red",
     "vanished": "bold red",
 }
+_RANK_STYLES = {"lost": "bold red", "behind": "yellow", "not_attached": "yellow"}
 _SEVERITY_STYLES = {"critical": "bold red", "warning": "yellow", "info": "dim"}
+_URGENT = ("now", "at the end", "not finite")
+"""Rows that are told in red."""
+_Row = tuple[str, str]
 _CURVES = {"loss": "loss", "gradient norm": "gradient_norm"}
 
 
@@ -51,24 +60,49 @@ def screen(
         parts.append(_text(note, "bold yellow"))
     if bar := _bar(run, width):
         parts.append(bar)
-    progress, other = [*_format.progress_rows(run, now)], [*_format.other_rows(run)]
-    free = height - len(parts) - len(progress) - len(other) - _BLANK_LINES
-    rows = _details(frame, width - 20, is_ascii)
-    groups = _format.groups_of(run)
-    used = len(rows) + min(len(groups), MAX_GROUPS) + 2
+    progress, groups = [*_format.progress_rows(run, now)], _format.groups_of(run)
+    num_rates = min(len(groups), MAX_GROUPS) + 2
+    free = height - len(parts) - len(progress) - _BLANK_LINES - (MIN_RANKS + 1 if _ranks_of(run) else 0)
+    rows, other = _rows(frame, width - 20, is_ascii, free - num_rates)
+    free, used = free - len(other), len(rows) + num_rates
     if used < free or len(run["optimizers"]) < 2:
         parts += [_grid([*progress, *rows, *other]), Text(), _rates(groups)]
     else:
         used = min(len(run["optimizers"]) + 1, max(3, free - 1))
         parts += [_grid([*progress, *other]), Text(), _optimizers(run["optimizers"], used)]
-    left = min(MAX_EVENTS, max(1, free - used))
-    parts += [Text(), _events(frame.events[-left:])]
-    return Group(*parts)
+    return Group(*parts, *_bottom(frame, free - used))
 
 
-def _details(frame: Frame, width: int, is_ascii: bool) -> list[tuple[str, str]]:
+def _ranks_of(run: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    ranks: Sequence[Mapping[str, Any]] = run.get("ranks", ())
+    return ranks
+
+
+def _rows(frame: Frame, width: int, is_ascii: bool, free: int) -> tuple[list[_Row], list[_Row]]:
+    """Return the rows about the optimizers and the others. Where the ranks need the lines, the curves make way first,
+    then what can be looked up on the page."""
+    rows, other = _details(frame, width, is_ascii), [*_format.other_rows(frame.run)]
+    free -= max(0, min(len(_ranks_of(frame.run)) + 1, MAX_RANKS) - MIN_RANKS)
+    if not _ranks_of(frame.run) or len(rows) + len(other) <= free:
+        return rows, other
+    rows = _details(Frame(frame.run), width, is_ascii)
+    return rows, other if len(rows) + len(other) <= free else [row for row in other if row[0] in _URGENT]
+
+
+def _bottom(frame: Frame, free: int) -> list[RenderableType]:
+    """Return the table of ranks, where there are several, and the newest events."""
+    parts: list[RenderableType] = []
+    if ranks := _ranks_of(frame.run):
+        num_lines = min(MAX_RANKS, MIN_RANKS + max(0, free - MIN_EVENTS))
+        lines = _ranks(ranks, frame.run["end_time"] is not None, num_lines)
+        parts = [Text(), *lines]
+        free += MIN_RANKS - len(lines)
+    return [*parts, Text(), _events(frame.events[-min(MAX_EVENTS, max(1, free)) :])]
+
+
+def _details(frame: Frame, width: int, is_ascii: bool) -> list[_Row]:
     """Return name and text of all that is known of each optimizer, with the curves."""
-    rows: list[tuple[str, str]] = []
+    rows: list[_Row] = []
     for optimizer in frame.run["optimizers"]:
         columns = frame.history.get("optimizers", {}).get(optimizer["key"], {})
         rows += _with_curves(_format.optimizer_rows(frame.run, optimizer), columns, width, is_ascii)
@@ -140,7 +174,7 @@ def _with_curves(
 def _grid(rows: Sequence[tuple[str, str]]) -> Table:
     grid = _columns(max((len(name) for name, _ in rows), default=0))
     for name, text in rows:
-        grid.add_row(_text(name, "dim"), _text(text, "bold red" if name in ("now", "at the end", "not finite") else ""))
+        grid.add_row(_text(name, "dim"), _text(text, "bold red" if name in _URGENT else ""))
     return grid
 
 
@@ -166,6 +200,27 @@ def _rates(groups: Sequence[Mapping[str, Any]]) -> RenderableType:
     if len(groups) > MAX_GROUPS:
         table.add_row(Text(f"and {len(groups) - MAX_GROUPS} more", "dim"))
     return table
+
+
+def _ranks(ranks: Sequence[Mapping[str, Any]], is_ended: bool, num_lines: int) -> list[Text]:
+    """Return one line for each rank, those that are in trouble first where not all fit; say how many are not shown."""
+    num_shown = len(ranks) if len(ranks) < num_lines else num_lines - 2
+    shown = sorted(sorted(ranks, key=_trouble)[:num_shown], key=lambda one: int(one["rank"]))
+    title, *lines = _format.ranks_table(shown, is_ended, len(ranks))
+    styled = [_line(line, _RANK_STYLES.get(one["state"], "")) for line, one in zip(lines, shown, strict=True)]
+    more = [Text(f"and {len(ranks) - num_shown} more", "dim")] if num_shown < len(ranks) else []
+    return [_line(title, "dim"), *styled, *more]
+
+
+def _trouble(rank: Mapping[str, Any]) -> tuple[bool, int]:
+    return rank["state"] not in _RANK_STYLES, int(rank["rank"])
+
+
+def _line(content: str, style: str) -> Text:
+    """Return a line that a narrow terminal cuts off."""
+    line = _text(content, style)
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
 
 
 def _optimizers(optimizers: Sequence[Mapping[str, Any]], num_lines: int) -> RenderableType:

@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from monitor._records import RankReading
 from monitor.cli import main
 from monitor.cli._client import Client, ClientError, NoAnswerError
 from monitor.cli._screen import Frame, screen, sparkline
@@ -134,6 +136,46 @@ class TestScreen:
         more = sum(int(found[1]) for line in lines if (found := re.fullmatch(r"and (\d+) more *", line)))
         assert len(named) + more == num
         assert "spike 29" in lines[-1]
+
+    @pytest.mark.parametrize("num", [2, 5, 40, 1000])
+    @pytest.mark.parametrize(("width", "height"), [(40, 24), (80, 24), (120, 40)])
+    def test_many_ranks_fit_the_terminal(self, fake: FakeRun, num: int, width: int, height: int) -> None:
+        """Those that do not fit are counted; of those in trouble none is left out before one that is well."""
+        for number in range(30):
+            fake.publish("spike", "warning", f"spike {number}")
+        readings = [RankReading(rank, "ok", "run", "node-a", 300, 0.12, 2.0, 0.5) for rank in range(num)]
+        readings[-1] = replace(readings[-1], state="lost", last_seen_seconds=42.0)
+        fake.ranks = tuple(readings)
+        lines = drawn(frame_of(fake), width=width, height=height).splitlines()
+        assert len(lines) <= height
+        assert max(map(len, lines)) <= width
+        head = next(index for index, line in enumerate(lines) if line.startswith(f"{num} ranks"))
+        rows = [line.split() for line in lines[head + 1 :]]
+        shown = {row[0]: row[1] for row in rows if row[1:2] in (["ok"], ["lost"])}
+        more = sum(int(row[1]) for row in rows if row[:1] == ["and"])
+        assert len(shown) + more == num
+        assert shown[str(num - 1)] == "lost"
+        assert "spike 29" in lines[-1]
+
+    @pytest.mark.parametrize("height", [24, 40])
+    def test_many_ranks_with_many_optimizers_fit_the_terminal(self, fake: FakeRun, height: int) -> None:
+        """Some of both are shown, and the rest is counted."""
+        fake.ranks = tuple(RankReading(rank, "ok", "run", "node-a", 300) for rank in range(40))
+        frame = frame_of(fake)
+        (one,) = frame.run["optimizers"]
+        frame.run["optimizers"] = [{**one, "key": f"Adam-{index}"} for index in range(20)]
+        lines = drawn(frame, width=80, height=height).splitlines()
+        assert len(lines) <= height
+        assert any(line.startswith("Adam-0 ") for line in lines)
+        assert any(line.startswith("0         ok ") for line in lines)
+        assert len([line for line in lines if re.fullmatch(r"and \d+ more *", line)]) == (2 if height == 24 else 1)
+
+    def test_a_run_of_one_rank_has_no_table_of_ranks(self, fake: FakeRun) -> None:
+        """Nor has one whose state an earlier version gives."""
+        frame = frame_of(fake)
+        assert "rank" not in drawn(frame)
+        del frame.run["ranks"]
+        assert "rank" not in drawn(frame)
 
     def test_one_line_of_an_optimizer_tells_of_groups_that_differ(self, fake: FakeRun) -> None:
         """Where the param groups of an optimizer have several learning rates, it says how many."""
