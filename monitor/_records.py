@@ -39,6 +39,9 @@ that the monitor itself cannot see something; ``rank_lost``, one event for each 
 rank that the others wait for."""
 RANK_KINDS = ("rank_lost", "straggler")
 """Those that only several ranks can have."""
+STALLED = "stalled"
+"""What ``details["state"]`` is in an event of kind ``state`` that says where the training stands in a stall; ``stacks``
+in the same details has the Python stacks."""
 ACTIONS = ("reduce", "set", "restore", "undo", "pause", "resume", "stop", "checkpoint")
 COMMAND_ROUTES: Mapping[str, tuple[str, str]] = {
     "set": ("PUT", "/lr"),
@@ -158,8 +161,9 @@ class Event:
     """Something that happened. An event that ends is published again under the same ``id`` with ``end_step`` and a
     new ``seq``.
 
-    ``kind`` is one of EVENT_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended),
-    ``internal`` (a failure of our own, contained). ``start_step`` is the onset, ``step`` where it was raised.
+    ``kind`` is one of EVENT_KINDS, or ``control`` (an audit entry), ``state`` (run started, paused, ended; where it
+    stands in a stall), ``internal`` (a failure of our own, contained). ``start_step`` is the onset, ``step`` where it
+    was raised.
     """
 
     kind: str

@@ -97,6 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli._format": set(),
     "cli._reach": {"cli._client", "store"},
     "cli._screen": {"cli._format"},
+    "cli._stall": {"_errors", "_records", "cli._client", "store"},
     "cli._demo": {"_errors", "_records", "export", "run", "server", "store"},
     "cli._stack": {"alerts", "grafana", "store"},
     "cli._dashboards": {"_records", "cli._client", "cli._stack", "grafana", "store"},
@@ -105,7 +106,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli._replay": {"detect", "replay"},
     "cli._open": {"_errors", "cli._client", "cli._reach", "server", "store", "watcher"},
     "cli._export": {"_errors", "cli._client", "store"},
-    "cli._main": {"_version", "cli._client", "cli._format", "cli._reach", "store"},
+    "cli._main": {"_version", "store"} | {f"cli.{name}" for name in ("_client", "_format", "_reach", "_stall")},
     "cli": {"cli._main"},
     "__main__": {"cli"},
 }

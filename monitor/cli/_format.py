@@ -153,7 +153,16 @@ def ranks_table(ranks: Sequence[Document], is_ended: bool, num_ranks: int | None
         return []
     when, since = (" at the end", "before") if is_ended else ("", "ago")
     rows = [
-        (f"{num_ranks or len(ranks)} ranks{when}", "state", "step", "step time", "own time", "loss", "last seen", "host")
+        (
+            f"{num_ranks or len(ranks)} ranks{when}",
+            "state",
+            "step",
+            "step time",
+            "own time",
+            "loss",
+            "last seen",
+            "host",
+        )
     ]
     for one in ranks:
         seen = UNKNOWN if one["last_seen_seconds"] is None else f"{duration(one['last_seen_seconds'])} {since}"

@@ -19,6 +19,7 @@ from monitor._version import __version__
 from monitor.cli import _format
 from monitor.cli._client import Client, ClientError
 from monitor.cli._reach import Access, reaching
+from monitor.cli._stall import stall_lines
 from monitor.store import KnownRun, NoHomeError, list_runs
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -117,7 +118,8 @@ def status(access: Access, run: str | None, as_json: bool) -> None:
     elif not _format.is_whole(document):
         raise ClientError("the state that was found is not one of a run, or lacks parts; --json prints what there is")
     else:
-        _print(_format.status(document, client.url if client else None, time.time()))
+        lines = _format.status(document, client.url if client else None, time.time())
+        _print([*lines, *stall_lines(document, known, client)])
 
 
 _GROUP_HELP = "Index or name of a param group, an optimizer, or OPTIMIZER/INDEX; repeat for more."

@@ -14,6 +14,8 @@ from monitor.control._lr_scaling import LRScaling
 from monitor.control._policy import Policies, Policy, Reaction, ReduceLROn, Request, check_policies
 from monitor.control._rank_store import store_host, world
 from monitor.control._ranks import FOLLOWS, Ranks
+from monitor.control._stack_taker import StackTaker
+from monitor.control._stacks import Stacks
 
 __all__ = [
     "FOLLOWS",
@@ -29,6 +31,8 @@ __all__ = [
     "Reaction",
     "ReduceLROn",
     "Request",
+    "StackTaker",
+    "Stacks",
     "audit",
     "check_policies",
     "describe",

@@ -16,8 +16,10 @@ from monitor.control._agreement import POLL_SECONDS, Follower, Leader
 from monitor.control._commands import Command, Commands
 from monitor.control._meeting import Invited, Inviting
 from monitor.control._promises import ABORT, COMMIT, Promises
+from monitor.control._rank_stacks import StackAnswers, StackQuestions
 from monitor.control._rank_states import OwnState, RankTable
 from monitor.control._rank_store import RankStore, open_stores, world
+from monitor.control._stacks import Stacks
 
 RETRY_SECONDS = 5.0
 """How long a store that does not answer is left alone."""
@@ -51,6 +53,7 @@ class Ranks:
         own_state: returns host, step, step_time and loss of this rank.
         place: returns where rank 0's watcher takes shares: run_id, host, port and secret; empty where it takes none.
         on_place: takes that on the other ranks.
+        take_stack: has a function called with the stack of this rank's training thread; False: not now.
         on_error: takes the exception of a store that does not answer.
         clock: a monotonic clock in seconds.
     """
@@ -66,16 +69,19 @@ class Ranks:
         own_state: Callable[[], Mapping[str, Any]],
         place: Callable[[], Mapping[str, Any]] = dict,
         on_place: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        take_stack: Callable[[Callable[[str], object]], bool],
         on_error: Callable[[Exception], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_id, self._commands, self._check_effect = run_id, commands, check_effect
         self._num_steps, self._on_error, self._clock = num_steps, on_error, clock
         self._promises = Promises(num_steps, call_at)
-        self._own_state, self._place, self._on_place = own_state, place, on_place
+        self._own_state, self._take_stack = own_state, take_stack
+        self._place, self._on_place = place, on_place
         self._meeting: Inviting | Invited | None = None
         self._part: Leader | Follower | None = None
         self._states: OwnState | RankTable | None = None
+        self._stacks: StackAnswers | StackQuestions | None = None
         self._group = 1, 0
         self._last_look = self._last_round = self._silent = 0.0
         self._is_late = False
@@ -120,6 +126,11 @@ class Ranks:
         """How far each rank is, where this is rank 0 of several and the store answers."""
         states = self._states
         return () if states is None or self._is_late else states.readings
+
+    def gather_stacks(self, own: str) -> Stacks:
+        """Return the stacks of all ranks, given that of this one, where this is rank 0; waits some seconds for them."""
+        (num_ranks, rank), stacks = world(), self._stacks
+        return stacks.gather(own) if isinstance(stacks, StackQuestions) else Stacks({rank: own}, (), num_ranks)
 
     # ------------------------------------------------------------------------------------------ training thread
 
@@ -190,13 +201,17 @@ class Ranks:
         if rank == 0:
             leader = Leader(store, num_ranks, self._run_id, self._commands, self._promises, self._steps_in, self._clock)
             states: OwnState | RankTable = RankTable(store, num_ranks, lambda: leader.session, self._own, self._clock)
+            stacks: StackAnswers | StackQuestions = StackQuestions(
+                store, num_ranks, lambda: leader.session, self._clock
+            )
             self._meeting = Inviting(store, lambda: leader.session, self._place)
             part: Leader | Follower = leader
         else:
             follower = part = Follower(store, rank, self._promises, self._check_effect, self._clock)
             states = OwnState(store, rank, lambda: follower.session, self._own, self._clock)
+            stacks = StackAnswers(store, rank, lambda: follower.session, self._take_stack, self._clock)
             self._meeting = Invited(store, lambda: follower.session, follower.join, self._on_place)
-        self._states = states if store.takes_news else None
+        self._states, self._stacks = (states, stacks) if store.takes_news else (None, None)
         self._part = part
         return part
 
@@ -211,9 +226,9 @@ class Ranks:
             self._meeting.round()
         if part.is_over:
             self._leave()
-        states = self._states
-        if states is not None:
-            states.round()
+        for told in (self._states, self._stacks):
+            if told is not None:
+                told.round()
         self._last_round, self._silent = now, 0.0
 
     def _leave(self) -> None:
@@ -221,7 +236,7 @@ class Ranks:
         meeting, self._meeting = self._meeting, None
         if meeting is not None:
             meeting.close()
-        self._is_closed, self._states = True, None
+        self._is_closed, self._states, self._stacks = True, None, None
         loop, self._loop = self._loop, None  # only now: whoever ends the run waits for this thread
         if loop is not None:
             loop.end()
@@ -250,9 +265,15 @@ class Ranks:
         self._next_try = self._clock() + RETRY_SECONDS
         self._why = str(error).partition("\n")[0][:200]
         part, self._part, self._states, self._meeting = self._part, None, None, None
+        self._let_stacks_go()
         if part is not None:
             part.give_up(self._why)
         self._on_error(error)
+
+    def _let_stacks_go(self) -> None:
+        stacks, self._stacks = self._stacks, None
+        if stacks is not None:
+            stacks.close()
 
     def _stop(self) -> None:
         with self._lock:
@@ -267,6 +288,7 @@ class Ranks:
             part.give_up("the store of the process group is gone")
 
     def _end(self) -> None:
+        self._let_stacks_go()
         try:
             self._stop()
         except RuntimeError as error:
@@ -284,7 +306,7 @@ class Ranks:
 
     def forget(self) -> None:
         """Let go of everything in a forked child, where the thread is the parent's."""
-        self._loop = self._part = self._states = self._meeting = None
+        self._loop = self._part = self._states = self._stacks = self._meeting = None
         self._lock = threading.Lock()
 
 

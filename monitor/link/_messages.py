@@ -24,6 +24,7 @@
 | ``skipped`` | number of steps by optimizer that have turned out to be skipped |
 | ``pace`` | median step time and last loss, where other ranks train along |
 | ``near`` | whether a stall comes soon if nothing excuses it |
+| ``stall`` | nothing: a stall begins, and an event is to say where the training threads stand |
 | ``memory`` | number of the last entry and of the last message that are recorded, and all that has been learnt |
 | ``answer`` | number of a question, answer or exception |
 | ``final`` | the last snapshot, the curves and the events: nothing follows |

@@ -86,6 +86,7 @@ class Engine:
             on_outcome=self._on_outcome,
             place=self._place,
             on_place=self._on_place,
+            on_stacks=self._events.note_stacks,
         )
         policies = tuple(policies)
         self._callbacks = Callbacks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from monitor._records import EVENT_KINDS, Event
+from monitor._records import EVENT_KINDS, STALLED, Event
 
 _LOG = logging.getLogger("monitor")
 
@@ -22,7 +22,9 @@ def make_visible() -> None:
 
 def warn_of(event: Event) -> None:
     """Log what is wrong with the training itself, or with what is seen of it, once an episode: when a critical
-    condition, or blindness, starts."""
+    condition, or blindness, starts; and where the training stands in a stall."""
+    if event.details.get("state") == STALLED:
+        _LOG.warning("stall at step %d: %s", event.step, event.message)
     if event.end_step is not None:
         return
     if event.kind == "capture":

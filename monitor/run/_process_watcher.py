@@ -260,6 +260,8 @@ class ProcessWatcher:
             self._training.pace = content
         elif kind == "near":
             self._report.is_stall_near = content
+        elif kind == "stall":
+            self._training.note_stall()
         elif kind == "log":
             level, text = content
             _LOG.log(level, "%s", text)

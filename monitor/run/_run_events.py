@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from monitor._records import CommandRecord, Event, State
-from monitor.control import audit, describe
+from monitor._records import STALLED, CommandRecord, Event, State
+from monitor.control import Stacks, audit, describe
 
 _LOG = logging.getLogger("monitor")
 
@@ -55,3 +55,12 @@ class RunEvents:
         the log."""
         step = self._step()
         self._post(Event("capture", "warning", step, step, message, optimizer))
+
+    def note_stacks(self, stacks: Stacks, debug_page: str | None) -> None:
+        """Note where the training threads stand in a stall."""
+        step, message = self._step(), stacks.message
+        details = {"state": STALLED, **stacks.details}
+        if debug_page is not None:
+            message += f"; torch's debug page: {debug_page}"
+            details["debug_page"] = debug_page
+        self._post(Event("state", "warning", step, step, message, end_step=step, details=details))

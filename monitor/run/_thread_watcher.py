@@ -86,6 +86,10 @@ class LocalTraining:
         """Take the median step time of the last second or so, and the last loss."""
         self._training.pace = step_time, loss
 
+    def note_stall(self) -> None:
+        """Have it found out where the training threads stand."""
+        self._training.note_stall()
+
     def devices(self) -> Sequence[str] | None:
         """Return the UUIDs of torch's devices."""
         return self._training.devices()

@@ -13,12 +13,17 @@ from torch.optim import Optimizer
 from monitor._errors import StopTraining
 from monitor._records import CommandRecord
 from monitor._settings import Settings
-from monitor.control import Boundary, Commands, LearningRates, LRScaling, Ranks, in_force
+from monitor.control import Boundary, Commands, LearningRates, LRScaling, Ranks, Stacks, StackTaker, in_force
 from monitor.link import FailureReporter, InForce
 from monitor.probe import NEVER, Blindness, ForwardWatch, StepBuffer, StepProbe
 from monitor.run._launcher import local_rank, reachable
 from monitor.run._logged import LoggedValues
-from monitor.system import read_allocator, read_torch_devices
+from monitor.system import read_allocator, read_debug_page, read_torch_devices
+
+MAX_STALLS = 100
+"""Stalls whose stacks are taken: their events are large, and the watcher keeps them."""
+STACK_SECONDS = 0.1
+"""How long the end of a run waits for a stack that is being taken."""
 
 
 class TrainingSide:
@@ -34,6 +39,7 @@ class TrainingSide:
         on_command: takes every command that was accepted.
         on_outcome: takes every command that has an outcome.
         place, on_place: see :class:`~monitor.control.Ranks`.
+        on_stacks: takes where the training threads stand in a stall, and the address of torch's debug page or None.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class TrainingSide:
         on_outcome: Callable[[CommandRecord], None],
         place: Callable[[], Mapping[str, Any]] = dict,
         on_place: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        on_stacks: Callable[[Stacks, str | None], None],
     ) -> None:
         self._failures = failures
         self._first_thread = threading.get_ident()
@@ -99,6 +106,8 @@ class TrainingSide:
             )
             for key, optimizer in optimizers.items()
         ]
+        self._stacks = StackTaker(lambda: self._threads or {self._first_thread}, failures.of("control"))
+        self._on_stacks, self._num_stalls = on_stacks, 0
         self.ranks = Ranks(
             run_id,
             self.commands,
@@ -108,6 +117,7 @@ class TrainingSide:
             own_state=self._own_state,
             place=place,
             on_place=on_place,
+            take_stack=self._stacks.begin,
             on_error=self._on_ranks_error,
         )
         self._blindness = Blindness(self.probes)
@@ -127,6 +137,7 @@ class TrainingSide:
         """Let a paused thread continue, and take no more commands: the run ends."""
         self._failures.contain("control", self.boundary.close)
         self._failures.contain("control", self.ranks.close)
+        self._failures.contain("control", lambda: self._stacks.join(STACK_SECONDS))
         self._failures.contain("control", self.commands.close)
         self._failures.contain("probe", self._forward.close)
 
@@ -182,7 +193,7 @@ class TrainingSide:
 
     def look(self, *, is_stall_near: bool) -> float:
         """Return when a training thread was last seen to do something (``perf_counter``)."""
-        threads = {p.thread for p in self.probes if p.thread}
+        threads = self._threads
         activity = max(self._forward.last_call(threads), *(p.last_activity for p in self.probes))
         has_moved, self._last_activity = activity > self._last_activity, max(activity, self._last_activity)
         self._forward.wait_for(threads if is_stall_near and not has_moved else set())
@@ -197,8 +208,21 @@ class TrainingSide:
         return any(probe.thread == thread for probe in self.probes)
 
     def _is_training_thread(self) -> bool:
-        threads = {p.thread for p in self.probes if p.thread}
-        return threading.get_ident() in (threads or {self._first_thread})
+        return threading.get_ident() in (self._threads or {self._first_thread})
+
+    @property
+    def _threads(self) -> set[int]:
+        """The threads that have made the latest steps, by their identifiers."""
+        return {probe.thread for probe in self.probes if probe.thread}
+
+    def note_stall(self) -> None:
+        """Have it found out where the training threads stand, on rank 0 those of all ranks; wait for nothing."""
+        self._num_stalls += 1
+        if self._num_stalls <= MAX_STALLS:
+            self._failures.contain("control", lambda: self._stacks.begin(self._gather_stacks))
+
+    def _gather_stacks(self, own: str) -> None:
+        self._on_stacks(self.ranks.gather_stacks(own), read_debug_page())
 
     def _on_waiting(self) -> None:
         """Have a command that was accepted taken: by the training thread, or first by the other ranks."""

@@ -1,5 +1,6 @@
 """Readings of the host (psutil) and of the GPUs (NVML), and the thread that makes them."""
 
+from monitor.system._debug_page import read_debug_page
 from monitor.system._gpu import GpuReader, GpuRound
 from monitor.system._host import HostReader, read_host
 from monitor.system._oom import OutOfMemoryCounter
@@ -15,6 +16,7 @@ __all__ = [
     "SystemHistory",
     "SystemSampler",
     "read_allocator",
+    "read_debug_page",
     "read_host",
     "read_torch_devices",
     "values_of",

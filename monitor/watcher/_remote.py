@@ -118,6 +118,10 @@ class RemoteTraining:
         """Send the median step time of the last second or so, and the last loss."""
         self._send("pace", (step_time, loss))
 
+    def note_stall(self) -> None:
+        """Ask where the training threads stand."""
+        self._send("stall", None)
+
     def devices(self) -> Sequence[str] | None:
         """Return the UUIDs of torch's devices."""
         return self._state.devices

@@ -59,6 +59,9 @@ class Training(Protocol):
     def note_pace(self, step_time: float, loss: float | None) -> None:
         """Take the median step time of the last second or so, and the last loss."""
 
+    def note_stall(self) -> None:
+        """Have it found out where the training threads stand: an event says it. Wait for nothing."""
+
     def devices(self) -> Sequence[str] | None:
         """Return the UUIDs of torch's devices; None while CUDA is not initialised."""
 

@@ -232,8 +232,9 @@ class Watcher:
         self._detection.expect(self._training.guesses)
         self.publisher.look_for_leader()
         is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
-        for event in self._detection.tick(now, is_excused=is_excused or bool(self._leader)):
-            self.recorder.post(event)
+        for stall in self._detection.tick(now, is_excused=is_excused or bool(self._leader)):
+            self.recorder.post(stall)
+            self._training.note_stall()
         step = self.recorder.snapshot.optimizers[0].global_step
         for event in self._detection.look_at_ranks(self._training.ranks, step):
             self.recorder.post(event)

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from monitor.control import Stacks
 from tests.browser.conftest import serve
 from tests.browser.expecting import expect
 from tests.browser.page_run import PageRun
 
+STACK = '  File "job.py", line 7, in {}\n    wait()\n'
 LAST_STEP = "document.querySelector('#chart-loss .plot').data.find(({name}) => name === 'smoothed').x.at(-1)"
 OFFLINE = ("ERR_", "Failed to load resource")
 
@@ -42,6 +44,26 @@ def test_what_held_at_the_end_of_a_run_is_past(visit) -> None:
     notices = visit(run).page.locator("#notices")
     expect(notices).to_contain_text("Slowdown at the end")
     expect(notices).to_contain_text("Loss was NaN")
+
+
+def test_where_ranks_stand_in_a_stall_is_a_click_away(visit) -> None:
+    """The message names the places; each stack is folded below it, and stays unfolded when other events come."""
+    run = PageRun()
+    stacks = Stacks({0: STACK.format("all_reduce"), 1: STACK.format("<b>load"), 2: STACK.format("all_reduce")}, (), 3)
+    details = {"state": "stalled", **stacks.details, "debug_page": "http://node-a:25999"}
+    run.publish("state", "warning", stacks.message, details=details)
+    page = visit(run).page
+    event = page.locator("#events .event").first
+    expect(event).to_contain_text("rank 1 is in <b>load (job.py:7); ranks 0, 2 are in all_reduce (job.py:7)")
+    expect(event.get_by_role("link", name="torch's debug page")).to_have_attribute("href", "http://node-a:25999")
+    expect(event.locator("pre").first).to_be_hidden()
+    event.get_by_text("Stack of rank 1").click()
+    run.publish("spike", "warning", "a spike", optimizer="AdamW")
+    expect(page.locator("#events .event").first).to_contain_text("a spike")
+    event = page.locator("#events .event").nth(1)
+    expect(event.locator("pre").first).to_be_visible()
+    expect(event.locator("pre").first).to_have_text(STACK.format("<b>load"))
+    expect(event.locator("pre").nth(1)).to_be_hidden()
 
 
 @pytest.mark.parametrize(("value", "text"), [(math.inf, "Inf"), (-math.inf, "−Inf"), (None, "–")])

@@ -19,7 +19,9 @@ from monitor._records import HostReading, RankReading
 from monitor.cli import _format
 from monitor.cli._client import Client, ClientError, NoAnswerError, own_name, token_of
 from monitor.cli._main import _ramp, main
+from monitor.control import Stacks
 from monitor.server import HttpServer, Security, create_app, run_document
+from monitor.store import STORE_FILE, StoreWriter
 from monitor.store._folder import RunFolder
 from monitor.store._known import list_runs
 from tests.server.fake_run import READ_TOKEN, TOKEN, FakeRun
@@ -59,6 +61,12 @@ def make_folder(run_id: str, url: str | None = None, token: str | None = TOKEN, 
 @pytest.fixture
 def folder(server: HttpServer) -> RunFolder:
     return make_folder("fake-0a1b2c", server.url)
+
+
+def publish_stacks(fake: FakeRun, stack: str) -> None:
+    """Say of two ranks that they stand in the same place, as a run does that has stalled."""
+    stacks = Stacks({0: stack, 1: stack}, (), 2)
+    fake.publish("state", "warning", stacks.message, details={"state": "stalled", **stacks.details})
 
 
 def call(*words: str) -> Result:
@@ -380,6 +388,37 @@ class TestChoice:
         lines = [" ".join(line.split()) for line in call("status").stdout.splitlines()]
         assert lines[-4] == "3 ranks at the end state step step time loss last seen host"
         assert lines[-2] == "1 lost 1,180 0.052 s 2.287 34 s before node-b"
+
+    def test_a_stalled_run_shows_where_its_ranks_stand(
+        self, folder: RunFolder, fake: FakeRun, server: HttpServer
+    ) -> None:
+        """The stacks of this stall, below the state, while it lasts; nothing in them steers the terminal."""
+        publish_stacks(fake, "of an earlier stall")
+        assert "stack of" not in call("status").stdout
+        fake.publish("stall", "critical", "no step for 60 s")
+        assert "stack of" not in call("status").stdout
+        publish_stacks(fake, '  File "job.py", line 7, in load\n    x = "\x1b[2J"\n')
+        lines = call("status").stdout.splitlines()
+        assert lines[-4:] == [
+            "stalled at step 300: ranks 0-1 are in load (job.py:7)",
+            "  stack of ranks 0-1:",
+            '    File "job.py", line 7, in load',
+            '      x = "?[2J"',
+        ]
+
+    def test_an_ended_run_shows_where_it_stood(self, folder: RunFolder, fake: FakeRun) -> None:
+        """Of a run that was killed in a stall, out of its store; without a store, its state alone."""
+        fake.publish("stall", "critical", "no step for 60 s")
+        publish_stacks(fake, '  File "job.py", line 7, in load\n    x = load()\n')
+        fake.state = "failed"
+        folder.finish("failed", end_time=1.0, final=run_document(fake.snapshot()))
+        assert "stack of" not in call("status", "fake-0a1b2c").stdout
+        store = StoreWriter(folder.path / STORE_FILE)
+        for event in fake.events(0, 2**63, 2000):
+            store.add_event(event)
+        store.close()
+        lines = call("status", "fake-0a1b2c").stdout.splitlines()
+        assert lines[-3:] == ["  stack of ranks 0-1:", '    File "job.py", line 7, in load', "      x = load()"]
 
     def test_a_run_of_its_own_is_not_rank_0_of_another_one(self, folder: RunFolder) -> None:
         """This machine has rank 1 of a training over two, and another run of the same script, which trains alone."""

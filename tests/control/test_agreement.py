@@ -298,6 +298,7 @@ def test_a_register_that_cannot_be_read_is_asked_once() -> None:
         num_steps=lambda: 10,
         call_at=lambda _: None,
         own_state=dict,
+        take_stack=lambda _: False,
         on_error=lambda _: None,
     )
     record = World(7).give("reduce").record

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from monitor.control import _ranks
+from monitor.control import Stacks, _rank_stacks, _ranks
 from monitor.control._agreement import OVER
 from monitor.control._commands import Commands
 from monitor.control._ranks import RETRY_SECONDS, SILENT_SECONDS, Ranks
@@ -26,11 +28,16 @@ class World:
             num_steps=lambda: 10,
             call_at=lambda _: None,
             own_state=lambda: {"host": "a", "step": 10, "step_time": 0.1, "loss": 2.0, "url": ""},
+            take_stack=self._take_stack,
             on_error=lambda error: self.errors.append(str(error)),
             clock=lambda: self.now,
         )
         self.ranks.enter(["SGD"])
         self.ranks.look()
+
+    def _take_stack(self, then: Callable[[str], object]) -> bool:
+        then("a stack")
+        return True
 
     def pass_time(self, seconds: float, *, is_answered: bool = True) -> int:
         """Let the time pass, and return how many ranks are known at the end."""
@@ -109,6 +116,47 @@ def test_a_file_is_not_filled_with_states(world: World, store: Store) -> None:
     assert world.pass_time(RETRY_SECONDS + 2) == 0
     assert world.ranks._part is not None
     assert not any("/state/" in key for key in set(store.values) - before)
+
+
+def test_a_file_is_not_filled_with_stacks(world: World, store: Store) -> None:
+    """Rank 0 tells its own, and waits for no others."""
+    world.ranks._fail(RuntimeError("again"))
+    store.takes_news = False
+    world.pass_time(RETRY_SECONDS + 2)
+    assert world.ranks.gather_stacks("own") == Stacks({0: "own"}, (), 2)
+    assert not any("/stack" in key for key in store.values)
+
+
+@pytest.mark.parametrize("end", [lambda ranks: ranks._fail(RuntimeError("gone")), lambda ranks: ranks.close()])
+def test_who_gathers_stacks_is_let_go_where_no_more_come(
+    end: Callable[[Ranks], None], world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store fails, or the run ends."""
+    monkeypatch.setattr(_rank_stacks, "GATHER_SECONDS", 60.0)
+    world.pass_time(1)
+    found: list[Stacks] = []
+    thread = threading.Thread(target=lambda: found.append(world.ranks.gather_stacks("own")))
+    thread.start()
+    stacks = world.ranks._stacks
+    assert isinstance(stacks, _rank_stacks.StackQuestions)
+    while stacks._request is None:
+        time.sleep(0.001)
+    end(world.ranks)
+    thread.join(30.0)
+    assert found == [Stacks({0: "own"}, [1], 2)]
+
+
+def test_a_rank_answers_where_rank_0_asks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread, at the next round."""
+    monkeypatch.setattr(_ranks, "Loop", Idle)
+    monkeypatch.setattr(_ranks, "world", lambda: (2, 1))
+    monkeypatch.setattr(_ranks, "open_stores", lambda _: (store, store))
+    store.values.update({"session": '"s"', "s/stacks": "3"})
+    world = World()
+    world.pass_time(3)
+    assert store.get("s/stack/1") == [3, "a stack"]
+    assert world.ranks.gather_stacks("own") == Stacks({1: "own"}, (), 2)
+    world.ranks.close()
 
 
 def test_the_table_goes_with_the_process_group(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,7 +334,48 @@ def silent(_: str, folder: str) -> dict[str, Any]:
     return {"lost": [[event.details["rank"], event.end_step is None, event.message] for event in lost]}
 
 
+def hanging(_: str, folder: str) -> dict[str, Any]:
+    """Rank 1 stands still in a function of its own until rank 0 has seen the stall; of four ranks rank 2 is stopped
+    meanwhile."""
+    made, rank, seen = data_parallel(), dist.get_rank(), Path(folder, "seen")
+    with watch(made.optimizer, folder, watcher="process", stall_timeout=1.5) as run:
+
+        def hang(step: int, _: Any) -> None:
+            if step == 1 and rank == 1:
+                stand_in_a_named_function(seen)
+            if step == 1 and rank == 2:
+                stop_for(12)
+
+        train(made, 20, lambda *_: None, 0.02)
+        wait_until(lambda: rank or len(read_ranks(run)) == dist.get_world_size())  # the ranks have found each other
+        dist.barrier()
+        observer = threading.Thread(target=lambda: (wait_until(lambda: stalls(run)), seen.touch()))
+        if rank == 0:
+            observer.start()
+        train(made, 20, hang, 0.02)
+        if rank == 0:
+            observer.join()
+        dist.barrier()
+    return {"told": [[event.message, event.details] for event in stalls(run)]}
+
+
+def stand_in_a_named_function(until: Path) -> None:
+    while not until.exists():
+        time.sleep(0.05)
+
+
+def wait_until(is_so: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60.0
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def stalls(run: Any) -> list[Any]:
+    return [event for event in run.events() if event.details.get("state") == "stalled"]
+
+
 CASES = {
+    "hanging": hanging,
     "known": known,
     "silent": silent,
     "leaves first": leaves_first,

@@ -52,3 +52,22 @@ def test_a_rank_that_is_stopped_is_lost_and_comes_back(tmp_path: Path) -> None:
     assert end[:2] == [1, False]
     assert "is back at step" in end[2]
     assert follower["lost"] == []
+
+
+@pytest.mark.usefixtures("by_tcp")
+@pytest.mark.parametrize("world", [2, 4])
+def test_on_a_stall_rank_0_tells_where_every_rank_stands(world: int, tmp_path: Path) -> None:
+    """One rank hangs in a function of its own, the others in the reduction of the gradients; one that is stopped does
+    not answer, and is not waited for."""
+    ends = of_one("hanging", world, tmp_path)
+    assert [status for status, _ in ends] == [0] * world, ends
+    ((message, details),) = ends[0][1]["told"]
+    stacks = {tuple(one["ranks"]): one["stack"] for one in details["stacks"]}
+    waiting = (0,) if world == 2 else (0, 3)
+    assert set(stacks) == {(1,), waiting}
+    assert "in stand_in_a_named_function\n" in stacks[1,]
+    assert "in backward\n" in stacks[waiting]
+    assert details["silent"] == ([] if world == 2 else [2])
+    assert "rank 1 is in " in message
+    assert "stand_in_a_named_function (agreeing_ranks.py:" in message
+    assert message.endswith("rank 2 has not answered") == (world == 4)

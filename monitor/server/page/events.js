@@ -84,7 +84,7 @@ export class EventList {
    * @param onEarlier called for events before those that are known; updates the list and returns a promise
    */
   constructor(element, onShow, onEarlier) {
-    Object.assign(this, { onShow, onEarlier, filter: "all", events: [], limit: MAX_LISTED, hasEarlier: false });
+    Object.assign(this, { onShow, onEarlier, filter: "all", events: [], limit: MAX_LISTED, hasEarlier: false, unfolded: new Set() });
     this.list = h("ol", { tabindex: "0", "aria-label": "Events, newest first" });
     this.empty = h("p", { class: "note" });
     this.more = h("button", { type: "button", class: "quiet", onclick: () => this.#showEarlier() }, "Show earlier events");
@@ -152,6 +152,14 @@ export class EventList {
         event.optimizer && this.isSeveral ? h("span", { class: "tag" }, event.optimizer) : null,
         h("button", { type: "button", class: "link", "aria-label": `Show step ${integer(event.step)} on the charts`, onclick: () => this.onShow(event) }, `step ${integer(event.step)}`),
         h("time", { datetime: new Date((event.time || 0) * 1000).toISOString() }, clock(event.time))),
-      h("p", { class: "message" }, [event.message, onset, ended].filter(Boolean).join(" · ")));
+      h("p", { class: "message" }, [event.message, onset, ended].filter(Boolean).join(" · ")),
+      (event.details?.stacks ?? []).map((one) => this.#stack(`${event.id} ${one.of}`, one)),
+      /^https?:/.test(event.details?.debug_page ?? "") ? h("a", { class: "stack", href: event.details.debug_page, rel: "noreferrer" }, "torch's debug page") : null);
+  }
+
+  /** Where ranks stand in a stall, folded; what somebody has unfolded stays so when the list is made anew. */
+  #stack(key, { of, stack }) {
+    const note = ({ target }) => (target.open ? this.unfolded.add(key) : this.unfolded.delete(key));
+    return h("details", { class: "stack", open: this.unfolded.has(key), ontoggle: note }, h("summary", {}, `Stack of ${of}`), h("pre", {}, stack));
   }
 }
