@@ -45,7 +45,6 @@ global: {{scrape_interval: {interval}s, scrape_timeout: {interval}s, evaluation_
 rule_files: ["{rules}/*.yml"]
 scrape_configs:
   - job_name: training
-    honor_labels: true
     file_sd_configs: [{{files: ["{targets}"]}}]
   - job_name: prometheus
     static_configs: [{{targets: ["OWN_ADDRESS"]}}]

@@ -31,7 +31,6 @@ spec:
     - port: monitor
       path: /metrics
       interval: 15s
-      honorLabels: true  # a run names itself by run_id
       relabelings:
         - {action: replace, targetLabel: job, replacement: training}  # what TrainingTargetDown goes by
       authorization:

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watcher": LEAVES | {"common", "detect", "export", "link", "ranks", "recorder", "server", "store", "system"},
     # the training process, from the parts up to the front
     "run._disabled": LEAVES | {"control", "run._engine", "run._run"},
-    "run._log": {"_records"},
+    "run._log": {"_records", "common"},
     "run._open_runs": {"_errors"},
     "run._optimizers": set(),
     "run._sigterm": set(),
@@ -94,19 +94,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": LEAVES | {"_version", "control", "detect", "run"},
     # the command line: HTTP and run folders; only the demo reaches for a run
     "cli._client": {"_records", "store"},
-    "cli._format": set(),
-    "cli._reach": {"cli._client", "store"},
-    "cli._screen": {"cli._format"},
+    "cli._terminal": {"common", "store"},
+    "cli._format": {"common"},
+    "cli._reach": {"cli._client", "cli._terminal", "store"},
+    "cli._screen": {"cli._format", "common"},
     "cli._stall": {"_errors", "_records", "cli._client", "store"},
-    "cli._demo": {"_errors", "_records", "export", "run", "server", "store"},
+    "cli._demo": {"_errors", "_records", "cli._terminal", "export", "run", "server", "store"},
     "cli._stack": {"alerts", "grafana", "store"},
-    "cli._dashboards": {"_records", "cli._client", "cli._stack", "grafana", "store"},
-    "cli._top": {"_records", "cli._client", "cli._format", "cli._reach", "cli._screen", "store"},
-    "cli._remove": {"cli._client", "store"},
-    "cli._replay": {"detect", "replay"},
-    "cli._open": {"_errors", "cli._client", "cli._reach", "server", "store", "watcher"},
-    "cli._export": {"_errors", "cli._client", "store"},
-    "cli._main": {"_version", "store"} | {f"cli.{name}" for name in ("_client", "_format", "_reach", "_stall")},
+    "cli._dashboards": {"_records", "cli._client", "cli._stack", "cli._terminal", "grafana"},
+    "cli._top": {"_records", "store"}
+    | {f"cli.{name}" for name in ("_client", "_format", "_reach", "_screen", "_terminal")},
+    "cli._remove": {"cli._client", "cli._terminal", "store"},
+    "cli._replay": {"cli._terminal", "detect", "replay"},
+    "cli._open": {"_errors", "cli._client", "cli._reach", "cli._terminal", "server", "store", "watcher"},
+    "cli._export": {"_errors", "cli._client", "cli._terminal", "store"},
+    "cli._main": {"_version", "common", "store"}
+    | {f"cli.{name}" for name in ("_client", "_format", "_reach", "_stall", "_terminal")},
     "cli": {"cli._main"},
     "__main__": {"cli"},
 }
@@ -130,7 +133,18 @@ OUTSIDE: dict[str, set[str]] = {
     "pyarrow": {"store"},
     "click": {
         f"cli.{name}"
-        for name in ("_main", "_reach", "_dashboards", "_demo", "_export", "_open", "_remove", "_replay", "_top")
+        for name in (
+            "_main",
+            "_reach",
+            "_dashboards",
+            "_demo",
+            "_export",
+            "_open",
+            "_remove",
+            "_replay",
+            "_terminal",
+            "_top",
+        )
     },
     "rich": {"cli._format", "cli._screen", "cli._top"},
     "grafana_client": {"grafana"},

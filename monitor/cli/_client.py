@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from monitor._records import API_PREFIX, COMMAND_ROUTES
-from monitor.store import KnownRun
+from monitor.store import KnownRun, without_parts
 
 _ANSWER_BYTES = 2**26
 
@@ -162,6 +162,7 @@ def choose(runs: list[KnownRun], wanted: str | None, *, live_only: bool, leader:
     message lists the candidates.
     """
     only = _only_or_leader if leader else _only
+    runs = [run for run in runs if run.run_id == wanted] or without_parts(runs)
     live = [run for run in runs if run.is_live]
     if wanted is None:
         if not live and runs and not live_only:
@@ -196,11 +197,26 @@ def token_of(
     The environment's is for an address that the user named (no ``run``, or ``is_named``) and for a run that the user's
     own folder says is on this machine: an address that somebody else wrote would have it sent to whoever listens there.
     ``uid`` returns the user's number; None where there are no numbers.
+
+    Raises:
+        UntrustedError: somebody else may have written the token that lies in the folder.
+        ClientError: the address in the folder is another machine's loopback: who listens there on this one is another.
     """
+    if run is not None and not is_named and is_beyond_reach(run):
+        _, _, port = urlsplit(run.url or "").netloc.rpartition(":")
+        raise ClientError(
+            f"{run.run_id} runs on {run.hostname}, and {run.url} is an address of that machine alone; "
+            f"`ssh -L 9477:127.0.0.1:{port} {run.hostname}`, then --url http://127.0.0.1:9477 with --token"
+        )
     token = given or (run.read_token() if run else None)
     if not token and (run is None or is_named or (_is_local(run.url or "") and _is_owned(run.path, uid))):
         token = environ.get("MONITOR_TOKEN")
     return token or None
+
+
+def is_beyond_reach(run: KnownRun) -> bool:
+    """Tell whether a run has a loopback address on another machine, or in a container."""
+    return _is_local(run.url or "") and run.hostname != socket.gethostname()
 
 
 def _is_local(url: str) -> bool:

@@ -15,7 +15,7 @@ import click
 
 from monitor._records import OVER_STATES, Event
 from monitor.cli._client import Client, ClientError, choose, token_of
-from monitor.store import list_runs
+from monitor.cli._terminal import echo, known_runs
 
 _POLL_SECONDS = 2.0
 _EVENT_FIELDS = {field.name for field in fields(Event)}
@@ -49,9 +49,9 @@ def export(directory: Path, runbook: str | None, overwrite: bool, is_local: bool
     except OSError as error:
         raise click.ClickException(f"{directory} cannot be written ({error}); nothing was changed there") from error
     for path in done.written:
-        click.echo(path)
+        echo(path)
     for path in done.kept:
-        click.echo(f"{path} differs and was kept; --overwrite replaces it", err=True)
+        echo(f"{path} differs and was kept; --overwrite replaces it", err=True)
 
 
 @dashboards.command()
@@ -86,16 +86,16 @@ def publish(
     try:
         done = publish_dashboards(url, token=token, folder=folder, datasource=datasource, overwrite=overwrite)
         for title, address in done.dashboards:
-            click.echo(f"{title}: {address}")
-        click.echo(f"data source {done.datasource}: {'healthy' if done.is_healthy else f'NOT healthy: {done.health}'}")
+            echo(f"{title}: {address}")
+        echo(f"data source {done.datasource}: {'healthy' if done.is_healthy else f'NOT healthy: {done.health}'}")
         if annotate:
-            run = choose(list_runs(directory), wanted, live_only=True)
+            run = choose(known_runs(directory), wanted, live_only=True)
             if not run.url:
                 raise ClientError(f"{run.run_id} serves no HTTP; its events cannot be read")
-            click.echo(f"annotating {run.run_id} until it ends, or Ctrl-C")
+            echo(f"annotating {run.run_id} until it ends, or Ctrl-C")
             with Annotator(url, token=token, tags=(run.run_id,)) as annotator:
                 follow(Client(run.url, token_of(run, None), cafile=cafile), annotator)
-            click.echo(f"{annotator.sent} annotations saved, {annotator.dropped} dropped")
+            echo(f"{annotator.sent} annotations saved, {annotator.dropped} dropped")
     except (GrafanaError, ClientError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -17,6 +17,7 @@ import click
 
 from monitor._errors import ClosedRunError
 from monitor._records import CommandRecord, Event
+from monitor.cli._terminal import echo
 from monitor.store import own_command
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def demo(steps: int, port: int | None, is_brief: bool) -> None:
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     example = load_example("char_gpt")
     command = own_command()
-    click.echo(f"a second terminal may say:  {command} top      {command} lr reduce 0.5")
+    echo(f"a second terminal may say:  {command} top      {command} lr reduce 0.5")
     run: Run = example.train(example.parse(["--steps", str(steps)]))
     if not is_brief:
         keep_up(run)
@@ -83,11 +84,11 @@ def keep_up(run: Run, wait: Any = None) -> None:
     except OSError as error:
         raise click.ClickException(f"the page cannot stay up: {error}") from error
     with server:
-        click.echo(f"\nThe run has {run.state}. Its page stays until Ctrl-C: {server.url}/?token={run.token}")
+        echo("", f"The run has {run.state}. Its page stays until Ctrl-C: {server.url}/?token={run.token}")
         try:
             (wait or _wait_for_ever)()
         except KeyboardInterrupt:
-            click.echo("")
+            echo("")
 
 
 def _bound(bind: Callable[[int], Any], url: str) -> Any:

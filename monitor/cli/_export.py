@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,8 @@ import click
 
 from monitor._errors import StoreError
 from monitor.cli._client import ChoiceError, ClientError, choose
-from monitor.store import FORMATS, STORE_FILE, TABLES, KnownRun, export, held, list_runs
+from monitor.cli._terminal import echo, known_runs, standard_output
+from monitor.store import FORMATS, STORE_FILE, TABLES, KnownRun, export, held
 
 
 @click.command("export")
@@ -37,11 +37,12 @@ def export_run(run: str, format_: Any, table: Any, output: Path | None, director
 def _write(known: KnownRun, store: Path, format_: Any, table: Any, output: Path | None) -> None:
     try:
         if output is None:
-            export(store, format_, sys.stdout.buffer, table)
-            sys.stdout.buffer.flush()
+            file = standard_output()
+            export(store, format_, file, table)
+            file.flush()
         else:
             num_rows = _export_to(output, store, format_, table)
-            click.echo(f"{num_rows:,} rows of {known.run_id} written to {output}", err=True)
+            echo(f"{num_rows:,} rows of {known.run_id} written to {output}", err=True)
     except StoreError as error:
         raise click.ClickException(str(error)) from error
     except BrokenPipeError:
@@ -54,7 +55,7 @@ def _write(known: KnownRun, store: Path, format_: Any, table: Any, output: Path 
 def _find(wanted: str, directory: str | None) -> tuple[KnownRun, Path]:
     """Return the run that is meant and its store."""
     try:
-        run = choose(list_runs(directory), wanted, live_only=False)
+        run = choose(known_runs(directory), wanted, live_only=False)
         return run, _store_of(run)
     except ChoiceError as error:
         raise click.UsageError(str(error)) from error

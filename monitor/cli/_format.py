@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from monitor.common import one_line
+
 Document = Mapping[str, Any]
 UNKNOWN = "-"
 _WIDEST = 2000
@@ -89,7 +91,7 @@ def table(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> list[str]
     for index in range(max(map(len, rows))):
         grid.add_column(justify="right" if index in right else "left", no_wrap=True)
     for row in rows:
-        grid.add_row(*map(Text, row))
+        grid.add_row(*(Text(one_line(cell)) for cell in row))
     # As wide as it is, also in a narrow terminal or a pipe: a value that is cut off is no value.
     console = Console(file=io.StringIO(), width=_WIDEST, color_system=None)
     with console.capture() as lines:

@@ -6,10 +6,10 @@ Exit status: 0 done, 1 failed or rejected, 2 usage.
 from __future__ import annotations
 
 import importlib
-import json
+import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,9 @@ from monitor.cli import _format
 from monitor.cli._client import Client, ClientError
 from monitor.cli._reach import Access, reaching
 from monitor.cli._stall import stall_lines
-from monitor.store import KnownRun, NoHomeError, list_runs
+from monitor.cli._terminal import cleaned, echo, echo_json, known_runs, tell_refused
+from monitor.common import keep_printable
+from monitor.store import KnownRun, NoHomeError, UntrustedError, without_parts
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _LR_VERBS = ("reduce", "set", "restore", "undo")
@@ -40,10 +42,13 @@ class _Lazy(click.Group):
     }
 
     def invoke(self, ctx: click.Context) -> Any:
+        keep_printable(logging.getLogger("monitor"))
         try:
             return super().invoke(ctx)
-        except NoHomeError as error:
-            raise click.ClickException(str(error)) from error
+        except (NoHomeError, UntrustedError) as error:
+            raise cleaned(click.ClickException(str(error))) from error
+        except click.ClickException as error:
+            raise cleaned(error) from error.__cause__
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self.elsewhere])
@@ -71,23 +76,36 @@ class _Runs(_Lazy):
 
 @main.group(cls=_Runs, invoke_without_command=True)
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Print the newest N.")
+@click.option("--all", "with_parts", is_flag=True, help="Also the ranks whose steps another run shows.")
 @reaching
 @_JSON
 @click.pass_context
-def runs(ctx: click.Context, access: Access, limit: int, as_json: bool) -> None:
+def runs(ctx: click.Context, access: Access, limit: int, with_parts: bool, as_json: bool) -> None:
     """List the runs known on this machine, newest last."""
     if ctx.invoked_subcommand is not None:
         return
-    summaries = [_summarise(access, run) for run in list_runs(access.directory)[-limit:]]
+    refused: list[UntrustedError] = []
+    known = known_runs(access.directory)
+    shown = (known if with_parts else without_parts(known))[-limit:]
+    summaries = [_summarise(access, run, refused.append) for run in shown]
     if as_json:
-        _print_json(summaries)
+        echo_json(summaries)
     elif summaries:
-        _print(_format.runs_table(summaries, time.time()))
+        echo(*_format.runs_table(summaries, time.time()))
     else:
-        click.echo("no run is known here; `monitor demo` makes one")
+        echo("no run is known here; `monitor demo` makes one")
+    tell_refused(refused, "files")
 
 
-def _summarise(access: Access, run: KnownRun) -> dict[str, Any]:
+def _summarise(access: Access, run: KnownRun, on_refused: Callable[[UntrustedError], object]) -> dict[str, Any]:
+    try:
+        return _summary(access, run)
+    except UntrustedError as error:
+        on_refused(error)
+        return _format.summary(None, asdict(run))
+
+
+def _summary(access: Access, run: KnownRun) -> dict[str, Any]:
     known = asdict(run)
     if not run.is_live or not run.url:
         final = run.read_final()
@@ -114,12 +132,12 @@ def status(access: Access, run: str | None, as_json: bool) -> None:
         raise ClientError(f"{known.run_id} is {known.state} and left no last state behind" if known else "no run")
     document.pop("page", None)  # the live page's own business
     if as_json:
-        _print_json(document)
+        echo_json(document)
     elif not _format.is_whole(document):
         raise ClientError("the state that was found is not one of a run, or lacks parts; --json prints what there is")
     else:
         lines = _format.status(document, client.url if client else None, time.time())
-        _print([*lines, *stall_lines(document, known, client)])
+        echo(*lines, *stall_lines(document, known, client))
 
 
 _GROUP_HELP = "Index or name of a param group, an optimizer, or OPTIMIZER/INDEX; repeat for more."
@@ -163,10 +181,10 @@ def lr(
     if verb is None:
         answer = client.get("/lr")
         if as_json:
-            _print_json(answer)
+            echo_json(answer)
         else:
             waiting = [f"{len(answer['pending'])} commands wait for the next step"] if answer["pending"] else []
-            _print([*(_format.lr_table(answer["groups"]) or ["no step has been made yet"]), *waiting])
+            echo(*(_format.lr_table(answer["groups"]) or ["no step has been made yet"]), *waiting)
         return
     _command(client, name, verb, body, wait, as_json)
 
@@ -241,10 +259,10 @@ def _command(client: Client, name: str, action: str, body: Mapping[str, Any], wa
     if wait:
         record = client.wait(record)
     if as_json:
-        _print_json(record)
+        echo_json(record)
     else:
         headline, *changes = _format.outcome(record, name)
-        _print([headline, *_ramp(record), *changes], err=record["status"] not in ("applied", "pending"))
+        echo(headline, *_ramp(record), *changes, err=record["status"] not in ("applied", "pending"))
     if record["status"] not in ("applied", "pending"):
         raise SystemExit(1)
 
@@ -257,15 +275,6 @@ def _ramp(record: Mapping[str, Any]) -> list[str]:
     if len({change["optimizer"] for change in record["changes"]}) != 1 or record["step"] is None:
         return [f"  by degrees, complete after {steps:,} steps of each optimizer"]
     return [f"  by degrees over {steps:,} steps, complete at step {record['step'] + steps - 1:,}"]
-
-
-def _print(lines: list[str], err: bool = False) -> None:
-    text = "\n".join(lines)
-    click.echo(text.encode(errors="replace").decode(), err=err)  # JSON can hold half a character; no terminal can
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

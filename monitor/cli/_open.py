@@ -11,6 +11,7 @@ import click
 from monitor._errors import StoreError
 from monitor.cli._client import ClientError
 from monitor.cli._reach import Access, reaching
+from monitor.cli._terminal import echo
 from monitor.store import KnownRun, held
 
 
@@ -26,7 +27,7 @@ def open_run(access: Access, run: str | None, port: int | None) -> None:
     """
     known, client = access.find(run, live_only=False)
     if client is not None:
-        click.echo(f"{client.url.rstrip('/')}/" + (f"?token={client.token}" if client.token else ""))
+        echo(f"{client.url.rstrip('/')}/" + (f"?token={client.token}" if client.token else ""))
     elif known is None or known.is_live:
         raise ClientError(
             f"{known.run_id if known else run} serves no HTTP: attached with serve=False, or no port was free"
@@ -50,7 +51,7 @@ def serve(known: KnownRun, port: int = 0, wait: Callable[[], object] = signal.pa
     except (StoreError, OSError) as error:
         raise ClientError(str(error)) from error
     with held(known), server:
-        click.echo(f"{known.run_id} is over ({known.state}); its page, until Ctrl-C: {server.url}/?token={token}")
+        echo(f"{known.run_id} is over ({known.state}); its page, until Ctrl-C: {server.url}/?token={token}")
         try:
             wait()
         except KeyboardInterrupt:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
-from monitor.cli._client import ChoiceError, Client, ClientError, choose, token_of
+from monitor.cli._client import ChoiceError, Client, ClientError, choose, is_beyond_reach, token_of
+from monitor.cli._terminal import known_runs
 from monitor.store import KnownRun, NoHomeError, list_runs
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -46,13 +47,13 @@ class Access:
                 raise click.UsageError(f"give RUN or --url, not both; got {wanted!r} and {self.url!r}")
             run = self._run_at(self.url.rstrip("/"))
             return run, self.client(self.url, run)
-        run = choose(list_runs(self.directory), wanted, live_only=live_only, leader=True)
+        run = choose(known_runs(self.directory), wanted, live_only=live_only, leader=True)
         return run, self.client(run.url, run) if run.is_live and run.url else None
 
     def _run_at(self, address: str) -> KnownRun | None:
         with suppress(NoHomeError):  # an address needs no folder
             for run in list_runs(self.directory):
-                if run.is_live and (run.url or "").rstrip("/") == address:
+                if run.is_live and (run.url or "").rstrip("/") == address and not is_beyond_reach(run):
                     return run
         return None
 

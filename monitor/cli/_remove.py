@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import click
 
 from monitor.cli._client import ChoiceError, ClientError, choose
-from monitor.store import KnownRun, list_runs, remove_run, surplus
+from monitor.cli._terminal import echo, known_runs
+from monitor.store import KnownRun, remove_run, surplus
 
 _DAY = 86_400.0
 
@@ -35,13 +36,13 @@ def remove(
     """
     if bool(names) == any(bound is not None for bound in (keep, older_than, keep_bytes)):
         raise click.UsageError("name runs to remove, or say which by --keep, --older-than or --keep-bytes")
-    runs = list_runs(directory)
+    runs = known_runs(directory)
     chosen = _named(runs, names) if names else _oldest(runs, keep, older_than, keep_bytes)
     removed = [run for run in chosen if dry_run or remove_run(run)]
     for run in removed:
-        click.echo(f"{'would remove' if dry_run else 'removed'} {run.run_id}")
+        echo(f"{'would remove' if dry_run else 'removed'} {run.run_id}")
     if not chosen:
-        click.echo("nothing to remove")
+        echo("nothing to remove")
     if left := [run.run_id for run in chosen if run not in removed]:
         raise click.ClickException(
             f"{', '.join(left)} could not be removed whole: the folder holds other files, is not writable, or is "

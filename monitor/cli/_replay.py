@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from monitor.cli._terminal import echo, echo_json
 from monitor.detect import rl_detectors
 from monitor.replay import as_json, as_line, read_curve, write_plot
 from monitor.replay import replay as find_events
@@ -31,9 +31,9 @@ def replay(file: Path, is_json: bool, is_rl: bool, plot: Path | None) -> None:
         curve = read_curve(file)
         events = find_events(curve, rl_detectors() if is_rl else None)
         for event in events:
-            click.echo(json.dumps(as_json(event)) if is_json else as_line(event))
+            echo_json(as_json(event), indent=None) if is_json else echo(as_line(event))
         if not events and not is_json:
-            click.echo(f"nothing found in {len(curve.records)} records")
+            echo(f"nothing found in {len(curve.records)} records")
         if plot is not None:
             write_plot(curve, events, plot, file.name)
     except (ValueError, OSError) as error:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor.cli import _format
+from monitor.common import one_line
 
 LEVELS = "▁▂▃▄▅▆▇█"
 ASCII_LEVELS = "_.-=+*#@"
@@ -260,4 +261,4 @@ def _events(events: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def _text(content: str, style: str = "") -> Text:
     """Return text of the run as one line that cannot steer the terminal."""
-    return Text("".join(char if char.isprintable() else "?" for char in content), style)
+    return Text(one_line(content), style)

@@ -58,9 +58,4 @@ def _lines(event: Mapping[str, Any]) -> list[str]:
     lines = [f"stalled at step {event['step']:,}: {event['message']}"]
     for one in event["details"]["stacks"]:
         lines += [f"  stack of {one['of']}:", *(f"  {line}" for line in str(one["stack"]).splitlines())]
-    return ["", *map(_printable, lines)]
-
-
-def _printable(line: str) -> str:
-    """Return text of the run that cannot steer the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in line)
+    return ["", *lines]

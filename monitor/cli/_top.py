@@ -17,6 +17,7 @@ from monitor._records import OVER_STATES
 from monitor.cli import _format
 from monitor.cli._client import Client, ClientError, NoAnswerError
 from monitor.cli._reach import Access, reaching
+from monitor.cli._terminal import echo
 from monitor.store import KnownRun, list_runs
 
 _INTERVAL_SECONDS = 1.0
@@ -78,7 +79,7 @@ def _print(final: dict[str, Any] | None) -> None:
     if final is not None and not _format.is_whole(final):
         raise ClientError("the run has ended; `monitor status --json` prints what there is of its last state")
     if final is not None:
-        click.echo("\n".join(_format.status(final, None, time.time())))
+        echo(*_format.status(final, None, time.time()))
 
 
 def _console() -> Any:

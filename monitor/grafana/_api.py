@@ -37,7 +37,12 @@ def connect(url: str, token: str | None = None, timeout: float = TIMEOUT_SECONDS
 
     Raises GrafanaError for a URL that is none, and where the extra ``grafana`` is not installed.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise GrafanaError(
+            f"Grafana's address is not a URL ({error}); give one such as http://127.0.0.1:3000"
+        ) from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise GrafanaError(f"{shown(url)!r} is not an http(s) URL; give one such as http://127.0.0.1:3000")
     try:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 
 from monitor._records import EVENT_KINDS, STALLED, Event
+from monitor.common import keep_printable
 
 _LOG = logging.getLogger("monitor")
 
 
 def make_visible() -> None:
     """Have what a user must see, such as the page's address, reach stderr where the program has not set up
-    logging itself."""
+    logging itself, and nothing of it steer a terminal."""
+    keep_printable(_LOG)
     if _LOG.level == logging.NOTSET:
         _LOG.setLevel(logging.INFO)
     if not _LOG.hasHandlers():

@@ -12,7 +12,15 @@ from torch.optim import Optimizer
 
 from monitor._errors import StoreError
 from monitor._settings import Settings
-from monitor.store import UNFINISHED, KnownRun, answer_within, claim_run, give_back, newest_run
+from monitor.store import (
+    UNFINISHED,
+    KnownRun,
+    UntrustedError,
+    answer_within,
+    claim_run,
+    give_back,
+    newest_run,
+)
 
 _LOG = logging.getLogger("monitor")
 NO_STATE = (
@@ -135,7 +143,7 @@ def _within(find: Callable[[Callable[[], bool]], Claimed | Refusal]) -> Claimed 
     def look() -> Claimed | Refusal:
         try:
             return find(lambda: not is_late.is_set())
-        except StoreError as error:
+        except (StoreError, UntrustedError) as error:
             return Refusal(str(error))
         except Exception as error:  # noqa: BLE001 - whatever a disk does: a new run begins
             return Refusal(repr(error))

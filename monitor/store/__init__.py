@@ -13,8 +13,9 @@ from monitor.store._claim import UNFINISHED, claim_run, give_back, newest_run
 from monitor.store._command import own_command
 from monitor.store._disk import PATIENCE_SECONDS, DiskThread, answer_within
 from monitor.store._folder import RunFolder, check_directory, make_run_id, prune, remove_run
-from monitor.store._known import STORE_FILE, KnownRun, NoHomeError, list_runs, read_text, runs_directory
+from monitor.store._known import STORE_FILE, KnownRun, NoHomeError, list_runs, runs_directory, without_parts
 from monitor.store._retention import held, surplus
+from monitor.store._trusted import UntrustedError, read_text
 
 if TYPE_CHECKING:
     from monitor.store._curve import Point
@@ -40,6 +41,7 @@ __all__ = [
     "Series",
     "StoreReader",
     "StoreWriter",
+    "UntrustedError",
     "answer_within",
     "check_directory",
     "claim_run",
@@ -57,6 +59,7 @@ __all__ = [
     "runs_directory",
     "surplus",
     "to_event",
+    "without_parts",
 ]
 
 _LATER = {

@@ -63,7 +63,7 @@ def claim_run(
     Raises:
         StoreError: the run is unknown, may be alive, is somebody else's or another rank's, or another process is about
             to continue it.
-        OSError: its folder cannot be written.
+        UntrustedError: somebody else may have written its folder. OSError: it cannot be written.
     """
     path = runs_directory(directory).absolute() / run_id
     with _written_alone(path, rank):
@@ -146,7 +146,7 @@ def _is_silent(run: KnownRun) -> bool:
 
 def _modified(path: Path) -> float:
     try:
-        return path.stat().st_mtime
+        return path.lstat().st_mtime
     except FileNotFoundError:
         return 0.0
 

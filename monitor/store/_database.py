@@ -1,23 +1,22 @@
 """Create, check and open the SQLite file of a run.
 
-The file is opened only if it is a regular file of one's own and no link. Nothing here opens it without SQLite once it
-is there: to close any other descriptor of it would give up the locks that SQLite holds in this process (POSIX).
+The file is opened only if it may be trusted (:mod:`monitor.store._trusted`). Nothing here opens it without SQLite once
+it is there: to close any other descriptor of it would give up the locks that SQLite holds in this process (POSIX).
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import stat
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
 
 from monitor._errors import StoreError
 from monitor.store._known import SIDE_SUFFIXES
+from monitor.store._trusted import UntrustedError, check_file
 
 VERSION = 1
 APPLICATION_ID = 0x746D6F6E
@@ -144,12 +143,12 @@ def identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _own_file(path: Path, uid: Callable[[], int] | None = getattr(os, "geteuid", None)) -> tuple[int, int]:
+def _own_file(path: Path) -> tuple[int, int]:
     found = os.lstat(path)
-    if not stat.S_ISREG(found.st_mode):
-        raise StoreError(f"{path} is not a regular file; links are not followed")
-    if uid is not None and found.st_uid != uid():
-        raise StoreError(f"{path} belongs to user {found.st_uid}; only files of your own are opened")
+    try:
+        check_file(path, found)
+    except UntrustedError as error:
+        raise StoreError(str(error)) from error
     return found.st_dev, found.st_ino
 
 

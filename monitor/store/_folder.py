@@ -33,10 +33,9 @@ from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from monitor.store._disk import answer_within
-from monitor.store._files import lock, unlock, write_atomically
+from monitor.store._files import lock, make_root, unlock, write_atomically
 from monitor.store._known import (
     FINAL,
     LAST,
@@ -48,22 +47,19 @@ from monitor.store._known import (
     STATE_BYTES,
     STORE_FILE,
     TOKEN,
-    VANISHED,
     KnownRun,
-    is_gone,
     list_runs,
     process_start,
-    read_json,
-    read_object,
     read_run,
     runs_directory,
 )
 from monitor.store._retention import DAY_SECONDS, is_held, surplus
+from monitor.store._targets import ALERTED_SECONDS, remove_target, sweep_targets, write_target
+from monitor.store._trusted import opened, read_own_object
 
-_TARGETS = "targets"
 _STORE_FILES = (STORE_FILE, *(f"{STORE_FILE}{suffix}" for suffix in SIDE_SUFFIXES))
-FORGOTTEN_SECONDS = 86_400.0
-"""How long after its end a run, as far as can be told, may still wait for its last scrape."""
+SWEEP_SECONDS = 300.0
+"""How often a live run looks for targets of runs that are gone."""
 PRUNE_SECONDS = 1.0
 CHECK_SECONDS = 0.5
 
@@ -94,6 +90,7 @@ class RunFolder:
     def __init__(self, run: KnownRun) -> None:
         self._run = run
         self._lock: int | None = None
+        self._next_sweep = time.monotonic() + SWEEP_SECONDS
 
     @classmethod
     def create(
@@ -177,7 +174,7 @@ class RunFolder:
         there is none."""
         with suppress(FileNotFoundError):
             os.replace(self.path / FINAL, self.path / LAST)
-        return read_object(self.path / LAST, STATE_BYTES)
+        return read_own_object(self.path / LAST, STATE_BYTES)
 
     def discard(self) -> None:
         """Remove the folder of a run that has not begun, as this process continues another one."""
@@ -219,17 +216,20 @@ class RunFolder:
         write_atomically(self.path / RUN, to_json(run))
         self._run = run
         if url:
-            self._target.parent.mkdir(exist_ok=True)
-            write_atomically(self._target, json.dumps([_to_target(run.name, url)]), mode=0o644)
+            write_target(self.path, run.name, url)
 
     def autosave(self, state: Mapping[str, Any]) -> None:
         """Write the present state of a live run: all that is left should its process be killed."""
         if self._run.end_time is None:
             write_atomically(self.path / LAST, json.dumps(state) + "\n")
+            if time.monotonic() >= self._next_sweep:
+                self._next_sweep = time.monotonic() + SWEEP_SECONDS
+                sweep_targets(self.path.parent, ALERTED_SECONDS)
 
     def take_errors(self) -> None:
         """Have standard error of this process go into the log of the folder from here on."""
-        log = os.open(self.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        with opened(self.path) as folder:
+            log = folder.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             os.dup2(log, 2)
         finally:
@@ -250,11 +250,7 @@ class RunFolder:
         process continues stays."""
         now = read_run(self.path)
         if now is None or (now.pid, now.process_start) == (self._run.pid, self._run.process_start):
-            self._target.unlink(missing_ok=True)
-
-    @property
-    def _target(self) -> Path:
-        return self.path.parent / _TARGETS / f"{self._run.run_id}.json"
+            remove_target(self.path)
 
 
 def prune(
@@ -280,11 +276,7 @@ def prune(
     def is_late(share: float) -> bool:
         return timer() - start > share * PRUNE_SECONDS
 
-    for target in takewhile(lambda _: not is_late(0.5), _targets(root)):
-        run = read_run(root / target.stem)
-        if (run is None or not _may_be_served(run, clock())) and _is_target(target):
-            with suppress(OSError):
-                target.unlink()
+    sweep_targets(root, clock=clock, is_late=lambda: is_late(0.5))
     if max_bytes is None and max_days is None and len(os.listdir(root)) <= keep:
         return
     runs = list_runs(root, lambda: is_late(0.5))
@@ -315,15 +307,10 @@ def _remove_if_over(path: Path) -> None:
         try:
             run = read_run(path)
             if run is not None and not run.is_live and not is_held(path):
-                (path.parent / _TARGETS / f"{path.name}.json").unlink(missing_ok=True)
+                remove_target(path)
                 _remove_run(path)
         finally:
             unlock(descriptor)
-
-
-def _targets(root: Path) -> list[Path]:
-    folder = root / _TARGETS
-    return [] if folder.is_symlink() else list(folder.glob("*.json"))
 
 
 def check_directory(directory: str | os.PathLike[str] | None) -> None:
@@ -361,7 +348,7 @@ def _no_directory(directory: str | os.PathLike[str], error: Exception) -> ValueE
 
 def _make_root(root: Path, directory: str | os.PathLike[str] | None) -> None:
     try:
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_root(root)
     except (OSError, ValueError) as error:
         if directory is None or not _is_mistake(root, error):
             raise
@@ -377,19 +364,12 @@ def _is_mistake(root: Path, error: Exception) -> bool:
 
 def _remove_run(path: Path) -> None:
     """Remove the files of a run, those too that a kill left half written, and the folder if it is empty then."""
+    with suppress(OSError), opened(path) as folder:
+        names = folder.names()
+        for file in (TOKEN, READ_TOKEN, *_STORE_FILES, LAST, FINAL, LOG, LOCK, RUN):  # RUN last: without, it is no run
+            for name in [*(one for one in names if one.startswith(f".{file}.")), file]:
+                folder.remove(name)
     with suppress(OSError):
-        for name in (
-            TOKEN,
-            READ_TOKEN,
-            *_STORE_FILES,
-            LAST,
-            FINAL,
-            LOG,
-            LOCK,
-            RUN,
-        ):  # RUN last: a folder without is no run
-            for file in (*path.glob(f".{name}.*"), path / name):
-                file.unlink(missing_ok=True)
         path.rmdir()
 
 
@@ -399,30 +379,8 @@ def _remove_empty(directories: Iterable[Path]) -> None:
             directory.rmdir()
 
 
-def _may_be_served(run: KnownRun, now: float) -> bool:
-    if run.state == VANISHED or is_gone(run):
-        return False
-    return run.end_time is None or now - run.end_time < FORGOTTEN_SECONDS
-
-
 def to_json(run: KnownRun) -> str:
     """Return what ``run.json`` says of a run."""
     content = asdict(run)
     del content["path"]
     return json.dumps(content, indent=2) + "\n"
-
-
-def _to_target(name: str, url: str) -> dict[str, Any]:
-    parts = urlsplit(url)
-    labels = {"run_name": name, "__scheme__": parts.scheme, "__metrics_path__": "/metrics"}
-    return {"targets": [parts.netloc], "labels": labels}
-
-
-def _is_target(path: Path) -> bool:
-    """Whether a file is one that a run has written: of the form of :func:`_to_target`."""
-    if path.is_symlink():
-        return False
-    found = read_json(path)
-    one = found[0] if isinstance(found, list) and len(found) == 1 else None
-    labels = one.get("labels") if isinstance(one, dict) else None
-    return isinstance(labels, dict) and {"run_name", "__metrics_path__"} <= set(labels)

@@ -5,12 +5,10 @@ What lies in a folder stands in :mod:`monitor.store._folder`.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
-import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +18,8 @@ import platformdirs
 
 from monitor._checks import is_token
 from monitor._records import LIVE_STATES, STATES
+from monitor.common import one_line
+from monitor.store._trusted import UntrustedError, read_own_object, read_own_text, read_text
 
 VANISHED = "vanished"
 RUN, TOKEN, READ_TOKEN, LAST, FINAL = "run.json", "token", "read_token", "last.json", "final.json"
@@ -28,13 +28,9 @@ LOCK = "lock"
 STORE_FILE = "run.db"
 SIDE_SUFFIXES = ("-wal", "-shm", "-journal")
 """Names of what SQLite puts beside the store while it is open, and leaves there when its process is killed."""
-_FILE_BYTES = 2**16
-"""The longest file of a run that is read, its last state apart."""
 _TOKEN_BYTES = 2**13
 STATE_BYTES = 2**24
 """The longest last state: some 100,000 param groups."""
-# What lies in a folder may be anything: a FIFO must not be waited for, a link not followed.
-_READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 
 
 class NoHomeError(OSError):
@@ -78,17 +74,25 @@ class KnownRun:
         return os.path.lexists(self.path / STORE_FILE)
 
     def read_token(self) -> str | None:
-        """Return the control token; None where there is none, it is not ours to read, or no header can carry it."""
-        token = read_text(self.path / TOKEN, _TOKEN_BYTES)
+        """Return the control token; None where there is none, it is not ours to read, or no header can carry it.
+
+        Raises:
+            UntrustedError: the file may be somebody else's.
+        """
+        token = read_own_text(self.path / TOKEN, _TOKEN_BYTES)
         return token if token is not None and is_token(token) else None
 
     def read_final(self) -> dict[str, Any] | None:
         """Return the last state, as ``GET /api/v1/run`` gave it: that of the end, and of a run that has vanished the
-        last one that was kept; None where there is none."""
-        final = read_object(self.path / FINAL, STATE_BYTES)
+        last one that was kept; None where there is none.
+
+        Raises:
+            UntrustedError: the file may be somebody else's.
+        """
+        final = read_own_object(self.path / FINAL, STATE_BYTES)
         if final is not None or self.state != VANISHED:
             return final
-        kept = read_object(self.path / LAST, STATE_BYTES)
+        kept = read_own_object(self.path / LAST, STATE_BYTES)
         return None if kept is None else {**kept, "state": VANISHED}
 
 
@@ -118,13 +122,15 @@ def _no_home(given: object) -> NoHomeError:
 
 
 def list_runs(
-    directory: str | os.PathLike[str] | None = None, is_due: Callable[[], bool] = lambda: False
+    directory: str | os.PathLike[str] | None = None,
+    is_due: Callable[[], bool] = lambda: False,
+    on_refused: Callable[[UntrustedError], object] = lambda _: None,
 ) -> list[KnownRun]:
     """Return the runs whose folders lie under ``directory`` (as by :func:`runs_directory`), oldest first: by
     when their last session began.
 
-    Torn, foreign and unreadable files are passed over. A run of this host with no process is ``vanished``. Once
-    ``is_due`` returns True, those read so far are returned.
+    Torn and unreadable files are passed over; what may be somebody else's is, too, and handed to ``on_refused``. A run
+    of this host with no process is ``vanished``. Once ``is_due`` returns True, those read so far are returned.
 
     Raises:
         NoHomeError: as :func:`runs_directory`.
@@ -136,7 +142,7 @@ def list_runs(
     except OSError:
         return []
     folders = takewhile(lambda _: not is_due(), (root / name for name in names))
-    found = [run for folder in folders if (run := read_run(folder)) is not None]
+    found = [run for folder in folders if (run := _read_or_refuse(folder, on_refused)) is not None]
     return sorted(found, key=lambda run: (run.session_time, run.run_id))
 
 
@@ -147,27 +153,47 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _read_or_refuse(folder: Path, on_refused: Callable[[UntrustedError], object]) -> KnownRun | None:
+    try:
+        return read_run(folder)
+    except UntrustedError as error:
+        on_refused(error)
+        return None
+
+
+def without_parts(runs: Sequence[KnownRun]) -> list[KnownRun]:
+    """Return the runs but for the ranks whose steps another one of them shows."""
+    ids = {run.run_id for run in runs}
+    return [run for run in runs if run.leader not in ids]
+
+
 def read_run(folder: Path) -> KnownRun | None:
-    """Return the run that a folder tells of; None where it tells of none, or of another."""
-    found = read_object(folder / RUN)
+    """Return the run that a folder tells of; None where it tells of none, or of another.
+
+    Raises:
+        UntrustedError: somebody else may have written what it tells.
+    """
+    found = read_own_object(folder / RUN)
     if found is None or found.get("run_id") != folder.name or found.get("state") not in STATES:
+        return None
+    if one_line(folder.name) != folder.name:  # no id of ours, and none to show
         return None
     try:
         run = KnownRun(
             run_id=folder.name,
-            name=_to_line(found["name"]),
+            name=one_line(found["name"]),
             pid=int(found["pid"]),
-            hostname=_to_line(found["hostname"]),
+            hostname=one_line(found["hostname"]),
             state=found["state"],
             start_time=float(found["start_time"]),
             end_time=None if found.get("end_time") is None else float(found["end_time"]),
-            url=None if found.get("url") is None else _to_line(found["url"]),
-            script=_to_line(found.get("script") or ""),
-            process_start=None if found.get("process_start") is None else _to_line(found["process_start"]),
+            url=None if found.get("url") is None else one_line(found["url"]),
+            script=one_line(found.get("script") or ""),
+            process_start=None if found.get("process_start") is None else one_line(found["process_start"]),
             rank=int(found.get("rank") or 0),
             world_size=int(found.get("world_size") or 1),
             resume_time=None if found.get("resume_time") is None else float(found["resume_time"]),
-            leader=_to_line(found.get("leader") or ""),
+            leader=one_line(found.get("leader") or ""),
             path=folder,
         )
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
@@ -175,11 +201,6 @@ def read_run(folder: Path) -> KnownRun | None:
     if not (math.isfinite(run.start_time) and math.isfinite(run.session_time)):
         return None
     return replace(run, state=VANISHED) if run.is_live and is_gone(run) else run
-
-
-def _to_line(value: object) -> str:
-    """Return text that a terminal can show: no line breaks, control characters or lone surrogates."""
-    return "".join(character if character.isprintable() else "?" for character in str(value))
 
 
 def is_gone(run: KnownRun) -> bool:
@@ -204,40 +225,3 @@ def process_start(pid: int) -> str | None:
     # The second field is the command's name in parentheses and may itself hold spaces and parentheses.
     fields = stat.rpartition(")")[2].split() if stat else []
     return fields[19] if len(fields) > 19 else None
-
-
-def read_text(path: Path, limit: int = _FILE_BYTES) -> str | None:
-    """Return what a regular file holds, without blanks around it; None where it cannot be read or is longer than
-    ``limit`` bytes. Never waits for a FIFO or a device."""
-    try:
-        content = _read_regular(path, limit + 1)
-        return content.decode().strip() if len(content) <= limit else None
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _read_regular(path: Path, limit: int) -> bytes:
-    descriptor = os.open(path, _READ_FLAGS)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is not a regular file")
-        content = b""
-        while len(content) < limit and (chunk := os.read(descriptor, limit - len(content))):
-            content += chunk
-        return content
-    finally:
-        os.close(descriptor)
-
-
-def read_object(path: Path, limit: int = _FILE_BYTES) -> dict[str, Any] | None:
-    """Return the JSON object in a file; None where there is none. Otherwise as :func:`read_text`."""
-    found = read_json(path, limit)
-    return found if isinstance(found, dict) else None
-
-
-def read_json(path: Path, limit: int = _FILE_BYTES) -> Any:
-    """Return the JSON value in a file; None where there is none, or it is nested too deeply."""
-    try:
-        return json.loads(read_text(path, limit) or "")
-    except (ValueError, RecursionError):
-        return None

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from monitor.store._known import RUN, KnownRun
+from monitor.store._trusted import opened
 
 try:
     import fcntl
@@ -106,7 +107,8 @@ def _locked(path: Path, kind: str) -> int | None:
     if fcntl is None:
         return None
     with suppress(OSError):
-        descriptor = os.open(path / RUN, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with opened(path) as folder:
+            descriptor = folder.open(RUN)
         try:
             fcntl.flock(descriptor, getattr(fcntl, kind) | fcntl.LOCK_NB)
         except OSError:

@@ -15,7 +15,7 @@ from monitor._records import RunInfo, State
 from monitor.link import FailureReporter, Hello
 from monitor.recorder import Past
 from monitor.server import HttpServer, Security, create_app, run_document
-from monitor.store import PATIENCE_SECONDS, DiskThread, NoHomeError, RunFolder, prune
+from monitor.store import PATIENCE_SECONDS, DiskThread, NoHomeError, RunFolder, UntrustedError, prune
 from monitor.watcher._linger import Linger
 from monitor.watcher._past import read_past
 from monitor.watcher._reports import Reports
@@ -208,6 +208,8 @@ class Publisher:
             "`monitor runs` and `monitor status` may show an old state of this run or none; free that disk, or set "
             "MONITOR_DIR to another"
         )
+        if isinstance(error, UntrustedError):
+            line = f"{error}; training is not affected"
         self._failures.note("folder", error, line=line if isinstance(error, OSError) else "")
 
     def _post(self, act: Callable[[RunFolder], object]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner, Result
@@ -368,26 +369,39 @@ class TestChoice:
             ["RUN", "RANK"], ["fake-0a1b2c", "0"], ["fake-000001", "1"],
         ]  # fmt: skip
 
+    def test_a_rank_whose_steps_another_run_shows_is_none_of_its_own(self, folder: RunFolder) -> None:
+        """It is listed with ``--all``, and found by its id; one whose leader is not known here is listed."""
+        part = make_folder("fake-000001", rank=1)
+        part.update(leader="fake-0a1b2c")
+        make_folder("far-000002", rank=1).update(leader="elsewhere-000003")
+        assert [run["run_id"] for run in call_json("runs")] == ["fake-0a1b2c", "far-000002"]
+        assert len(call_json("runs", "--all")) == 3
+        assert "fake-0a1b2c" in call("status", "fake").stdout
+        for known in (part, folder):
+            known.finish("failed", end_time=time.time())
+        assert "fake-0a1b2c is failed" in call("status", "fake").output
+        assert "fake-000001" in call("status", "fake-000001").output
+
     def test_rank_0_lists_its_ranks(self, folder: RunFolder, fake: FakeRun, server: HttpServer) -> None:
         """Their number stands in the list of runs; the state of each in that of the run."""
         fake.ranks = (
-            RankReading(0, "ok", "fake-0a1b2c", "node-a", 1204, 0.052, 2.301, 0.0),
+            RankReading(0, "ok", "fake-0a1b2c", "node-a", 1204, 0.052, 2.301, 0.0, 0.02),
             RankReading(1, "lost", "fake-000001", "node-b", 1180, 0.052, 2.287, 34.0),
             RankReading(2),
         )
         lines = [" ".join(line.split()) for line in call("status").stdout.splitlines()]
         assert lines[-4:] == [
-            "3 ranks state step step time loss last seen host",
-            "0 ok 1,204 0.052 s 2.301 0.0 s ago node-a",
-            "1 lost 1,180 0.052 s 2.287 34 s ago node-b",
-            "2 not attached - - - - -",
+            "3 ranks state step step time own time loss last seen host",
+            "0 ok 1,204 0.052 s 0.02 s 2.301 0.0 s ago node-a",
+            "1 lost 1,180 0.052 s - 2.287 34 s ago node-b",
+            "2 not attached - - - - - -",
         ]
         assert "fake-0a1b2c  3 ranks  running" in call("runs").stdout
         assert [run["num_ranks"] for run in call_json("runs")] == [3]
         fake.state = "finished"
         lines = [" ".join(line.split()) for line in call("status").stdout.splitlines()]
-        assert lines[-4] == "3 ranks at the end state step step time loss last seen host"
-        assert lines[-2] == "1 lost 1,180 0.052 s 2.287 34 s before node-b"
+        assert lines[-4] == "3 ranks at the end state step step time own time loss last seen host"
+        assert lines[-2] == "1 lost 1,180 0.052 s - 2.287 34 s before node-b"
 
     def test_a_stalled_run_shows_where_its_ranks_stand(
         self, folder: RunFolder, fake: FakeRun, server: HttpServer
@@ -553,6 +567,41 @@ class TestReaching:
             for words in (("far",), ("near",), ("--url", far)):
                 assert call("status", *words, "--json").exit_code == 0
         assert seen == [None, "Bearer from-environment", "Bearer from-environment"]
+
+
+class TestAnotherHost:
+    """A shared home, or a container, has folders of runs whose loopback address is another machine's."""
+
+    @pytest.fixture
+    def far(self, server: HttpServer) -> RunFolder:
+        folder = make_folder("far-000001", server.url)
+        content = json.loads((folder.path / "run.json").read_text())
+        (folder.path / "run.json").write_text(json.dumps({**content, "hostname": "node-b"}))
+        return folder
+
+    @pytest.mark.parametrize("words", [("status",), ("lr", "reduce", "0.5"), ("open",), ("status", "--token", TOKEN)])
+    def test_its_loopback_address_is_not_asked(self, words: tuple[str, ...], far: RunFolder, fake: FakeRun) -> None:
+        """Whoever listens here at that port gets no token; the refusal says how to get there."""
+        result = call(*words)
+        url = far.run.url or ""
+        assert result.exit_code == 1
+        assert result.stderr == (
+            f"Error: far-000001 runs on node-b, and {url} is an address of that machine alone; "
+            f"`ssh -L 9477:127.0.0.1:{urlsplit(url).port} node-b`, then --url http://127.0.0.1:9477 with --token\n"
+        )
+        assert [row["state"] for row in call_json("runs")] == ["running, no answer"]
+        assert not fake.commands()
+
+    def test_its_token_goes_to_no_address_of_this_machine(self, far: RunFolder) -> None:
+        """An address of this machine that is given by --url gets the token that is given, not that of a far run."""
+        result = call("status", "--url", far.run.url or "")
+        assert (result.exit_code, "wants its token" in result.stderr) == (1, True)
+        assert call("status", "--url", far.run.url or "", "--token", TOKEN).exit_code == 0
+
+    def test_an_address_that_others_reach_is_asked(self, far: RunFolder, server: HttpServer) -> None:
+        """A run on another machine that is bound to an address of the network is asked there."""
+        (known,) = list_runs()
+        assert token_of(replace(known, url="http://192.0.2.7:9477/"), None, {}) == TOKEN
 
 
 class TestClient:

@@ -9,7 +9,6 @@ import pwd
 import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -61,20 +60,20 @@ def test_directory_that_can_never_be_one_is_refused(
 
 def fail_under(root: Path, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every write below a directory fail."""
-    mkdir, mkstemp = os.mkdir, tempfile.mkstemp
+    mkdir, open_file = os.mkdir, os.open
 
     def failing_mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
         if root in Path(path).parents:
             raise OSError(error, os.strerror(error), str(path))
         mkdir(path, *args, **kwargs)
 
-    def failing_mkstemp(*args: Any, **kwargs: Any) -> Any:
-        if root in Path(kwargs["dir"]).parents:
-            raise OSError(error, os.strerror(error), str(kwargs["dir"]))
-        return mkstemp(*args, **kwargs)
+    def failing_open(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_EXCL and root in Path(f"/proc/self/fd/{kwargs.get('dir_fd')}").resolve().parents:
+            raise OSError(error, os.strerror(error), str(path))
+        return open_file(path, flags, *args, **kwargs)
 
     monkeypatch.setattr(os, "mkdir", failing_mkdir)
-    monkeypatch.setattr(tempfile, "mkstemp", failing_mkstemp)
+    monkeypatch.setattr(os, "open", failing_open)
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EACCES, errno.EIO])
@@ -115,6 +114,25 @@ def test_disk_that_fills_up_in_mid_run(
     assert run.snapshot().errors == {"folder": 2}
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"the run folders in {tmp_path / 'runs'} cannot be used ([Errno 28] No space left on device")
+
+
+def test_targets_that_lead_elsewhere_cost_the_target(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A link in the place of the folder for Prometheus is told in one line with the remedy, and harms no step."""
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "runs").mkdir()
+    targets = tmp_path / "runs" / "targets"
+    targets.symlink_to(tmp_path / "theirs")
+    model = make_model()
+    optimizer = optimizer_of(model)
+    with caplog.at_level(logging.WARNING, "monitor"), watch(optimizer, tmp_path, serve=True, port=0) as run:
+        train_plainly(model, optimizer, make_batches())
+    assert_same(weights_of(model), expected_weights())
+    assert run.snapshot().errors == {"folder": 2}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{targets} is a link, and links are not followed; put there what it leads to; training is not affected"
+    ]
+    assert list((tmp_path / "theirs").iterdir()) == []
+    assert [known.state for known in list_runs(tmp_path / "runs")] == ["finished"]
 
 
 def no_entry(_: object) -> Any:

@@ -49,6 +49,17 @@ def problem_of(received: bytes) -> dict[str, object]:
         (b"GET / HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 10_000 + b"\r\n", 413),
         (b"GET /metrics HTTP/1.1\r\n" + HOST + AUTH + AUTH + b"\r\n", 400),
         (b"GET / HTTP/1.1\r\nno colon here\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost : 127.0.0.1\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"X\t: y\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b": y\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"X(y): z\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: y\r\n folded\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n folded: first\r\n" + HOST + b"\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: y\nZ: w\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: y\rZ: w\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"X: \0\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\n" + HOST + b"\n", 400),
+        (b"GET /healthz HTTP/1.1\n" + HOST + b"\r\n", 400),
         (b"POST /api/v1/pause HTTP/1.1\r\n" + HOST + AUTH + b"Content-Length: -1\r\n\r\n", 400),
         (b"POST /api/v1/pause HTTP/1.1\r\n" + HOST + AUTH + b"Content-Length: +5\r\n\r\nhello", 400),
         (b"POST /api/v1/pause HTTP/1.1\r\n" + HOST + AUTH + b"Content-Length: 1_0\r\n\r\n", 400),
@@ -118,6 +129,23 @@ def test_broken_chunks_are_refused(server: HttpServer, run: FakeRun, body: bytes
     assert all(status in (400, 408, 413) for status in statuses(with_end))
     assert not run.commands()
     assert call(server, "GET", "/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    "size", [b"0xf\r\n", b"+f\r\n", b"0_f\r\n", b" f\r\n", b"f\n", b"f;a=b\n", b"\x0bf\r\n", b"f a\r\n", b"\r\n"]
+)
+def test_a_chunk_size_is_hexadecimal_digits_alone(server: HttpServer, run: FakeRun, size: bytes) -> None:
+    """What Python takes for a number, and another parser may not, is refused; so is a line that ends in LF alone."""
+    body = size + b'{"factor": 0.5}\r\n0\r\n\r\n'
+    assert statuses(raw_half_closed(server, CHUNKED + b"\r\n" + body)) == [400]
+    assert not run.commands()
+
+
+def test_what_a_chunk_may_say_of_itself_is_passed_over(server: HttpServer, run: FakeRun) -> None:
+    """Either case of the digits, leading noughts, extensions and trailers are HTTP."""
+    body = b'00F ; a="b"\r\n{"factor": 0.5}\r\n0\r\nX: y\r\n\r\n'
+    assert statuses(raw_half_closed(server, CHUNKED + b"\r\n" + body)) == [202]
+    assert run.commands()[0].factor == 0.5
 
 
 def raw_half_closed(server: HttpServer, data: bytes) -> bytes:

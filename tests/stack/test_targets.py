@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 import yaml
 
 import monitor
+from monitor.server import HttpServer
 from monitor.store import list_runs
 from tests.certificate import self_signed
 from tests.stack.real_alertmanager import prometheus_config
@@ -123,3 +125,23 @@ def test_a_run_killed_with_its_watcher_is_down_until_the_next_one(prometheus: Pr
         wait_until(lambda: {path.stem for path in (runs / "targets").iterdir()} == {run.id}, "its file is removed")
         wait_until(lambda: not prometheus.query(f'up{{run_id="{run_id}"}}'), "the target is gone")
         assert "TrainingRunVanished" in pending()
+
+
+def test_who_listens_at_the_port_of_a_killed_run_speaks_for_no_other(prometheus: Prometheus, runs: Path) -> None:
+    """Whatever run, job and instance an answer names, what it says is stored as said by the target that was asked."""
+    lie = 'training_loss_ema{run_id="another-000001",job="other",instance="there",optimizer="adam"} 7\n'
+
+    def squat(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain; version=0.0.4"), ("Content-Length", str(len(lie)))])
+        return [lie.encode()]
+
+    target = runs / "targets" / "killed-00beef.json"
+    with HttpServer(squat, port=0) as squatter:
+        address = squatter.url.partition("//")[2]
+        target.write_text(json.dumps([{"targets": [address], "labels": {"run_name": "killed"}}]))
+        wait_until(lambda: is_up(prometheus, "killed-00beef") == 1, "the port is scraped")
+        (found,) = prometheus.query('training_loss_ema{optimizer="adam"} == 7')
+    target.unlink()
+    stored = {name: found["metric"][name] for name in ("run_id", "job", "instance")}
+    assert stored == {"run_id": "killed-00beef", "job": "training", "instance": address}
+    assert "exported_run_id" not in found["metric"]

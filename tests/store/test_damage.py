@@ -18,6 +18,7 @@ import pytest
 from monitor._errors import StoreError
 from monitor.store import StoreReader, StoreWriter
 from monitor.store._reader import SECONDS
+from tests.foreign import give_away
 from tests.store.made import Clock, a_sample, a_step, an_event, write
 
 ADAM = ("optimizer", "adam")
@@ -92,8 +93,8 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "another program's database": (database_of_another, "is not a run store of training-monitor"),
     "a later version": (in_sql("PRAGMA user_version = 7"), "has schema version 7, this monitor reads version 1"),
     "cut in half": (cut, "damaged"),
-    "a link": (link, "is not a regular file; links are not followed"),
-    "a link as its log": (linked_log, "is not a regular file; links are not followed"),
+    "a link": (link, "is a link, and links are not followed"),
+    "a link as its log": (linked_log, "is a link, and links are not followed"),
     "a FIFO": (fifo, "is not a regular file"),
     "a folder": (folder, "cannot be read"),
     "another table": (in_sql("CREATE TABLE more(a)"), "its tables are not those of a run store"),
@@ -172,13 +173,12 @@ def test_an_answer_has_a_bound(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert steps == list(range(50))
 
 
-def test_a_file_of_another_user_is_not_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only files of one's own are opened: another user's may be made to harm."""
-    from monitor.store import _database
-
+def test_a_file_of_another_user_is_not_opened(path: Path) -> None:
+    """Only files of one's own and root's are opened: another user's may be made to harm."""
     write(path, [1]).close()
-    with pytest.raises(StoreError, match=r"belongs to user \d+; only files of your own are opened"):
-        _database._own_file(path, lambda: os.geteuid() + 1)
+    give_away(path)
+    with pytest.raises(StoreError, match=r"belongs to user \d+, and only what is yours or root's is used"):
+        StoreReader(path)
 
 
 def test_a_file_that_is_replaced_while_it_is_opened_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

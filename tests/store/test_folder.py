@@ -4,18 +4,22 @@ import errno
 import json
 import os
 import pwd
+import shutil
 import socket
 import subprocess
 import sys
-import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from monitor.store._folder import RunFolder, make_run_id, prune, remove_run
-from monitor.store._known import NoHomeError, list_runs, read_text, runs_directory
+from monitor.store._known import NoHomeError, list_runs, runs_directory
 from monitor.store._retention import held
+from monitor.store._trusted import UntrustedError, read_text
 
 
 def create(root: Path, run_id: str = "digits-000001", **changes: Any) -> RunFolder:
@@ -193,6 +197,20 @@ def test_the_oldest_ended_runs_are_pruned(tmp_path: Path) -> None:
     assert [run.run_id for run in list_runs(tmp_path)] == ["old-live", "run-3", "run-4", "new-live"]
 
 
+def test_the_ranks_of_one_training_are_pruned_as_one(tmp_path: Path) -> None:
+    """They count once, and go with the run that shows their steps; while one of them lives, all stay."""
+    for number in range(3):
+        for rank in range(2):
+            folder = create(tmp_path, f"run-{number}{rank}", start_time=float(number + 1), rank=rank)
+            folder.update(leader=f"run-{number}0" if rank else "")
+            if (number, rank) != (1, 1):
+                folder.finish("failed", end_time=9.0, final={})
+    prune(tmp_path, keep=2)
+    assert [run.run_id for run in list_runs(tmp_path)] == ["run-10", "run-11", "run-20", "run-21"]
+    prune(tmp_path, keep=1)
+    assert [run.run_id for run in list_runs(tmp_path)] == ["run-10", "run-11"]
+
+
 def test_pruning_leaves_what_is_not_ours(tmp_path: Path) -> None:
     """A folder with a file of someone else keeps that file."""
     folder = create(tmp_path, token="secret")
@@ -241,6 +259,25 @@ def test_a_vanished_run_is_no_target_for_long(tmp_path: Path) -> None:
     rewrite(dead, pid=pid_of_ended_process())
     prune(tmp_path)
     assert [path.name for path in (tmp_path / "targets").iterdir()] == ["live-1.json"]
+
+
+def test_a_live_run_sweeps_the_targets_of_those_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed with its watcher stays a target for ten minutes, so that alerts fire, and no longer."""
+    live, fresh, silent, none = (create(tmp_path, f"{name}-1") for name in ("live", "fresh", "silent", "none"))
+    for folder in (live, fresh, silent, none):
+        folder.update(state="running", url="http://127.0.0.1:9477/")
+        folder.autosave({"state": "running"})
+    for folder in (fresh, silent):
+        rewrite(folder, pid=pid_of_ended_process())
+    for path in silent.path.iterdir():
+        os.utime(path, (time.time() - 601, time.time() - 601))
+    shutil.rmtree(none.path)
+    names = {path.name for path in (tmp_path / "targets").iterdir()}
+    live.autosave({"state": "running"})
+    assert {path.name for path in (tmp_path / "targets").iterdir()} == names
+    monkeypatch.setattr(live, "_next_sweep", time.monotonic())
+    live.autosave({"state": "running"})
+    assert {path.name for path in (tmp_path / "targets").iterdir()} == {"live-1.json", "fresh-1.json"}
 
 
 def test_a_run_that_waits_for_its_last_scrape_stays_a_target(tmp_path: Path) -> None:
@@ -301,7 +338,7 @@ def test_a_link_to_a_disk_that_is_not_mounted_is_no_mistake(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EIO])
-@pytest.mark.parametrize("step", ["mkdir", "mkstemp", "replace"])
+@pytest.mark.parametrize("step", ["mkdir", "open", "replace"])
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_folder_is_made_whole_or_not_at_all(
     step: str, error: int, is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -310,16 +347,16 @@ def test_a_folder_is_made_whole_or_not_at_all(
     root = tmp_path / "data" / "runs"
     if is_there:
         root.mkdir(parents=True)
-    owner = tempfile if step == "mkstemp" else os
-    function = getattr(owner, step)
+    function = getattr(os, step)
 
-    def fail(*args: Any, **kwargs: Any) -> Any:
-        if step != "mkdir" or Path(args[0]).name == "digits-000001":
-            raise OSError(error, os.strerror(error))
-        return function(*args, **kwargs)
+    def fail(path: Any, *args: Any, **kwargs: Any) -> Any:
+        is_above = step == "mkdir" and Path(path).name != "digits-000001"
+        if is_above or (step == "open" and not str(path).startswith(".token")):
+            return function(path, *args, **kwargs)
+        raise OSError(error, os.strerror(error))
 
     with monkeypatch.context() as patch:
-        patch.setattr(owner, step, fail)
+        patch.setattr(os, step, fail)
         with pytest.raises(OSError, match=os.strerror(error)):
             create(root, token="secret")
     assert sorted(tmp_path.rglob("*")) == ([tmp_path / "data", root] if is_there else [])
@@ -406,6 +443,12 @@ def put(kind: str, path: Path) -> None:
         path.write_bytes({"nested": b"[" * 200_000, "deep": b'{"run_id":' * 5_000, "binary": b"\xff\xfe\0"}[kind])
 
 
+def tried(read: Callable[[], Any]) -> Any:
+    """Return what is read; None where it is refused or not there."""
+    with suppress(UntrustedError):
+        return read()
+
+
 KINDS = ("fifo", "link to /dev/zero", "directory", "huge", "nested", "deep", "binary")
 
 
@@ -422,7 +465,7 @@ def test_whatever_lies_in_a_folder_hides_no_other_run(kind: str, tmp_path: Path)
     put(kind, tmp_path / "a-000001")
     found = list_runs(tmp_path)
     assert [run.run_id for run in found] == ["ended-000001", "good-000001"]
-    assert (found[0].read_final(), found[0].read_token(), found[1].read_token()) == (None, None, "secret")
+    assert (tried(found[0].read_final), tried(found[0].read_token), found[1].read_token()) == (None, None, "secret")
     prune(tmp_path, keep=1)
     assert "good-000001" in [run.run_id for run in list_runs(tmp_path)]
 
@@ -450,6 +493,14 @@ def test_names_are_fit_for_a_terminal(tmp_path: Path) -> None:
     rewrite(create(tmp_path), name="a\x1b[2J\n\ud800é", url="http://x/\x07")
     (found,) = list_runs(tmp_path)
     assert (found.name, found.url) == ("a?[2J??é", "http://x/?")
+
+
+def test_an_id_that_no_terminal_can_show_is_none(tmp_path: Path) -> None:
+    """A folder whose name would steer the terminal is no run, whatever it holds."""
+    folder = create(tmp_path)
+    rewrite(folder, run_id="a\x1b[2J")
+    folder.path.rename(tmp_path / "a\x1b[2J")
+    assert list_runs(tmp_path) == []
 
 
 @pytest.mark.parametrize("token", ["two\nlines", "sécret", ""])

@@ -14,6 +14,7 @@ from cheroot import errors
 from cheroot.makefile import StreamReader, StreamWriter
 from cheroot.server import HTTPConnection, HTTPRequest
 
+from monitor.server.wsgi._parsing import Headers, StrictHeaderReader, check_chunk_size
 from monitor.server.wsgi._problem import CONTENT_TYPE, document
 
 _LOG = logging.getLogger("monitor")
@@ -21,7 +22,7 @@ HEAD_SECONDS = 3.0  # for a handshake and a whole head, however slowly it trickl
 CROWDED_HEAD_SECONDS = 0.5  # while other connections wait for a thread: who has something to say says it at once
 BODY_SECONDS = 5.0  # for the body after the head
 WRITE_SECONDS = 60.0  # for a whole answer
-MAX_LINE_BYTES = 1024  # of the size of a chunk and of a trailer
+MAX_LINE_BYTES = 1024  # of the size of a chunk, with what it says of itself
 
 
 class _TimedIO(socket.SocketIO):
@@ -47,12 +48,14 @@ class _RequestReader(StreamReader):
         self.bytes_read = 0
 
     def readline(self, size: int | None = -1) -> bytes:
-        """Read a line. One for which no limit is given, such as a chunk's size, is bounded: cheroot reads for ever."""
+        """Read a line. One for which no limit is given is the size of a chunk: it is bounded, where cheroot reads for
+        ever, and checked."""
         if size is not None and size >= 0:
             return bytes(super().readline(size))
         line = bytes(super().readline(MAX_LINE_BYTES + 1))
         if len(line) > MAX_LINE_BYTES:
             raise errors.MaxSizeExceeded
+        check_chunk_size(line)
         return line
 
 
@@ -68,27 +71,14 @@ class _ResponseWriter(StreamWriter):
         del self._write_buf[:]
 
 
-class _Headers(dict[bytes, bytes]):
-    """The headers of a request: what may come once comes once, and X_Forged is not X-Forged."""
-
-    _SINGLE = frozenset(
-        [b"Host", b"Content-Length", b"Content-Type", b"Authorization", b"Idempotency-Key", b"X-Csrf-Token"]
-    )
-
-    def __setitem__(self, name: bytes, value: bytes) -> None:
-        if b"_" in name:
-            return
-        if name in self._SINGLE and name in self:
-            raise ValueError(f"The header {name.decode('latin-1')} is given more than once.")
-        super().__setitem__(name, value)
-
-
 class _Request(HTTPRequest):
     """A request whose protocol errors are problems too."""
 
+    header_reader = StrictHeaderReader()
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.inheaders = _Headers()
+        self.inheaders = Headers()
 
     def read_request_line(self) -> bool:
         try:
