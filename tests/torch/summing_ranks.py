@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +50,49 @@ def look(case: str) -> dict[str, Any]:
         "incomplete": run.snapshot().incomplete_steps,
         "step": run.step,
     }
+
+
+def save() -> dict[str, Any]:
+    """Train with half the learning rate, and leave a checkpoint with the state of rank 0's run."""
+    made = BUILDS["data parallel"]()
+    with monitor.attach(made.optimizer, gpu=False, port=0, linger=0, name="resumed", store_bytes=2**21) as run:
+        train(made, 40, lambda step: run.reduce_lr(0.5) if step == 5 else None)
+        state = {"model": made.model.module.state_dict(), "optimizer": made.optimizer.state_dict()}
+        if dist.get_rank() == 0:
+            torch.save({**state, "monitor": run.state_dict()}, checkpoint())
+        factors = [group.factor for group in run.lr]
+    return {"id": run.id, "factors": factors, "step": run.step}
+
+
+def resume() -> dict[str, Any]:
+    """Continue on as many ranks as there are now."""
+    made, losses = BUILDS["data parallel"](), list[float | None]()
+    saved = torch.load(checkpoint(), weights_only=True)
+    made.model.module.load_state_dict(saved["model"])
+    made.optimizer.load_state_dict(saved["optimizer"])
+    with monitor.attach(made.optimizer, gpu=False, port=0, linger=0, name="resumed", store_bytes=2**21) as run:
+        run.load_state_dict(saved["monitor"])
+        first = run.step
+        train(made, 10, lambda _: None, losses)
+        factors = [group.factor for group in run.lr]
+    history = run.history()["optimizers"]["SGD"]
+    found = {"id": run.id, "first": first, "step": run.step, "factors": factors}
+    return {**found, "steps": history["step"], "loss": history["loss"], "true_loss": mean_of(losses)}
+
+
+def train(made: Any, num_steps: int, before: Any, losses: list[float | None] | None = None) -> None:
+    for step in range(1, num_steps + 1):
+        loss = made.backward()
+        if losses is not None:
+            losses.append(loss)
+        before(step)
+        time.sleep(0.02)
+        made.optimizer.step()
+        made.optimizer.zero_grad()
+
+
+def checkpoint() -> Path:
+    return Path(os.environ["MONITOR_DIR"]).parent / "saved.pt"
 
 
 def straggle() -> dict[str, Any]:
@@ -111,7 +156,8 @@ def main(rank: int, world: int, port: int, cases: str) -> None:
         world_size=world,
         timeout=timedelta(seconds=60),
     )
-    found = {case: straggle() if case == "straggler" else look(case) for case in cases.split("; ")}
+    others = {"straggler": straggle, "save": save, "resume": resume}
+    found = {case: others[case]() if case in others else look(case) for case in cases.split("; ")}
     print(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

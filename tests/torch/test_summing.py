@@ -78,6 +78,19 @@ def test_the_sums_are_there_where_the_watcher_is_on_threads(tmp_path: Path) -> N
     check("data parallel", found_by(2, ["data parallel"], tmp_path, "thread"), 2)
 
 
+def test_a_run_is_resumed_on_another_number_of_ranks(tmp_path: Path) -> None:
+    """Four ranks, then two: one run, whose losses are the means over those that there are; the LR factor is in force on
+    every rank."""
+    before = [rank["save"] for rank in found_by(4, ["save"], tmp_path, "process")]
+    after = [rank["resume"] for rank in found_by(2, ["resume"], tmp_path, "process")]
+    assert [(one["step"], one["factors"]) for one in before] == [(40, [0.5])] * 4
+    assert [(one["first"], one["step"], one["factors"]) for one in after] == [(40, 50, [0.5])] * 2
+    assert after[0]["id"] == before[0]["id"]
+    assert after[0]["steps"] == list(range(1, 51))
+    assert after[0]["loss"][40:] == pytest.approx(after[0]["true_loss"], rel=1e-6)
+    assert [run.run_id for run in list_runs(tmp_path / "runs")] == [before[0]["id"]]
+
+
 def test_a_rank_that_the_others_wait_for_is_told(tmp_path: Path) -> None:
     """By rank 0's run, which knows the own time of each rank; the event ends when nobody waits any more."""
     leader, follower = (rank["straggler"] for rank in found_by(2, ["straggler"], tmp_path, "thread"))
