@@ -79,7 +79,7 @@ class Publisher:
         self._is_quiet = hello.rank > 0
         self._alone_at = time.monotonic() + ALONE_SECONDS
         self._is_target = hello.local_rank == 0
-        self._is_beside = hello.rank > 0 and not self._is_target  # a fixed port is that of the first rank of the host
+        self._is_beside = hello.rank > 0 and not self._is_target  # the usual port is that of the first rank of the host
         self._is_logged = False
         self.linger = Linger()
 
@@ -273,7 +273,7 @@ class Publisher:
         access = ServedRun(self._reports, self._training, self._failures.of("export"), self.linger)
         app = create_app(access, security, on_error=self._failures.of("server"))
         try:
-            return self._served(app, 0 if s.port and self._is_beside else s.port)
+            return self._served(app, 0 if self._is_beside else s.port)
         except OSError as error:
             if not self._is_continued:
                 self._failures.note("server", error, line=f"{error}; the run continues without a page and metrics")

@@ -55,6 +55,11 @@ def test_the_details_name_the_rank_where_several_train_together(visit) -> None:
     details = visit(run).page.locator("#details")
     expect(details).to_contain_text("rank 1 of 2")
     expect(details.page.locator("#tile-loss")).to_contain_text("on rank 1 of 2")
+    for summed, words in ((2, "mean of 2 ranks"), (3, "mean of 3 of 4 ranks")):
+        several = replace(told, world_size=2 if summed == 2 else 4, rank=0)
+        run.alter = lambda snapshot, n=summed, info=several: replace(snapshot, run=info, summed_ranks=n)
+        run.advance(1)
+        expect(details.page.locator("#tile-loss")).to_contain_text(words)
     run.alter = lambda snapshot: replace(snapshot, run=told)
     run.advance(1)
     expect(details).not_to_contain_text("Ranks")
@@ -65,7 +70,7 @@ def test_the_ranks_are_listed_in_rank_0s_run(visit) -> None:
     """One row each, with the state in words; a run that trains alone has no such card."""
     run = PageRun()
     run.ranks = (
-        RankReading(0, "ok", "fake-0a1b2c", "node-a", 1204, 0.052, 2.301, 0.0),
+        RankReading(0, "ok", "fake-0a1b2c", "node-a", 1204, 0.052, 2.301, 0.0, 0.02),
         RankReading(1, "lost", "fake-000001", "node-b", 1180, 0.052, math.nan, 34.0),
         RankReading(2),
     )
@@ -74,9 +79,9 @@ def test_the_ranks_are_listed_in_rank_0s_run(visit) -> None:
     expect(card.locator("h2")).to_have_text("3 ranks")
     rows = [row.locator("th, td").all_inner_texts() for row in card.locator("tbody tr").all()]
     assert rows == [
-        ["0", "ok", "1,204", "52 ms", "2.301", "just now", "node-a"],
-        ["1", "lost", "1,180", "52 ms", "NaN", "34 s ago", "node-b"],
-        ["2", "not attached", "–", "–", "–", "–", "–"],
+        ["0", "ok", "1,204", "52 ms", "20 ms", "2.301", "just now", "node-a"],
+        ["1", "lost", "1,180", "52 ms", "–", "NaN", "34 s ago", "node-b"],
+        ["2", "not attached", "–", "–", "–", "–", "–", "–"],
     ]
     run.state = "finished"
     expect(card.locator("h2")).to_have_text("3 ranks when the run ended")

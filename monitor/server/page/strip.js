@@ -64,7 +64,7 @@ export class Strip {
     setText(byId("run-name"), run.run.name || run.run.run_id);
     setText(byId("run-id"), run.run.run_id);
     this.#progress(run, optimizer);
-    this.#loss(run.run, optimizer);
+    this.#loss(run, optimizer);
     this.#rates(optimizer);
     this.#speed(run);
     const step = optimizer ? `${format.integer(optimizer.global_step)} · loss ${format.number(optimizer.loss)} · ` : "";
