@@ -16,6 +16,8 @@ CALL_BYTES = RANK.size + NONCE_BYTES + hashlib.sha256().digest_size
 LENGTH = struct.Struct("<I")
 MAX_BYTES = 2**20
 """Of one frame."""
+OVER = b"\0"
+"""What rank 0's watcher says once its run is over: nobody need look for it any more."""
 
 
 def call(secret: bytes, rank: int, server_nonce: bytes, own_nonce: bytes) -> bytes:

@@ -33,6 +33,7 @@ class ShareReceiver:
     ) -> None:
         self._listener, self._secret, self._sums, self._on_error = listener, secret.encode(), sums, on_error
         self._num_strangers = 0
+        self._is_over = False
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -42,8 +43,9 @@ class ShareReceiver:
         """Start the thread. Raises RuntimeError where the machine has none left."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Have the server end; wait for nothing."""
+    def stop(self, *, is_over: bool = True) -> None:
+        """Have the server end; wait for nothing. Unless the run ``is_over``, another watcher takes its place."""
+        self._is_over = is_over
         loop, stopping = self._loop, self._stopping
         if loop is not None and stopping is not None:
             with suppress(RuntimeError):  # it has ended
@@ -61,6 +63,7 @@ class ShareReceiver:
         async with server:
             await self._stopping.wait()
             for writer in tuple(self._writers.values()):
+                writer.write(handshake.OVER if self._is_over else b"")
                 writer.close()
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -15,6 +15,8 @@ from monitor.ranks._share import Share, pack
 
 CONNECT_SECONDS = 5.0
 RETRY_SECONDS = 2.0
+GRACE_SECONDS = 10.0
+"""How long rank 0's watcher may be away: another one takes over where it was killed."""
 MAX_KEPT = 16_384
 """Shares that wait for a connection."""
 MAX_SENT = 4096
@@ -23,12 +25,16 @@ MAX_ROWS = 8192
 """Shares in one frame."""
 
 
+class _OverError(Exception):
+    """Rank 0's run has ended in order."""
+
+
 class ShareSender:
     """Send the shares of one rank on a thread of its own. Nothing here waits but :meth:`close`.
 
     Args:
         on_joined: called with the id of rank 0's run, once its watcher has proved to be the one.
-        on_error: takes the exception of a connection that cannot be made, once for each address.
+        on_error: takes the exception of a connection that cannot be made for GRACE_SECONDS, once for each address.
     """
 
     def __init__(self, on_joined: Callable[[str], None], on_error: Callable[[Exception], None]) -> None:
@@ -40,6 +46,7 @@ class ShareSender:
         self._deadline = 0.0
         self._where: tuple[str, int, bytes, str, int] | None = None
         self._failed_at: object = None
+        self._away_since: float | None = None
         self._thread: threading.Thread | None = None
 
     def put(self, share: Share) -> None:
@@ -79,10 +86,13 @@ class ShareSender:
             try:
                 with self._connected(*where) as connection:
                     self._on_joined(where[3])
+                    self._away_since = None
                     self._waiting.extendleft(reversed(self._sent))
                     self._sent.clear()
                     if self._send_to(connection, where):
                         return
+            except _OverError:
+                return
             except OSError as error:
                 self._note(error, where)
                 self._rest()
@@ -96,7 +106,9 @@ class ShareSender:
             time.sleep(0.1)
 
     def _note(self, error: OSError, where: tuple[str, int, bytes, str, int]) -> None:
-        if self._failed_at != where and not self._is_closing:
+        now = time.monotonic()
+        self._away_since = now if self._away_since is None else self._away_since
+        if now - self._away_since >= GRACE_SECONDS and self._failed_at != where and not self._is_closing:
             self._failed_at = where
             self._on_error(ConnectionError(f"rank 0's watcher at {where[0]}:{where[1]} cannot be reached: {error}"))
 
@@ -152,11 +164,11 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 
 
 def _check(connection: socket.socket) -> None:
-    """Raise OSError where the other end is gone: it never sends anything after its answer."""
+    """Raise OSError where the other end is gone, and _OverError where it has said that its run is over."""
     connection.setblocking(False)
     try:
-        if not connection.recv(1):
-            raise ConnectionError("it has closed the connection")
+        said = connection.recv(1)
+        raise _OverError if said == handshake.OVER else ConnectionError("it has closed the connection")
     except BlockingIOError:
         pass
     finally:

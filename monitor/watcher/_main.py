@@ -178,7 +178,7 @@ class Service:
     def _hand_over(self) -> None:
         """Leave port, folder and store to another watcher, without a word about an end."""
         self._failures.contain("recorder", self._watcher.recorder.stop)
-        self._failures.contain("link", self._watcher.shares.close)
+        self._failures.contain("link", lambda: self._watcher.shares.close(is_over=False))
         self._failures.contain("server", self._watcher.publisher.stop)
         self._failures.contain("folder", self._watcher.publisher.hand_over)
 

@@ -58,11 +58,12 @@ class Shares:
         """Send what was kept."""
         self._sender.send()
 
-    def close(self, seconds: float = END_SECONDS) -> None:
-        """Send the last shares, and take no more; wait ``seconds`` at most."""
+    def close(self, seconds: float = END_SECONDS, *, is_over: bool = True) -> None:
+        """Send the last shares, and take no more; wait ``seconds`` at most. Unless the run ``is_over``, another watcher
+        takes over."""
         self._sender.close(seconds)
         if self._receiver is not None:
-            self._receiver.stop()
+            self._receiver.stop(is_over=is_over)
 
     def _note_unreachable(self, error: Exception) -> None:
         line = f"{error}; the loss and the norm of the run are without this rank's share; training continues"

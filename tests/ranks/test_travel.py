@@ -41,6 +41,13 @@ class Leader:
         return self.sums._heard.get(rank, {}).get(0, 0)
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a watcher that cannot be reached told at the second attempt."""
+    monkeypatch.setattr("monitor.ranks._sender.GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("monitor.ranks._sender.RETRY_SECONDS", 0.05)
+
+
 @pytest.fixture
 def leader() -> Iterator[Leader]:
     leader = Leader()
@@ -100,7 +107,7 @@ def test_a_lost_connection_is_made_anew_and_loses_nothing(leader: Leader, follow
     follower.sender.join("127.0.0.1", leader.port, SECRET, "run-1", 1)
     follower.send(1)
     wait_for(lambda: leader.heard(1) == 1, "the share")
-    leader.receiver.stop()
+    leader.receiver.stop(is_over=False)
     leader.receiver._thread.join(PATIENCE_SECONDS)
     follower.send(2, 3)
     other = Leader(listener=spare)
@@ -180,14 +187,26 @@ def test_broken_frames_of_a_rank_cost_that_rank_alone(leader: Leader, follower: 
     assert leader.errors == []
 
 
-def test_a_watcher_that_cannot_be_reached_is_told_once(follower: Follower, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.ranks._sender.RETRY_SECONDS", 0.05)
+def test_a_watcher_that_cannot_be_reached_is_told_once(follower: Follower) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     follower.sender.join("127.0.0.1", port, SECRET, "run-1", 1)
     wait_for(lambda: follower.errors, "the error")
     time.sleep(0.3)
     assert len(follower.errors) == 1
+
+
+def test_a_run_that_is_over_is_looked_for_no_more(leader: Leader, follower: Follower) -> None:
+    """Its other ranks may train on for long, and nothing is said."""
+    follower.sender.join("127.0.0.1", leader.port, SECRET, "run-1", 1)
+    follower.send(1)
+    wait_for(lambda: leader.heard(1) == 1, "the share")
+    leader.receiver.stop()
+    follower.send(2)
+    assert follower.sender._thread is not None
+    follower.sender._thread.join(PATIENCE_SECONDS)
+    assert not follower.sender._thread.is_alive()
+    assert follower.errors == []
 
 
 def test_the_end_does_not_wait_for_a_watcher_that_is_not_there(follower: Follower) -> None:
