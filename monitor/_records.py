@@ -123,8 +123,8 @@ class Step:
 
     ``time`` is that of the run's own clock: Unix time when the run began, monotonic from then on.
     ``gradient_norm_reason`` says why the norm of its gradients cannot be known. ``norm_parts`` are, where they are
-    spread over ranks, the norm of those that are not, and that of this rank's shards, each weighted by one over the
-    number of ranks that hold it too.
+    spread over ranks, the norm of those that are not, that of this rank's shards, each weighted by one over the number
+    of ranks that hold it too, and that of its part of flattened parameters.
     """
 
     optimizer: str
@@ -141,7 +141,7 @@ class Step:
     phases: Mapping[str, float] = field(default_factory=dict)
     hook_seconds: float = 0.0
     gradient_norm_reason: str | None = None
-    norm_parts: tuple[float, float] | None = None
+    norm_parts: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,14 +204,15 @@ class Ranks:
             stacks: StackAnswers | StackQuestions = StackQuestions(
                 store, num_ranks, lambda: leader.session, self._clock
             )
-            self._meeting = Inviting(store, lambda: leader.session, self._place)
+            meeting: Inviting | Invited = Inviting(store, lambda: leader.session, self._place)
             part: Leader | Follower = leader
         else:
             follower = part = Follower(store, rank, self._promises, self._check_effect, self._clock)
             states = OwnState(store, rank, lambda: follower.session, self._own, self._clock)
             stacks = StackAnswers(store, rank, lambda: follower.session, self._take_stack, self._clock)
-            self._meeting = Invited(store, lambda: follower.session, follower.join, self._on_place)
-        self._states, self._stacks = (states, stacks) if store.takes_news else (None, None)
+            meeting = Invited(store, lambda: follower.session, follower.join, self._on_place)
+        if store.takes_news:  # else a file, which others may read, and which keeps everything
+            self._states, self._stacks, self._meeting = states, stacks, meeting
         self._part = part
         return part
 

@@ -17,12 +17,14 @@ is a :class:`SpreadNorms`."""
 
 
 class SpreadNorms(NamedTuple):
-    """The norms of gradients of which this rank holds a part: of those that it holds whole, and of its shards, each
-    list by device; every shard is weighted by one over the number of ranks that hold it too."""
+    """The norms of gradients of which this rank holds a part: of those that it holds whole, of its shards, every one
+    weighted by one over the number of ranks that hold it too, and of its part of flattened parameters; each a list by
+    device."""
 
     reason: str
     whole: Sequence[Any]
     shards: Sequence[Any]
+    flat: Sequence[Any]
 
 
 Pass = tuple[float, Any]

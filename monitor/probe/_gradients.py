@@ -30,9 +30,11 @@ def spread_norms_of(params: Iterable[Tensor], reason: str) -> Norms:
 
     The squares of the shards of all ranks, each weighted by one over the number of ranks that hold the same, add up to
     the square of the norm: a mesh dimension that replicates holds each as often as it is large. Returns a text where
-    that does not hold: for partial sums.
+    that does not hold: for partial sums, and for a mesh of some of the ranks, of which no rank knows what the others
+    hold.
     """
     whole: list[Tensor] = []
+    flat: list[Tensor] = []
     shards: dict[int, list[Tensor]] = {}
     with torch.no_grad():
         for p in params:
@@ -43,13 +45,14 @@ def spread_norms_of(params: Iterable[Tensor], reason: str) -> Norms:
             if isinstance(local, str):
                 return local
             if local.numel():
-                (shards.setdefault(copies, []) if copies else whole).append(local)
+                kind = flat if getattr(p, "_fsdp_flattened", False) else whole
+                (shards.setdefault(copies, []) if copies else kind).append(local)
         parts = [_weighted(grads, copies) for copies, grads in shards.items()]
-        of_whole = _total_norm(whole, 2.0)
-    for found in (of_whole, *parts):
+        others = _total_norm(whole, 2.0), _total_norm(flat, 2.0)
+    for found in (*others, *parts):
         if isinstance(found, str):
             return found
-    return tuple(SpreadNorms(reason, of_whole, [value for part in parts for value in part]))
+    return tuple(SpreadNorms(reason, others[0], [value for part in parts for value in part], others[1]))
 
 
 def _shard_of(grad: Any) -> tuple[int, Tensor | str]:
@@ -61,6 +64,8 @@ def _shard_of(grad: Any) -> tuple[int, Tensor | str]:
     sizes = grad.device_mesh.shape
     if any(one.is_partial() and size > 1 for one, size in zip(placements, sizes, strict=True)):
         return 0, "partial sums"
+    if math.prod(sizes) != torch.distributed.get_world_size():
+        return 0, f"sharded over {math.prod(sizes)} of {torch.distributed.get_world_size()} ranks"
     copies = math.prod(size for one, size in zip(placements, sizes, strict=True) if one.is_replicate())
     local = grad.to_local()
     return copies, local if type(local) is Tensor else f"{type(local).__name__} cannot be read"

@@ -220,8 +220,7 @@ class NormMeter:
             found = spread_norms_of(params, reason)
             if isinstance(found, str):
                 return reason
-            _, whole, shards = SpreadNorms._make(found)
-            found = (reason, tuple(self.unscaled(tuple(whole))), tuple(self.unscaled(tuple(shards))))
+            found = (reason, *(tuple(self.unscaled(tuple(part))) for part in SpreadNorms._make(found)[1:]))
         except Exception as error:  # noqa: BLE001 - must not reach the training loop
             self._on_error("probe", error)
             self._next = self.number + self._max_stride

@@ -32,7 +32,7 @@ class ShareReceiver:
         self, listener: socket.socket, secret: str, sums: StepSums, on_error: Callable[[Exception], None]
     ) -> None:
         self._listener, self._secret, self._sums, self._on_error = listener, secret.encode(), sums, on_error
-        self._num_strangers = 0
+        self._strangers: dict[asyncio.StreamWriter, None] = {}
         self._is_over = False
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -71,19 +71,21 @@ class ShareReceiver:
             rank = await self._admit(reader, writer)
             if rank is not None:
                 await self._take_from(rank, reader, writer)
-        except (OSError, EOFError, ValueError, asyncio.TimeoutError):
-            pass  # it is gone, or none of ours
+        except (OSError, EOFError, ValueError, asyncio.TimeoutError, asyncio.CancelledError):
+            pass  # it is gone, or none of ours, or the server ends
         finally:
             writer.close()
 
     async def _admit(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int | None:
-        if self._num_strangers >= MAX_STRANGERS:
-            return None
-        self._num_strangers += 1
+        if len(self._strangers) >= MAX_STRANGERS:  # the oldest goes: a rank says at once who it is
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.close()
+        self._strangers[writer] = None
         try:
             return await asyncio.wait_for(self._greet(reader, writer), HANDSHAKE_SECONDS)
         finally:
-            self._num_strangers -= 1
+            self._strangers.pop(writer, None)
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int | None:
         nonce = secrets.token_bytes(handshake.NONCE_BYTES)

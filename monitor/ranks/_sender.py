@@ -33,7 +33,8 @@ class ShareSender:
     """Send the shares of one rank on a thread of its own. Nothing here waits but :meth:`close`.
 
     Args:
-        on_joined: called with the id of rank 0's run, once its watcher has proved to be the one.
+        on_joined: called with the id of rank 0's run, once its watcher has proved to be the one; with an empty text
+            once that is gone.
         on_error: takes the exception of a connection that cannot be made for GRACE_SECONDS, once for each address.
     """
 
@@ -42,11 +43,12 @@ class ShareSender:
         self._waiting: deque[Share] = deque(maxlen=MAX_KEPT)
         self._sent: deque[Share] = deque(maxlen=MAX_SENT)
         self._wake = threading.Event()
-        self._is_closing = False
+        self._is_closing, self._is_over = False, True
         self._deadline = 0.0
         self._where: tuple[str, int, bytes, str, int] | None = None
         self._failed_at: object = None
         self._away_since: float | None = None
+        self._has_joined = False
         self._thread: threading.Thread | None = None
 
     def put(self, share: Share) -> None:
@@ -69,8 +71,10 @@ class ShareSender:
             self._thread = threading.Thread(target=self._run, name="monitor-shares", daemon=True)
             self._thread.start()
 
-    def close(self, seconds: float) -> None:
-        """Send what is left, and that nothing follows; wait ``seconds`` at most."""
+    def close(self, seconds: float, *, is_over: bool = True) -> None:
+        """Send what is left and, unless another watcher of this rank takes over, that nothing follows; wait ``seconds``
+        at most."""
+        self._is_over = is_over
         self._deadline = time.monotonic() + seconds
         self._is_closing = True
         self._wake.set()
@@ -86,16 +90,21 @@ class ShareSender:
             try:
                 with self._connected(*where) as connection:
                     self._on_joined(where[3])
-                    self._away_since = None
-                    self._waiting.extendleft(reversed(self._sent))
-                    self._sent.clear()
+                    self._has_joined, self._away_since = True, None
+                    self._send_again(connection)
                     if self._send_to(connection, where):
                         return
             except _OverError:
+                self._leave()
                 return
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - the thread lives for as long as the run
                 self._note(error, where)
                 self._rest()
+
+    def _leave(self) -> None:
+        if self._has_joined:
+            self._has_joined = False
+            self._on_joined("")
 
     def _is_late(self) -> bool:
         return self._is_closing and time.monotonic() > self._deadline
@@ -105,11 +114,12 @@ class ShareSender:
         while time.monotonic() < end and not self._is_late():
             time.sleep(0.1)
 
-    def _note(self, error: OSError, where: tuple[str, int, bytes, str, int]) -> None:
+    def _note(self, error: Exception, where: tuple[str, int, bytes, str, int]) -> None:
         now = time.monotonic()
         self._away_since = now if self._away_since is None else self._away_since
         if now - self._away_since >= GRACE_SECONDS and self._failed_at != where and not self._is_closing:
             self._failed_at = where
+            self._leave()
             self._on_error(ConnectionError(f"rank 0's watcher at {where[0]}:{where[1]} cannot be reached: {error}"))
 
     def _connected(self, host: str, port: int, secret: bytes, _: str, rank: int) -> socket.socket:
@@ -134,9 +144,15 @@ class ShareSender:
             is_last = self._is_closing
             self._send_waiting(connection)
             if is_last:
-                connection.sendall(handshake.LENGTH.pack(0))
+                connection.sendall(handshake.LENGTH.pack(0) if self._is_over else b"")
                 return True
         return False
+
+    def _send_again(self, connection: socket.socket) -> None:
+        """Send what may have been lost with the last connection; what has come is left out there."""
+        if self._sent:
+            rows = pack(self._sent)
+            connection.sendall(handshake.LENGTH.pack(len(rows)) + rows)
 
     def _send_waiting(self, connection: socket.socket) -> None:
         while shares := self._next():

@@ -1,4 +1,4 @@
-"""A rank's share of one step, and how it travels: a row of 51 bytes."""
+"""A rank's share of one step, and how it travels: a row of 59 bytes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import NamedTuple
 
 from monitor._records import Step
 
-_ROW = struct.Struct("<HQ5dB")
-_SKIPPED = 1 << 5
+_ROW = struct.Struct("<HQ6dB")
+_SKIPPED = 1 << 6
 
 
 class Share(NamedTuple):
     """What one rank has of a step.
 
     ``optimizer`` is its place in the order of ``attach``, ``number`` counts its steps of this session from 1. ``whole``
-    is the L2 norm of the gradients that are not spread by a DTensor, ``shards`` that of the shards of those that are,
-    each shard weighted by one over the number of ranks that hold it too. ``duration`` is in seconds, ``own`` without
+    is the L2 norm of the gradients that this rank holds whole, ``shards`` that of the shards of DTensors, each weighted
+    by one over the number of ranks that hold it too, and ``flat`` that of its part of flattened parameters, which other
+    ranks may hold too. ``duration`` is in seconds, ``own`` without
     the backward pass, in which a rank waits for the others. ``None`` is not known.
     """
 
@@ -26,6 +27,7 @@ class Share(NamedTuple):
     loss: float | None = None
     whole: float | None = None
     shards: float | None = None
+    flat: float | None = None
     duration: float | None = None
     own: float | None = None
     is_skipped: bool = False
@@ -38,8 +40,8 @@ def share_of(step: Step, optimizer: int) -> Share:
     0.3
     """
     own = None if step.duration is None else max(0.0, step.duration - step.phases.get("backward", 0.0))
-    whole, shards = step.norm_parts or (step.gradient_norm, None)
-    return Share(optimizer, step.number, step.loss, whole, shards, step.duration, own, step.is_skipped)
+    whole, shards, flat = step.norm_parts or (step.gradient_norm, None, None)
+    return Share(optimizer, step.number, step.loss, whole, shards, flat, step.duration, own, step.is_skipped)
 
 
 def pack(shares: Iterable[Share]) -> bytes:
@@ -52,7 +54,7 @@ def pack(shares: Iterable[Share]) -> bytes:
 
 
 def _packed(share: Share) -> bytes:
-    values = share[2:7]
+    values = share[2:8]
     absent = sum(1 << i for i, value in enumerate(values) if value is None)
     numbers = [0.0 if value is None else value for value in values]
     return _ROW.pack(share.optimizer, share.number, *numbers, absent | share.is_skipped * _SKIPPED)

@@ -18,8 +18,8 @@ PATIENCE_SECONDS = 5.0
 """How long a step waits for a share that is missing; that rank is not waited for again before it sends one."""
 START_SECONDS = 15.0
 """How long it waits for one that is known to be attached and has never sent one: its watcher may still be starting."""
-MAX_AHEAD = 65_536
-"""Steps for which shares are kept that rank 0 has not made yet."""
+MAX_SHARES = 1_000_000
+"""Shares that are kept of steps that rank 0 has not made yet; of 1,000 steps at least."""
 SAME = 1e-6
 """Norms that differ by less, relatively, are those of one gradient that several ranks hold."""
 
@@ -59,7 +59,9 @@ class StepSums:
         self._queue: deque[tuple[Step | Sample, float]] = deque()
         self._shares: dict[tuple[int, int], dict[int, Share]] = {}
         self._heard: dict[int, dict[int, int]] = {rank: {} for rank in range(1, num_ranks)}
-        self._awaited = set(self._heard)
+        self._awaited: set[tuple[int, int]] = {(rank, i) for rank in self._heard for i in self._places.values()}
+        self._ever: set[int] = set()
+        self._max_ahead = max(1000, MAX_SHARES // num_ranks)
         self._with_loss: set[tuple[int, int]] = set()
         self._are_same: dict[int, bool] = {}
         self._last: dict[int, int] = {}
@@ -78,8 +80,9 @@ class StepSums:
                 if share.number > max(heard.get(share.optimizer, 0), self._last.get(share.optimizer, 0)):
                     heard[share.optimizer] = share.number
                     self._shares.setdefault((share.optimizer, share.number), {})[rank] = share
-                    self._awaited.add(rank)
-            while len(self._shares) > MAX_AHEAD:
+                    self._awaited.add((rank, share.optimizer))
+                    self._ever.add(rank)
+            while len(self._shares) > self._max_ahead:
                 del self._shares[next(iter(self._shares))]
 
     def expect(self, ranks: Iterable[int]) -> None:
@@ -89,14 +92,14 @@ class StepSums:
     def leave(self, rank: int) -> None:
         """Wait for a rank no longer: its run has ended."""
         with self._lock:
-            self._awaited.discard(rank)
+            self._awaited = {one for one in self._awaited if one[0] != rank}
             self._heard.pop(rank, None)
 
     @property
     def joined(self) -> frozenset[int]:
         """The ranks whose shares are in the sums: those that have sent some, and are awaited."""
         with self._lock:
-            return frozenset(rank for rank in self._awaited if self._heard[rank])
+            return frozenset(rank for rank, _ in self._awaited if self._heard[rank])
 
     # ------------------------------------------------------------------------------------------------ one thread
 
@@ -134,8 +137,10 @@ class StepSums:
         if isinstance(record, Sample):
             return True
         place, now = self._places[record.optimizer], self._clock()
-        late = [rank for rank in self._awaited if self._heard[rank].get(place, 0) < record.number]
-        if any(now - since < self._patience(rank) for rank in late):
+        late = [
+            (rank, of) for rank, of in self._awaited if of == place and self._heard[rank].get(place, 0) < record.number
+        ]
+        if any(now - since < self._patience(rank) for rank, _ in late):
             return False
         self._awaited.difference_update(late)
         return True
@@ -153,7 +158,7 @@ class StepSums:
             self._window.add(shares)
         self.num_summed = len(shares)
         self.num_incomplete += len(shares) <= sum(map(bool, self._heard.values()))
-        norm, reason = self._norm(place, list(shares.values()), step.gradient_norm_reason)
+        norm, reason = self._norm(place, shares, step.gradient_norm_reason)
         return replace(step, loss=loss, gradient_norm=norm, gradient_norm_reason=reason)
 
     def _loss(self, place: int, shares: Mapping[int, Share]) -> float | None:
@@ -165,34 +170,44 @@ class StepSums:
             return None
         return sum(losses.values()) / len(losses)
 
-    def _norm(self, place: int, shares: list[Share], reason: str | None) -> tuple[float | None, str | None]:
+    def _norm(self, place: int, shares: Mapping[int, Share], reason: str | None) -> tuple[float | None, str | None]:
         """Return the norm of the gradient that the ranks hold together, or why it is not known.
 
-        A norm that several ranks have is that of one gradient, which all of them hold: counted once. Norms that differ
-        are those of parts: the total is the root of the sum of their squares, and of the squares of all shards, where
-        all ranks have told theirs. Source: torch.nn.utils.get_total_norm, DTensor's norm over a mesh.
+        A norm that all ranks have is that of one gradient, which each of them holds. Norms that differ are those of
+        parts, where some ranks have no loss: of the stages of a pipeline, each perhaps several times. The total is the
+        root of the sum of the squares of the parts, and of the shards of all ranks. Source:
+        torch.nn.utils.get_total_norm, DTensor's norm over a mesh.
         """
-        whole = [share.whole for share in shares if share.whole is not None]
-        shards = [share.shards for share in shares if share.shards is not None]
-        if len(whole) < len(shares):  # not due on all of them
-            is_known = bool(whole) and not shards and self._are_same.get(place, False)
-            return (whole[0], None) if is_known else (None, reason)
-        parts = _distinct(whole)
-        self._are_same[place] = len(parts) == 1
-        if not shards and len(parts) == 1:
-            return parts[0], None
-        if len(shares) < self.num_ranks:
-            return None, reason or NOT_ALL
-        if not shards and all((place, rank) in self._with_loss for rank in range(self.num_ranks)):
+        norms = list(shares.values())
+        whole = [share.whole for share in norms if share.whole is not None]
+        shards = [share.shards for share in norms if share.shards is not None]
+        parts, is_all = _distinct(whole), len(shares) == self.num_ranks
+        if not shards and len(whole) == len(shares) and shares.keys() >= self._ever:
+            self._are_same[place] = len(parts) == 1
+        if not shards and whole and self._are_same.get(place):
+            return whole[0], None
+        if not is_all or len(whole) < len(shares):
+            return None, reason or (NOT_ALL if whole and not is_all else None)
+        if len(parts) > 1 and all((place, rank) in self._with_loss for rank in shares):
             return None, APART
-        return _root([*parts, *shards]), None
+        flat = [share.flat for share in norms if share.flat is not None]
+        return _root([*parts, *shards, *_distinct(flat)]), None
 
     # ----------------------------------------------------------------------------------------------- another watcher
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            left_out = {"_lock": None, "_clock": None, "_window": None}
-            return {**self.__dict__, **left_out, "_queue": deque(self._queue)}
+            return {
+                **self.__dict__,
+                "_lock": None,
+                "_clock": None,
+                "_window": None,
+                "_queue": deque(self._queue),
+                "_shares": {key: dict(shares) for key, shares in self._shares.items()},
+                "_heard": {rank: dict(heard) for rank, heard in self._heard.items()},
+                "_awaited": set(self._awaited),
+                "_ever": set(self._ever),
+            }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock(), _clock=time.monotonic, _window=OwnTimeWindow())
@@ -201,14 +216,18 @@ class StepSums:
 def _distinct(norms: Iterable[float]) -> list[float]:
     """Return the norms that differ from one another; all that are not a number are one.
 
-    >>> _distinct([3.0, 4.0, 3.0, 4.0000000001])
+    >>> _distinct([4.0, 3.0, 4.0000000001, 3.0])
     [3.0, 4.0]
     """
     found: list[float] = []
-    for norm in norms:
-        if not any(math.isclose(norm, one, rel_tol=SAME) or (norm != norm and one != one) for one in found):
+    for norm in sorted(norms, key=lambda one: (math.isnan(one), one)):
+        if not found or not _are_one(found[-1], norm):
             found.append(norm)
     return found
+
+
+def _are_one(first: float, second: float) -> bool:
+    return math.isclose(first, second, rel_tol=SAME) or (math.isnan(first) and math.isnan(second))
 
 
 def _root(parts: Sequence[float]) -> float:

@@ -128,12 +128,12 @@ def _is_spread(values: Norms | None) -> bool:
     return isinstance(values, tuple) and bool(values) and isinstance(values[0], str)
 
 
-def _parts(values: Norms) -> tuple[float, float] | None:
-    """Return the norm of what this rank holds whole, and that of its shards."""
+def _parts(values: Norms) -> tuple[float, float, float] | None:
+    """Return the norms of what this rank holds whole, of its shards, and of its part of flattened parameters."""
     if not _is_spread(values):
         return None
-    _, whole, shards = SpreadNorms._make(values)
-    return None if None in whole or None in shards else (_hypot(whole), _hypot(shards))
+    _, whole, shards, flat = SpreadNorms._make(values)
+    return None if None in (*whole, *shards, *flat) else (_hypot(whole), _hypot(shards), _hypot(flat))
 
 
 def _norm(values: Norms | None) -> float | None:

@@ -156,7 +156,7 @@ class Engine:
         """Where this is one of several ranks, know which one; on rank 0 open a socket for the shares of the others."""
         num_ranks, rank = expected_world()
         self._hello = replace(self._hello, num_ranks=num_ranks, rank=rank, local_rank=local_rank())
-        if num_ranks > 1 and rank == 0:
+        if num_ranks > 1 and rank == 0 and os.name == "posix":  # a watcher inherits descriptors there alone
             self._listener = open_listener()
             self._hello = replace(self._hello, listener=self._listener.descriptor, secret=self._secret)
 
@@ -251,7 +251,7 @@ class Engine:
             last.callback(watcher.leave)  # last of all: what is gone is not scraped once more
             last.callback(contain, "server", watcher.wait)
             last.callback(contain, "control", self._let_go)
-            if self._has_started and not self._is_part:
+            if self._has_started:
                 last.callback(contain, "log", lambda: self._say_goodbye(state))
             last.callback(contain, "recorder", lambda: self._publish_end(state, end))
             last.callback(contain, "control", self._training.rates.close)
@@ -273,7 +273,9 @@ class Engine:
         self.watcher.end(state, end, lambda: self._events.note_state(state, message), self._exception)
 
     def _say_goodbye(self, state: State) -> None:
-        """Log how the run ended, and how to look back at it."""
+        """Log how the run ended, and how to look back at it; not for a rank whose steps another run shows."""
+        if self._is_part:
+            return
         directory = self.settings.directory
         where = "" if directory is None else f" --dir {shlex.quote(str(directory))}"
         look = f"; look back at it: {own_command()} status {self.id}{where}" if self.watcher.has_folder else ""
@@ -422,7 +424,7 @@ class Engine:
             raise ValueError(f"the saved LR factors cannot be read: {error!r}") from error
         step = _step_of(state["step"])
         if self._training.buffer.last_sequence:
-            self.watcher.flush(FLUSH_SECONDS, with_sums=False)  # the steps made so far have the numbers of before
+            self.watcher.flush(FLUSH_SECONDS)  # the steps made so far have the numbers of before
         before = self._training.base_step
         self._training.continue_at(step)
         try:
@@ -443,7 +445,8 @@ class Engine:
         else:
             found = self._claims.by_id(run_id)
         if isinstance(found, Refusal):
-            _LOG.warning("run %s goes on under its own id, not as %s: %s", self.id, run_id, found.reason)
+            level = logging.DEBUG if self._training.ranks.follows else logging.WARNING  # rank 0 continues it
+            _LOG.log(level, "run %s goes on under its own id, not as %s: %s", self.id, run_id, found.reason)
             return
         self._become(found)
         self.watcher.resume(self._hello.info, self._training.base_step)

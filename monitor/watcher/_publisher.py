@@ -27,8 +27,6 @@ _LOG = logging.getLogger("monitor")
 ALONE_SECONDS = 30.0
 """After how long a rank other than 0 that is not part of rank 0's run says where its own page is."""
 
-_AS_PLANNED = ("finished", "interrupted")
-
 
 def of_rank(info: RunInfo, environ: Mapping[str, str] = os.environ) -> str:
     """Say which of several ranks a run is that of: torch.distributed knows, else the launcher's variables do.
@@ -251,7 +249,7 @@ class Publisher:
 
     def look_for_leader(self) -> None:
         """Say where the page of a rank is that nobody else's page shows. Called now and then."""
-        if self._is_quiet and time.monotonic() > self._alone_at:
+        if self._is_quiet and not self._leader and time.monotonic() > self._alone_at:
             self._is_quiet = False
             if self._server is not None:
                 self._say_address()
@@ -259,7 +257,7 @@ class Publisher:
     def be_part_of(self, leader: str, hostname: str) -> None:
         """Note in the folder that another run shows the steps of this rank. Of the ranks on another host one stays a
         target of Prometheus, for the readings of that host."""
-        self._leader, self._is_quiet = leader, False
+        self._leader, self._alone_at = leader, time.monotonic() + ALONE_SECONDS
         is_target = self._is_target and hostname != self._info.hostname
         self._post(lambda folder: folder.update(leader=leader))
         if not is_target:
@@ -301,7 +299,7 @@ class Publisher:
         self.linger.note_end()
         final = run_document(self._reports.snapshot())
         self._store.close(self.post_to_path)
-        if self._leader and state in _AS_PLANNED:  # the other run has it all
+        if self._leader and state == "finished":  # the other run has it all
             self._post(lambda folder: folder.discard())
             return
         self._post(lambda folder: folder.finish(state, end_time=end, final=final))

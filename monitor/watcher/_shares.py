@@ -61,7 +61,7 @@ class Shares:
     def close(self, seconds: float = END_SECONDS, *, is_over: bool = True) -> None:
         """Send the last shares, and take no more; wait ``seconds`` at most. Unless the run ``is_over``, another watcher
         takes over."""
-        self._sender.close(seconds)
+        self._sender.close(seconds, is_over=is_over)
         if self._receiver is not None:
             self._receiver.stop(is_over=is_over)
 

@@ -60,6 +60,7 @@ class Watcher:
         self._failures = failures
         self._wants_steps = hello.wants_steps
         self._leader = self._leader_host = ""
+        self._num_put = 0
         self._after_round = on_round
         self.source = EntrySource(
             Decoder(hello.base_step, hello.skipped), failures.of("step_buffer"), fetch, hello.first_sequence
@@ -173,7 +174,7 @@ class Watcher:
         self.shares.join(place, rank)
 
     def _on_joined(self, leader: str) -> None:
-        """Be a part of rank 0's run from here on, which shows and judges the steps of all ranks."""
+        """Be a part of rank 0's run from here on, which shows and judges the steps of all ranks; of none, if empty."""
         self._leader = leader
         self.recorder.set_leader(leader)
         self.publisher.be_part_of(leader, self._leader_host)
@@ -232,7 +233,7 @@ class Watcher:
         self._detection.expect(self._training.guesses)
         self.publisher.look_for_leader()
         is_excused = self._training.is_excused(is_stall_near=self._detection.is_stall_near(now))
-        for stall in self._detection.tick(now, is_excused=is_excused or bool(self._leader)):
+        for stall in self._detection.tick(now, is_excused=is_excused or self._is_judged_elsewhere()):
             self.recorder.post(stall)
             self._training.note_stall()
         step = self.recorder.snapshot.optimizers[0].global_step
@@ -241,6 +242,12 @@ class Watcher:
         sums = self.shares.sums
         if sums is not None:
             self._look_at_shares(sums, step)
+
+    def _is_judged_elsewhere(self) -> bool:
+        """Tell whether another rank's run looks for stalls, or steps were made here that wait for shares."""
+        before, sums = self._num_put, self.shares.sums
+        self._num_put = 0 if sums is None else sums.num_put
+        return bool(self._leader) or self._num_put > before
 
     def _look_at_shares(self, sums: StepSums, step: int) -> None:
         sums.expect(one.rank for one in self._training.ranks if one.state in ("ok", "behind"))

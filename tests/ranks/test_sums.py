@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
+import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,9 +78,10 @@ def test_a_loss_that_a_rank_has_always_had_is_not_left_out() -> None:
         (step(1, norm=NAN), [Share(0, 1, 1.0, whole=NAN)], NAN),
         (step(1, None, norm=3.0), [Share(0, 1, 1.0, whole=4.0)], 5.0),  # two stages
         (step(1, None, norm=3.0), [Share(0, 1, whole=3.0), *[Share(0, 1, 1.0, whole=4.0)] * 2], 5.0),  # each twice
-        (step(1, norm_parts=(0.0, 3.0)), [Share(0, 1, 1.0, whole=0.0, shards=4.0)], 5.0),
-        (step(1, norm_parts=(2.0, 1.0)), [Share(0, 1, 1.0, whole=2.0, shards=2.0)], 3.0),  # in part
-        (step(1, norm_parts=(3.0, 0.0)), [Share(0, 1, 1.0, whole=4.0, shards=0.0)], 5.0),  # flat shards
+        (step(1, norm_parts=(0.0, 3.0, 0.0)), [Share(0, 1, 1.0, whole=0.0, shards=4.0)], 5.0),
+        (step(1, norm_parts=(2.0, 1.0, 0.0)), [Share(0, 1, 1.0, whole=2.0, shards=2.0)], 3.0),  # in part
+        (step(1, norm_parts=(12.0, 0.0, 3.0)), [Share(0, 1, 1.0, 12.0, 0.0, 4.0)], 13.0),  # flat parts, and others
+        (step(1, norm_parts=(0.0, 0.0, 3.0)), [Share(0, 1, 1.0, 0.0, 0.0, 3.0)], 3.0),  # a flat part twice
         (step(1, None, norm=NAN), [Share(0, 1, 1.0, whole=4.0)], NAN),
     ],
 )
@@ -98,9 +102,62 @@ def test_a_norm_that_cannot_be_told_has_a_reason() -> None:
     sums = StepSums(3, ["SGD"])
     sums.leave(2)
     sums.add(1, [Share(0, 1, 1.0, whole=0.0, shards=4.0)])
-    sums.put(step(1, norm_parts=(0.0, 3.0)))
+    sums.put(step(1, norm_parts=(0.0, 3.0, 0.0)))
     (found,) = sums.take()  # type: ignore[assignment]
     assert (found.gradient_norm, found.gradient_norm_reason) == (None, NOT_ALL)
+
+
+def test_a_stage_alone_has_not_the_norm_of_a_pipeline(clock: Clock) -> None:
+    """Nor do later steps take the norm of one for that of all."""
+    sums = StepSums(2, ["SGD"], clock)
+    sums.add(1, [Share(0, 1, 1.0, whole=4.0)])
+    for number in (1, 2):
+        sums.put(step(number, None, norm=3.0))
+    clock.now += PATIENCE_SECONDS
+    sums.add(1, [Share(0, 3, 1.0)])
+    found = sums.take()
+    sums.put(step(3, None, norm=3.0))
+    found += sums.take()
+    told = [(one.gradient_norm, one.gradient_norm_reason) for one in found]  # type: ignore[union-attr]
+    assert told == [(5.0, None), (None, NOT_ALL), (None, None)]
+
+
+def test_rank_0_alone_shows_its_own(clock: Clock) -> None:
+    """As without other ranks: nobody else is attached."""
+    sums = StepSums(2, ["SGD"], clock)
+    sums.put(step(1, norm=3.0))
+    clock.now += PATIENCE_SECONDS
+    assert [one.gradient_norm for one in sums.take()] == [3.0]  # type: ignore[union-attr]
+
+
+def test_an_optimizer_that_a_rank_never_steps_is_waited_for_once(clock: Clock) -> None:
+    sums = StepSums(2, ["SGD", "other"], clock)
+    for number in (1, 2):
+        sums.add(1, [Share(0, number, 1.0)])
+        sums.put(replace(step(number), optimizer="other"))
+        clock.now += PATIENCE_SECONDS * (number == 1)
+        assert len(sums.take()) == 1
+
+
+def test_sums_can_be_kept_while_shares_come_in() -> None:
+    """For another watcher: the memory is taken on one thread, and shares on another."""
+    sums, is_over = StepSums(64, ["SGD"]), threading.Event()
+
+    def add() -> None:
+        for number in itertools.count(1):
+            for rank in range(1, 64):
+                sums.add(rank, [Share(0, number, 1.0)])
+            if is_over.is_set():
+                return
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    try:
+        for _ in range(20):
+            pickle.dumps(sums)
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def test_ranks_that_measure_seldom_do_not_hide_a_norm_that_all_share() -> None:
@@ -183,10 +240,10 @@ def test_a_loss_that_is_logged_later_is_rank_0s_share() -> None:
 
 
 def test_shares_far_ahead_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("monitor.ranks._sums.MAX_AHEAD", 10)
+    monkeypatch.setattr("monitor.ranks._sums.MAX_SHARES", 10)
     sums = StepSums(2, ["SGD"])
-    sums.add(1, [Share(0, number, 1.0) for number in range(1, 100)])
-    assert len(sums._shares) == 10
+    sums.add(1, [Share(0, number, 1.0) for number in range(1, 2000)])
+    assert len(sums._shares) == 1000
 
 
 def test_another_watcher_takes_over_what_waits() -> None:

@@ -80,12 +80,12 @@ def follower() -> Iterator[Follower]:
 
 def test_rows_come_back_as_they_went() -> None:
     shares = [
-        Share(0, 1, 2.0, 3.0, 4.0, 0.5, 0.25, is_skipped=True),
-        Share(65535, 2**60, None, None, None, None, None),
+        Share(0, 1, 2.0, 3.0, 4.0, 5.0, 0.5, 0.25, is_skipped=True),
+        Share(65535, 2**60),
         Share(1, 2, loss=float("inf"), shards=0.0),
     ]
     assert unpack(pack(shares)) == shares
-    with pytest.raises(ValueError, match="50 bytes are no whole number of rows of 51 bytes"):
+    with pytest.raises(ValueError, match="50 bytes are no whole number of rows of 59 bytes"):
         unpack(pack(shares)[:50])
 
 
@@ -170,7 +170,7 @@ def test_strangers_keep_no_rank_out(leader: Leader, follower: Follower, monkeypa
     assert leader.errors == []
 
 
-@pytest.mark.parametrize("frame", [b"\xff\xff\xff\xff", b"\x05\x00\x00\x00abcde", b"\x33\x00\x00\x00" + b"\xff" * 51])
+@pytest.mark.parametrize("frame", [b"\xff\xff\xff\xff", b"\x05\x00\x00\x00abcde", b"\x3b\x00\x00\x00" + b"\xff" * 59])
 def test_broken_frames_of_a_rank_cost_that_rank_alone(leader: Leader, follower: Follower, frame: bytes) -> None:
     """Too long, cut, or nonsense."""
     with socket.create_connection(("127.0.0.1", leader.port)) as connection:

@@ -61,11 +61,9 @@ def ended(module: str, world: int, folder: Path) -> list[Any]:
 
 def test_micro_batches_that_are_not_synchronized_count(tmp_path: Path) -> None:
     """Those of FullyShardedDataParallel on two ranks, which leave no trace in the gradients until the last one."""
-    ranks = ended("no_sync_ranks", 2, tmp_path)
-    for keeps_params in (0, 1):
-        (first, of_run), (second, of_rank) = (rank[keeps_params] for rank in ranks)
-        assert of_rank == pytest.approx(second)
-        assert of_run == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)])
+    for rank in ended("no_sync_ranks", 2, tmp_path):
+        for expected, shown in rank:
+            assert shown == pytest.approx(expected)
 
 
 def cases_of(found: Found) -> dict[str, Found]:
