@@ -94,8 +94,7 @@ class ShareSender:
                     self._send_again(connection)
                     if self._send_to(connection, where):
                         return
-            except _OverError:
-                self._leave()
+            except _OverError:  # what follows is shown nowhere, and this rank still is part of that run
                 return
             except Exception as error:  # noqa: BLE001 - the thread lives for as long as the run
                 self._note(error, where)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from monitor.store import list_runs
+from monitor.store import KnownRun, list_runs
+from tests.ranks.test_travel import wait_for
 
 PORT = "29511"
 OF_HOST = ("training_host_", "training_process_", "training_monitor_collect_", "process_", "python_")
@@ -126,9 +127,13 @@ def test_ranks_on_two_hosts_are_one_run(hosts: list[str], tmp_path: Path) -> Non
     assert [one.returncode for one in ranks] == [0, 0], ends
     leader, follower = (json.loads(output.splitlines()[-1]) for output, _ in ends)
     check(leader, follower)
-    (kept,) = list_runs(tmp_path / "runs-0")
-    assert (kept.run_id, kept.hostname, kept.state) == (leader["id"], "node-0", "finished")
-    assert list_runs(tmp_path / "runs-1") == []
+    expected = [(leader["id"], "node-0", "finished")]
+    wait_for(lambda: [(one.run_id, one.hostname, one.state) for one in runs_of(tmp_path, 0)] == expected, "the end")
+    wait_for(lambda: runs_of(tmp_path, 1) == [], "the end of the other rank")
+
+
+def runs_of(folder: Path, number: int) -> list[KnownRun]:
+    return list_runs(folder / f"runs-{number}")
 
 
 def check(leader: dict[str, Any], follower: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from monitor.store import list_runs
+from tests.ranks.test_travel import wait_for
 from tests.stack.real_prometheus import free_port
 
 CASES = {
@@ -67,7 +68,8 @@ def test_the_run_has_the_loss_and_the_norm_of_all_ranks(world: int, tmp_path: Pa
     ranks = found_by(world, CASES[world], tmp_path, "process")
     for case in CASES[world]:
         check(case, ranks, world)
-    assert [(run.rank, run.leader) for run in list_runs(tmp_path / "runs")] == [(0, "")] * len(CASES[world])
+    expected = [(0, "finished")] * len(CASES[world])
+    wait_for(lambda: [(run.rank, run.state) for run in list_runs(tmp_path / "runs")] == expected, "one run of each")
 
 
 def test_a_pipeline_has_the_loss_of_its_last_stage_and_the_norm_of_all(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_run_is_resumed_on_another_number_of_ranks(tmp_path: Path) -> None:
     assert after[0]["id"] == before[0]["id"]
     assert after[0]["steps"] == list(range(1, 51))
     assert after[0]["loss"][40:] == pytest.approx(after[0]["true_loss"], rel=1e-6)
-    assert [run.run_id for run in list_runs(tmp_path / "runs")] == [before[0]["id"]]
+    wait_for(lambda: [run.run_id for run in list_runs(tmp_path / "runs")] == [before[0]["id"]], "one run")
 
 
 def test_a_rank_that_the_others_wait_for_is_told(tmp_path: Path) -> None:
