@@ -65,6 +65,9 @@ class ShareReceiver:
             for writer in tuple(self._writers.values()):
                 writer.write(handshake.OVER if self._is_over else b"")
                 writer.close()
+            for writer in tuple(self._strangers):
+                writer.close()
+            await asyncio.sleep(0.01)  # until they are closed: the loop ends
 
     async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

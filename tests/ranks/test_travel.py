@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -133,11 +134,11 @@ def test_no_share_goes_to_one_that_only_listens(follower: Follower) -> None:
 
     def squat(listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        connection.sendall(bytes(handshake.NONCE_BYTES))
-        got.extend(connection.recv(4096))
-        connection.sendall(bytes(32))
-        got.extend(connection.recv(4096))
-        connection.close()
+        with connection, suppress(ConnectionError):
+            connection.sendall(bytes(handshake.NONCE_BYTES))
+            got.extend(connection.recv(4096))
+            connection.sendall(bytes(32))
+            got.extend(connection.recv(4096))
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=squat, args=(listener,), daemon=True)
