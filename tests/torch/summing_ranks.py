@@ -34,6 +34,7 @@ def look(case: str) -> dict[str, Any]:
             losses.append(made.backward(lambda: norms.append(square_of(made.model))))
             made.optimizer.step()
             made.optimizer.zero_grad()
+        meet(run)
     history = run.history()["optimizers"][type(made.optimizer).__name__]
     bare = BUILDS[case]()
     for _ in range(NUM_STEPS):
@@ -50,6 +51,15 @@ def look(case: str) -> dict[str, Any]:
         "incomplete": run.snapshot().incomplete_steps,
         "step": run.step,
     }
+
+
+def meet(run: Any) -> None:
+    """Stay until rank 0's run has the shares of all: on a busy machine the ranks may take longer to find each other
+    than these few steps."""
+    deadline = time.monotonic() + 30.0
+    while dist.get_rank() == 0 and run.snapshot().summed_ranks < dist.get_world_size() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    dist.barrier()
 
 
 def save() -> dict[str, Any]:
