@@ -21,7 +21,7 @@ ASCII_LEVELS = "_.-=+*#@"
 MAX_GROUPS = 8
 MAX_EVENTS = 12
 MIN_EVENTS = 2
-"""Events that the table of ranks leaves room for."""
+"""Events that are shown below the table of ranks."""
 MAX_RANKS = 18
 MIN_RANKS = 3
 """Lines that the table of ranks has at most, and however low the screen, its head included."""

@@ -88,7 +88,7 @@ def test_of_a_deep_stack_the_end_is_kept() -> None:
 
 
 def test_no_more_frames_are_looked_at_than_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a recursion without end, say; two deep threads share the room of one."""
+    """Of a recursion without end, say; two deep threads share what one may take."""
     deep = Standing(depth=60)
     idents = [deep.thread.ident or 0] * 2
     assert len(json.dumps(stack_of(idents))) <= MAX_STACK + 200
