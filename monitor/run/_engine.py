@@ -446,7 +446,7 @@ class Engine:
             found = self._claims.by_id(run_id)
         if isinstance(found, Refusal):
             level = logging.DEBUG if self._training.ranks.follows else logging.WARNING  # rank 0 continues it
-            _LOG.log(level, "run %s goes on under its own id, not as %s: %s", self.id, run_id, found.reason)
+            _LOG.log(level, "run %s keeps its own id and does not continue %s: %s", self.id, run_id, found.reason)
             return
         self._become(found)
         self.watcher.resume(self._hello.info, self._training.base_step)

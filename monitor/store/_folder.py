@@ -366,7 +366,7 @@ def _remove_run(path: Path) -> None:
     """Remove the files of a run, those too that a kill left half written, and the folder if it is empty then."""
     with suppress(OSError), opened(path) as folder:
         names = folder.names()
-        for file in (TOKEN, READ_TOKEN, *_STORE_FILES, LAST, FINAL, LOG, LOCK, RUN):  # RUN last: without, it is no run
+        for file in (TOKEN, READ_TOKEN, *_STORE_FILES, LAST, FINAL, LOG, LOCK, RUN):  # RUN last: it makes a run
             for name in [*(one for one in names if one.startswith(f".{file}.")), file]:
                 folder.remove(name)
     with suppress(OSError):

@@ -496,7 +496,7 @@ def test_names_are_fit_for_a_terminal(tmp_path: Path) -> None:
 
 
 def test_an_id_that_no_terminal_can_show_is_none(tmp_path: Path) -> None:
-    """A folder whose name would steer the terminal is no run, whatever it holds."""
+    """A folder whose name would steer the terminal is passed over, whatever it holds."""
     folder = create(tmp_path)
     rewrite(folder, run_id="a\x1b[2J")
     folder.path.rename(tmp_path / "a\x1b[2J")

@@ -194,7 +194,7 @@ def test_a_run_is_continued_by_its_id(killed: KnownRun, tmp_path: Path, caplog: 
         training.train(20)
         assert run.flush(PATIENCE_SECONDS)
         assert curve(run.history()) == list(range(1, 102))
-    assert "goes on under its own id" not in caplog.text
+    assert "keeps its own id" not in caplog.text
 
 
 def test_factors_that_a_checkpoint_takes_back_are_told(
@@ -399,7 +399,7 @@ def test_what_cannot_be_continued_is_a_line_and_a_new_run(
             assert next(record for record in caplog.records if why in record.message).levelno == logging.WARNING
             run.load_state_dict({**state, "step": 7, "run_id": wanted})
             assert (run.step, run.id in (wanted, live.id)) == (7, False)
-            assert "goes on under its own id" in caplog.text
+            assert "keeps its own id" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["../x", "a/b", "", ".hidden", "a b"])
