@@ -9,5 +9,6 @@ COPY examples examples
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch && pip install --no-cache-dir '.[page]'
 USER monitor
 WORKDIR /home/monitor
-ENTRYPOINT ["sh", "-c", "MONITOR_TOKEN=$(cat /run/secrets/monitor_token) MONITOR_READ_TOKEN=$(cat /run/secrets/monitor_read_token) exec monitor demo --port 9477 \"$@\"", "demo"]
+ENV MONITOR_ALERT_TOKEN_FILE=/run/secrets/monitor_alert_token MONITOR_READ_TOKEN_FILE=/run/secrets/monitor_read_token
+ENTRYPOINT ["monitor", "demo", "--port", "9477"]
 CMD ["--steps", "20000", "--exit"]

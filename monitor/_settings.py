@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ AUTO = "auto"
 """The ``resume`` that looks for the run by itself."""
 MIN_STORE_BYTES = 2 * 2**20
 """The least size with which a run store has room for what it always keeps."""
+
+SECRETS = ("token", "read_token", "alert_token")
+"""What is neither kept with the run nor left in the environment of the watcher."""
+_MAX_SECRET_BYTES = 2**13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +52,15 @@ class Settings:
     )
     port: int | None = field(default=None, metadata={"doc": "Port to bind; default: 9477 or the next free one."})
     token: str | None = field(
-        default=None, metadata={"doc": "Control token; default: made, kept 0600 in the run folder, shown once."}
+        default=None, metadata={"doc": "Control token; default: made, kept 0600 in the run folder."}
     )
-    read_token: str | None = field(default=None, metadata={"doc": "Token that may look but not change anything."})
+    read_token: str | None = field(
+        default=None, metadata={"doc": "Token that may look but not change anything; default: made, kept likewise."}
+    )
+    alert_token: str | None = field(
+        default=None,
+        metadata={"doc": "Token that may only hand in alerts, for Alertmanager; default: made, kept likewise."},
+    )
     certfile: str | None = field(default=None, metadata={"doc": "TLS certificate (PEM)."})
     keyfile: str | None = field(default=None, metadata={"doc": "TLS private key (PEM)."})
     client_cafile: str | None = field(
@@ -155,7 +166,7 @@ class Settings:
             )
         if self.client_cafile is not None and self.certfile is None:
             raise ValueError(f"client_cafile={self.client_cafile!r} needs TLS; give certfile and keyfile too")
-        check_tokens(self.token, self.read_token)
+        check_tokens(self.token, self.read_token, self.alert_token)
 
 
 def resolve(given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Settings:
@@ -172,8 +183,10 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -
     if isinstance(values.get("hosts"), list):
         values["hosts"] = tuple(values["hosts"])
     for f in fields(Settings):
-        text = environ.get(variable_of(f.name), "")
-        if f.name not in values and text:
+        if f.name in values:
+            continue
+        text = secret_from(environ, f.name) if f.name in SECRETS else environ.get(variable_of(f.name), "")
+        if text:
             values[f.name] = _from_variable(f.name, str(f.type), text)
     return Settings(**values)
 
@@ -186,6 +199,38 @@ def _from_variable(name: str, type_: str, text: str) -> Any:
     except (TypeError, ValueError) as error:
         raise type(error)(f"{variable_of(name)}: {error}") from None
     return value
+
+
+def secret_from(environ: Mapping[str, str], name: str) -> str:
+    """Return a token from its variable, or from the file that the same with ``_FILE`` names; "" where neither is set.
+
+    >>> secret_from({"MONITOR_TOKEN": "0123456789abcdef"}, "token")
+    '0123456789abcdef'
+
+    Raises:
+        ValueError: both are set, or the file cannot be read, is empty or no short text.
+    """
+    variable = variable_of(name)
+    text, path = environ.get(variable, ""), environ.get(f"{variable}_FILE", "")
+    if text and path:
+        raise ValueError(f"{variable} and {variable}_FILE are both set; keep one")
+    return read_secret(path, f"{variable}_FILE") if path else text
+
+
+def read_secret(path: str, name: str) -> str:
+    """Return the token in a file, without blanks around it; ``name`` is what the error calls the file.
+
+    Raises ValueError.
+    """
+    try:
+        found = Path(path)
+        content = found.read_bytes() if found.is_file() and found.stat().st_size <= _MAX_SECRET_BYTES else b""
+        text = content.decode().strip()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}={path!r} cannot be read ({error}); name a file that holds the token") from None
+    if not text:
+        raise ValueError(f"{name}={path!r} must be a file of at most {_MAX_SECRET_BYTES:,} bytes that holds the token")
+    return text
 
 
 def _anything(_name: str, _value: Any) -> None:
@@ -278,10 +323,12 @@ def check_token(name: str, value: str) -> None:
         raise ValueError(f"{name} must be printable ASCII without spaces, as it travels in a header")
 
 
-def check_tokens(token: str | None, read_token: str | None) -> None:
-    """Raise ValueError for a read-only token that would allow control."""
-    if token is not None and token == read_token:
-        raise ValueError("token and read_token must differ; the read-only one would allow control")
+def check_tokens(token: str | None, read_token: str | None, alert_token: str | None) -> None:
+    """Raise ValueError for a token that would allow more than it is for, as it is another one too."""
+    given = {name: value for name, value in zip(SECRETS, (token, read_token, alert_token), strict=True) if value}
+    for one, other in combinations(given, 2):
+        if given[one] == given[other]:
+            raise ValueError(f"{one} and {other} must differ; each allows something else")
 
 
 def _file(name: str, value: Any) -> None:
@@ -336,6 +383,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "port": _integer(0, "between 0 (any free one) and 65535", high=65535),
     "token": _token,
     "read_token": _token,
+    "alert_token": _token,
     "certfile": _file,
     "keyfile": _file,
     "client_cafile": _file,

@@ -93,15 +93,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"run._attach", "run._run"},
     "__init__": LEAVES | {"_version", "control", "detect", "run"},
     # the command line: HTTP and run folders; only the demo reaches for a run
-    "cli._client": {"_records", "store"},
+    "cli._client": {"_records", "_settings", "store"},
     "cli._terminal": {"common", "store"},
     "cli._format": {"common"},
-    "cli._reach": {"cli._client", "cli._terminal", "store"},
+    "cli._reach": {"_settings", "cli._client", "cli._terminal", "store"},
     "cli._screen": {"cli._format", "common"},
     "cli._stall": {"_errors", "_records", "cli._client", "store"},
     "cli._demo": {"_errors", "_records", "cli._terminal", "export", "run", "server", "store"},
     "cli._stack": {"alerts", "grafana", "store"},
-    "cli._dashboards": {"_records", "cli._client", "cli._stack", "cli._terminal", "grafana"},
+    "cli._dashboards": {"_records", "grafana"}
+    | {f"cli.{name}" for name in ("_client", "_reach", "_stack", "_terminal")},
     "cli._top": {"_records", "store"}
     | {f"cli.{name}" for name in ("_client", "_format", "_reach", "_screen", "_terminal")},
     "cli._remove": {"cli._client", "cli._terminal", "store"},

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -130,3 +131,43 @@ def test_the_docstring_of_attach_describes_each_setting() -> None:
         for f in fields(Settings)
     }
     assert [text for text in expected.values() if f" {text} " not in described] == []
+
+
+class TestSecretsInFiles:
+    """A token may be in a file that a variable names, as Docker and Kubernetes mount secrets."""
+
+    def test_the_file_holds_it(self, tmp_path: Path) -> None:
+        """Blanks around it do not count; each token has its own variable."""
+        (tmp_path / "a").write_text(f"{TOKEN}\n")
+        (tmp_path / "b").write_text(f" {TOKEN[::-1]}")
+        found = resolve(
+            {}, {"MONITOR_TOKEN_FILE": str(tmp_path / "a"), "MONITOR_ALERT_TOKEN_FILE": str(tmp_path / "b")}
+        )
+        assert (found.token, found.alert_token, found.read_token) == (TOKEN, TOKEN[::-1], None)
+
+    def test_an_argument_beats_it(self, tmp_path: Path) -> None:
+        """As it beats every variable; the file is not even looked for."""
+        assert resolve({"token": TOKEN}, {"MONITOR_TOKEN_FILE": str(tmp_path / "none")}).token == TOKEN
+
+    @pytest.mark.parametrize(
+        ("content", "complaint"),
+        [
+            (None, "must be a file"),
+            (b"", "must be a file"),
+            (b"x" * 9000, "must be a file"),
+            (b"\xff", "cannot be read"),
+        ],
+    )
+    def test_a_file_that_is_none_is_named(self, content: bytes | None, complaint: str, tmp_path: Path) -> None:
+        """Missing, empty, too long, no text: the variable and the path are told."""
+        path = tmp_path / "secret"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=complaint) as refused:
+            resolve({}, {"MONITOR_TOKEN_FILE": str(path)})
+        assert str(refused.value).startswith(f"MONITOR_TOKEN_FILE={str(path)!r}")
+
+    def test_both_at_once_are_refused(self, tmp_path: Path) -> None:
+        """Nobody would know which one counts."""
+        with pytest.raises(ValueError, match="MONITOR_TOKEN and MONITOR_TOKEN_FILE are both set; keep one"):
+            resolve({}, {"MONITOR_TOKEN": TOKEN, "MONITOR_TOKEN_FILE": str(tmp_path)})

@@ -29,12 +29,12 @@ COMPOSE: Mapping[str, str] = {
     "authorization": _AUTHORIZATION,
     "relabelling": _RELABELLING,
     "run": "host.docker.internal:9477",
-    "run_token": "/run/secrets/monitor_token",
+    "alert_token": "/run/secrets/monitor_alert_token",
 }
 """What the placeholders of the templates stand for in the containers of docker-compose.yml."""
 
 
-def on_this_machine(target_files: str, run_token: str) -> Mapping[str, str]:
+def on_this_machine(target_files: str, alert_token: str) -> Mapping[str, str]:
     """Return what the placeholders stand for without containers. Both arguments are YAML strings, quoted."""
     return {
         "servers": "without containers, by `monitor dashboards export --local`.",
@@ -43,7 +43,7 @@ def on_this_machine(target_files: str, run_token: str) -> Mapping[str, str]:
         "authorization": "",
         "relabelling": "",
         "run": "127.0.0.1:9477",
-        "run_token": run_token,
+        "alert_token": alert_token,
     }
 
 

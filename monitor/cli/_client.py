@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import hmac
 import http.client
 import ipaddress
 import json
 import os
 import re
+import secrets
 import socket
 import ssl
 import time
@@ -20,7 +22,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from monitor._records import API_PREFIX, COMMAND_ROUTES
-from monitor.store import KnownRun, without_parts
+from monitor._settings import secret_from
+from monitor.store import KnownRun, connect, proof, without_parts
 
 _ANSWER_BYTES = 2**26
 
@@ -38,7 +41,9 @@ class Client:
     """Speak to one run. Proxies of the environment are not used: a run is next door.
 
     ``timeout`` is seconds per request. ``cafile`` is the PEM file to check an https run against, ``certfile`` and
-    ``keyfile`` are shown to a run that asks for a client certificate.
+    ``keyfile`` are shown to a run that asks for a client certificate. With ``key``, that of the run ``run_id``, whoever
+    listens at the address must prove that it has the key, too, before anything else is sent. With ``folder`` the run is
+    reached by the socket in its folder, and ``url`` only names it.
 
     ::
 
@@ -52,10 +57,17 @@ class Client:
     cafile: str | None = None
     certfile: str | None = None
     keyfile: str | None = None
+    key: str | None = None
+    run_id: str = ""
+    folder: Path | None = None
 
     def get(self, path: str) -> dict[str, Any]:
         """Return the answer to ``GET /api/v1<path>``. Raises ClientError."""
         return self._request("GET", path)
+
+    def login_code(self) -> str:
+        """Return a code that opens the page once, within minutes. Raises ClientError."""
+        return str(self._request("POST", "/login-codes")["code"])
 
     def send(self, action: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Give the command ``action`` and return its record. Raises ClientError.
@@ -91,6 +103,8 @@ class Client:
             sent["Authorization"] = f"Bearer {self.token}"
         try:
             with closing(self._connect()) as connection:
+                if self.key:
+                    self._have_proved(connection, self.key)
                 connection.request(method, API_PREFIX + path, body=body, headers=sent)
                 response = connection.getresponse()
                 status, content = response.status, response.read(_ANSWER_BYTES)
@@ -102,7 +116,26 @@ class Client:
             raise NoAnswerError(f"{self.url} does not answer ({_reason(error)})") from error
         return self._read(status, content)
 
+    def _have_proved(self, connection: http.client.HTTPConnection, key: str) -> None:
+        """Go on only with the run's own server, by this very connection.
+
+        Raises:
+            ClientError: it is another one.
+        """
+        nonce = secrets.token_hex(16)
+        connection.request("GET", f"{API_PREFIX}/proof?nonce={nonce}", headers={"Accept": "application/json"})
+        response = connection.getresponse()
+        found = response.read(_ANSWER_BYTES)
+        connection.auto_open = 0
+        if not hmac.compare_digest(_proof_in(found), proof(key, self.run_id, nonce)):
+            raise ClientError(
+                f"{self.url} is not the server of {self.run_id}: it does not know the key in the run's folder, and "
+                "gets no token; the run may be gone, and another program may have its port"
+            )
+
     def _connect(self) -> http.client.HTTPConnection:
+        if self.folder is not None:
+            return _LocalConnection(self.folder, self.timeout)
         try:
             parts = urlsplit(self.url if "//" in self.url else f"//{self.url}", scheme="http")
             host, port = parts.hostname, parts.port
@@ -135,6 +168,24 @@ class Client:
         if isinstance(answer, dict) and "detail" in answer:
             raise ClientError(str(answer["detail"]))
         raise ClientError(f"{self.url} is not a training-monitor run: it answered {status} without a JSON object")
+
+
+class _LocalConnection(http.client.HTTPConnection):
+    """A connection by the socket in a run's folder."""
+
+    def __init__(self, folder: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._folder, self._seconds = folder, timeout
+
+    def connect(self) -> None:
+        self.sock = connect(self._folder, self._seconds)
+
+
+def _proof_in(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["proof"]).encode("ascii", "replace").decode()
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
 
 
 def own_name(user: Callable[[], str] = getpass.getuser, host: Callable[[], str] = socket.gethostname) -> str:
@@ -210,8 +261,31 @@ def token_of(
         )
     token = given or (run.read_token() if run else None)
     if not token and (run is None or is_named or (_is_local(run.url or "") and _is_owned(run.path, uid))):
-        token = environ.get("MONITOR_TOKEN")
+        token = _of_environment(environ)
     return token or None
+
+
+def key_of(run: KnownRun, token: str | None, *, is_named: bool = False) -> str | None:
+    """Return the key by which the server of a run proves itself before it gets ``token``.
+
+    Raises:
+        UntrustedError: somebody else may have written the key.
+        ClientError: there is none, and the address is not the user's own word.
+    """
+    key = run.read_key()
+    if key is None and token and not is_named:
+        raise ClientError(
+            f"{run.path / 'key'} is missing, so that nobody at {run.url} can prove to be {run.run_id}; it may be of an "
+            f"older version: --url {run.url} with --token-file"
+        )
+    return key
+
+
+def _of_environment(environ: Mapping[str, str]) -> str:
+    try:
+        return secret_from(environ, "token")
+    except ValueError as error:
+        raise ClientError(str(error)) from error
 
 
 def is_beyond_reach(run: KnownRun) -> bool:

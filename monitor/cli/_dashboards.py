@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from monitor._records import OVER_STATES, Event
-from monitor.cli._client import Client, ClientError, choose, token_of
+from monitor.cli._client import ClientError, choose
+from monitor.cli._reach import Access
 from monitor.cli._terminal import echo, known_runs
 
 _POLL_SECONDS = 2.0
@@ -89,12 +90,13 @@ def publish(
             echo(f"{title}: {address}")
         echo(f"data source {done.datasource}: {'healthy' if done.is_healthy else f'NOT healthy: {done.health}'}")
         if annotate:
+            access = Access(url=None, token=None, directory=directory, cafile=cafile, certfile=None, keyfile=None)
             run = choose(known_runs(directory), wanted, live_only=True)
             if not run.url:
                 raise ClientError(f"{run.run_id} serves no HTTP; its events cannot be read")
             echo(f"annotating {run.run_id} until it ends, or Ctrl-C")
             with Annotator(url, token=token, tags=(run.run_id,)) as annotator:
-                follow(Client(run.url, token_of(run, None), cafile=cafile), annotator)
+                follow(access.client(run.url, run), annotator)
             echo(f"{annotator.sent} annotations saved, {annotator.dropped} dropped")
     except (GrafanaError, ClientError) as error:
         raise click.ClickException(str(error)) from error

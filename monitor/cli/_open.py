@@ -22,12 +22,13 @@ from monitor.store import KnownRun, held
 def open_run(access: Access, run: str | None, port: int | None) -> None:
     """Give the address of the page of RUN; the page of a run that is over is served until Ctrl-C.
 
-    Without RUN: the only live run, else the last one to end. The page of a run that is over is served on this machine
+    Without RUN: the only live run, else the last one to end. The address of a live run logs in once, within 15 minutes.
+    The page of a run that is over is served on this machine
     alone, shows what the run left in its folder, and changes nothing.
     """
     known, client = access.find(run, live_only=False)
     if client is not None:
-        echo(f"{client.url.rstrip('/')}/" + (f"?token={client.token}" if client.token else ""))
+        echo(f"{client.url.rstrip('/')}/?code={client.login_code()}")
     elif known is None or known.is_live:
         raise ClientError(
             f"{known.run_id if known else run} serves no HTTP: attached with serve=False, or no port was free"

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import click
 
-from monitor.cli._client import ChoiceError, Client, ClientError, choose, is_beyond_reach, token_of
+from monitor._settings import read_secret
+from monitor.cli._client import ChoiceError, Client, ClientError, choose, is_beyond_reach, key_of, token_of
 from monitor.cli._terminal import known_runs
-from monitor.store import KnownRun, NoHomeError, list_runs
+from monitor.store import KnownRun, NoHomeError, answers, list_runs
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -30,10 +31,17 @@ class Access:
     keyfile: str | None
 
     def client(self, url: str, run: KnownRun | None, timeout: float = 5.0) -> Client:
-        """Return the client to an address; ``run`` is the folder that its token may lie in."""
+        """Return the client to an address; ``run`` is the folder that its token may lie in, and whose socket is the
+        shorter way, unless an address or a token was given."""
+        is_named = url == self.url
+        if run is not None and not is_named and not self.token and answers(run.path):
+            return Client(url, timeout=timeout, folder=run.path)
+        token = token_of(run, self.token, is_named=is_named)
         return Client(
             url,
-            token_of(run, self.token, is_named=url == self.url),
+            token,
+            key=None if run is None else key_of(run, token, is_named=is_named),
+            run_id="" if run is None else run.run_id,
             timeout=timeout,
             cafile=self.cafile,
             certfile=self.certfile,
@@ -79,6 +87,7 @@ def reaching(command: _Function) -> _Function:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **given: Any) -> Any:
+        given["token"] = _one_token(given["token"], given.pop("token_file"))
         access = Access(**{name: given.pop(name) for name in Access.__dataclass_fields__})
         try:
             return command(*args, access=access, **given)
@@ -96,10 +105,24 @@ def reaching(command: _Function) -> _Function:
             "--dir", "directory", help="Where the run folders are; default: $MONITOR_DIR, else your data folder."
         ),
         click.option(
-            "--token",
-            help="Token; default: the run folder's, else, for --url and your own runs on this machine, $MONITOR_TOKEN.",
+            "--token-file",
+            type=path,
+            help="File that holds the token; default: the run's folder, else, for --url and your own runs on this "
+            "machine, $MONITOR_TOKEN or $MONITOR_TOKEN_FILE.",
         ),
+        click.option("--token", help="The token itself; others see it in the list of processes (ps)."),
         click.option("--url", help="Address of a run that has no folder on this machine."),
     ):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[return-value]
+
+
+def _one_token(token: str | None, file: str | None) -> str | None:
+    if token and file:
+        raise click.UsageError("give --token or --token-file, not both")
+    if not file:
+        return token
+    try:
+        return read_secret(file, "--token-file")
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error

@@ -49,7 +49,7 @@ def render_files(runbook: str = RUNBOOK, local: tuple[Path, Path] | None = None)
         shown, configured = grafana.render_files(), alerts.server_files()
     else:
         directory, runs = local
-        places = alerts.on_this_machine(_quoted(runs / "targets" / "*.json"), _quoted(directory / "run_token"))
+        places = alerts.on_this_machine(_quoted(runs / "targets" / "*.json"), _quoted(directory / "alert_token"))
         shown, configured = grafana.render_files(_quoted(directory / "grafana")), alerts.server_files(places)
     return {
         **{f"grafana/{name}": text for name, text in shown.items()},

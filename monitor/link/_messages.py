@@ -53,10 +53,11 @@ class Hello:
 
     ``detectors``: for the first optimizer, None: the default ones. ``is_continued``: an earlier watcher of this run has
     ended, and ``memory`` is what it had learnt before entry ``first_sequence`` and from the first ``num_messages``
-    messages that are recorded. ``thread`` is the system's number of the thread that writes the link.
-    ``num_ranks``, ``rank`` and ``local_rank`` are also known where only a launcher has announced them; ``listener`` is
-    the descriptor of the socket at which rank 0 takes the shares of the others, ``secret`` what proves that they are of
-    this run, and ``place`` is where another rank's watcher sends its own, once that is known.
+    messages that are recorded. ``thread`` is the system's number of the thread that writes the link, ``command`` what a
+    terminal has to type for the command line. ``num_ranks``, ``rank`` and ``local_rank`` are also known where only a
+    launcher has announced them; ``listener`` is the descriptor of the socket at which rank 0 takes the shares of the
+    others, ``secret`` what proves that they are of this run, and ``place`` is where another rank's watcher sends its
+    own, once that is known.
     """
 
     settings: Settings
@@ -64,6 +65,7 @@ class Hello:
     token: str
     optimizers: Mapping[str, str]
     script: str = ""
+    command: str = "monitor"
     environment: Mapping[str, str] = field(default_factory=dict)
     detectors: tuple[Any, ...] | None = None
     asks_for_gpu: bool = False

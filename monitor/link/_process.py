@@ -15,7 +15,7 @@ from pathlib import Path
 from monitor.link._frames import Pipe
 from monitor.link._messages import Hello
 
-_SECRETS = {"MONITOR_TOKEN", "MONITOR_READ_TOKEN"}
+_SECRETS = {"MONITOR_TOKEN", "MONITOR_READ_TOKEN", "MONITOR_ALERT_TOKEN"}
 """Variables that the watcher does not inherit: it is told over the link."""
 PIPE_BYTES = 2**20
 """What the pipe to the watcher may hold, where the system lets one ask (pipe(7), F_SETPIPE_SZ)."""

@@ -35,6 +35,7 @@ def attach(
     port: int | None = None,
     token: str | None = None,
     read_token: str | None = None,
+    alert_token: str | None = None,
     certfile: str | None = None,
     keyfile: str | None = None,
     client_cafile: str | None = None,
@@ -89,8 +90,9 @@ def attach(
             counts.
         host: Address to bind. Anything else than loopback is seen by others. Default: '127.0.0.1'.
         port: Port to bind; default: 9477 or the next free one.
-        token: Control token; default: made, kept 0600 in the run folder, shown once.
-        read_token: Token that may look but not change anything.
+        token: Control token; default: made, kept 0600 in the run folder.
+        read_token: Token that may look but not change anything; default: made, kept likewise.
+        alert_token: Token that may only hand in alerts, for Alertmanager; default: made, kept likewise.
         certfile: TLS certificate (PEM).
         keyfile: TLS private key (PEM).
         client_cafile: CA that client certificates must come from (PEM).

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from monitor._errors import ClosedRunError, StopTraining
 from monitor._records import ENDED_STATES, CommandRecord, Event, State
-from monitor._settings import AUTO, Settings, is_run_id
+from monitor._settings import AUTO, SECRETS, Settings, is_run_id
 from monitor.control import FOLLOWS, Command, Commands, Policies, Policy, world
 from monitor.detect import Detector
 from monitor.link import FailureReporter, Hello
@@ -55,10 +55,10 @@ class Engine:
         on_checkpoint: Callable[[], Any] | None = None,
         asks_for_gpu: bool = False,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = _with_tokens(settings)
         self.name = settings.name or default_name()
         self.id = make_run_id(self.name)
-        self.token = settings.token or secrets.token_urlsafe(24)
+        self.token = settings.token or ""
         self.optimizers = WeakOptimizers(optimizers)
         self._pid = os.getpid()
         self._has_started = False
@@ -105,6 +105,7 @@ class Engine:
             token=self.token,
             optimizers={key: type(o).__name__ for key, o in self.optimizers.items()},
             script=script_path(),
+            command=own_command(),
             environment=environment(),
             detectors=None if detectors is None else tuple(detectors),
             asks_for_gpu=asks_for_gpu,
@@ -509,3 +510,9 @@ def end_state(kind: type[BaseException] | None) -> State:
     return (
         "interrupted" if issubclass(kind, KeyboardInterrupt | SystemExit | GeneratorExit | StopTraining) else "failed"
     )
+
+
+def _with_tokens(settings: Settings) -> Settings:
+    """Return settings with a token for each purpose: those that were not given are made."""
+    made: dict[str, Any] = {name: secrets.token_urlsafe(24) for name in SECRETS if getattr(settings, name) is None}
+    return replace(settings, **made)

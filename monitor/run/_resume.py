@@ -125,6 +125,7 @@ class Claims:
             rank=self._rank,
             token=self._token,
             read_token=s.read_token,
+            alert_token=s.alert_token,
             states=states,
             is_wanted=is_wanted,
         )

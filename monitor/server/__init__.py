@@ -2,9 +2,21 @@
 
 from monitor.server._access import RunAccess
 from monitor.server._app import create_app
+from monitor.server._auth import OWNER
 from monitor.server._document import run_document, to_snapshot
 from monitor.server._json import to_record
-from monitor.server._security import Security
-from monitor.server.wsgi import HttpServer
+from monitor.server._security import LoginCodes, Security
+from monitor.server.wsgi import HttpServer, LocalServer
 
-__all__ = ["HttpServer", "RunAccess", "Security", "create_app", "run_document", "to_record", "to_snapshot"]
+__all__ = [
+    "OWNER",
+    "HttpServer",
+    "LocalServer",
+    "LoginCodes",
+    "RunAccess",
+    "Security",
+    "create_app",
+    "run_document",
+    "to_record",
+    "to_snapshot",
+]

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 
 from monitor._errors import CommandRefusedError, QueueFullError
 from monitor._records import MAX_REASON
@@ -23,6 +23,8 @@ from monitor.server._problems import HttpProblem
 
 ACTIONS = ("reduce", "pause", "stop", "checkpoint")
 """What an alert may ask for: nothing that raises a learning rate or takes back what a person has decided."""
+ALERT_TOKEN_ACTIONS = ("reduce",)
+"""What it may ask for where it brings the token for alerts, which Alertmanager sends to whoever has the port."""
 DEFAULT_FACTOR = 0.5
 COOLDOWN_SECONDS = 300.0
 MAX_REMEMBERED = 4096
@@ -84,8 +86,11 @@ class Receiver:
         self._refusals: OrderedDict[_Wish, tuple[CommandRefusedError, float]] = OrderedDict()
         self._last: dict[str, float] = {}
 
-    def take(self, alert: Alert, *, may_ask: bool = True) -> Taken:
-        """Act on one alert, or say why not; without ``may_ask`` only say. Raises QueueFullError, ClosedRunError."""
+    def take(self, alert: Alert, *, may_ask: bool = True, actions: tuple[str, ...] = ACTIONS) -> Taken:
+        """Act on one alert, if it asks for one of ``actions``, or say why not; without ``may_ask`` only say.
+
+        Raises QueueFullError, ClosedRunError.
+        """
         ours = self._access.snapshot().run.run_id
         if alert.labels.get("run_id") != ours:
             return Taken("other_run", f"this is run {ours}")
@@ -94,7 +99,7 @@ class Receiver:
         if not alert.is_firing:
             return Taken("resolved")
         try:
-            wish = _wish(alert)
+            wish = _wish(alert, actions)
         except CommandRefusedError as error:
             return Taken("refused", str(error), None, error)
         with self._lock:
@@ -182,7 +187,7 @@ def add_alertmanager(
         if truncated:
             _LOG.warning("Alertmanager has left %d alerts out of a notification; raise its max_alerts", truncated)
         try:
-            taken = _take_all(receiver, alerts)
+            taken = _take_all(receiver, alerts, ACTIONS if g.permission.covers("control") else ALERT_TOKEN_ACTIONS)
         except QueueFullError as error:
             raise HttpProblem(503, str(error), headers={"Retry-After": _RETRY_SECONDS}) from None
         left_out = sum(one.outcome == "left_out" for one in taken)
@@ -195,14 +200,14 @@ def add_alertmanager(
         return Response(body, content_type="application/json")
 
     app.add_url_rule(f"{prefix}/alertmanager", "alertmanager", alertmanager, methods=["POST"])
-    auth.require("alertmanager", "control")
+    auth.require("alertmanager", "alert")
 
 
-def _take_all(receiver: Receiver, alerts: list[Alert]) -> list[Taken]:
+def _take_all(receiver: Receiver, alerts: list[Alert], actions: tuple[str, ...]) -> list[Taken]:
     taken: list[Taken] = []
     num_asked = 0
     for alert in alerts:
-        taken.append(receiver.take(alert, may_ask=num_asked < MAX_ASKED))
+        taken.append(receiver.take(alert, may_ask=num_asked < MAX_ASKED, actions=actions))
         num_asked += taken[-1].has_asked
     return taken
 
@@ -227,10 +232,10 @@ def _refused(refusals: list[tuple[Alert, CommandRefusedError]], total: int, left
     return HttpProblem(422 if fields else 409, detail, field=fields[0] if fields else None)
 
 
-def _wish(alert: Alert) -> _Wish:
+def _wish(alert: Alert, actions: tuple[str, ...]) -> _Wish:
     action = alert.labels["remediation"]
-    if action not in ACTIONS:
-        words = ", ".join(ACTIONS)
+    if action not in actions:
+        words = ", ".join(actions) if actions == ACTIONS else f"{', '.join(actions)} with this token"
         raise CommandRefusedError(
             f"label remediation must be one of {words}, got {shown(action)}", "labels.remediation"
         )

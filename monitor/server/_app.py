@@ -21,7 +21,7 @@ from monitor.server._commands import add_commands
 from monitor.server._document import run_document
 from monitor.server._page import PAGE_DIR, add_page
 from monitor.server._problems import MAX_BODY_BYTES, HttpProblem
-from monitor.server._security import Security
+from monitor.server._security import LoginCodes, Security
 
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 """The description of the API, kept by hand; tests/server/test_openapi.py says where the code differs from it."""
@@ -35,12 +35,16 @@ def create_app(
     access: RunAccess,
     security: Security,
     *,
+    codes: LoginCodes | None = None,
+    prove: Callable[[str], str] | None = None,
     page_dir: Path = PAGE_DIR,
     on_error: Callable[[BaseException], None] = lambda _: None,
 ) -> Flask:
     """Build the application that serves one run.
 
-    ``on_error`` hears of every failure of a view; the client gets a 500 problem.
+    ``codes`` log in once each; default: those alone that ``POST /login-codes`` makes. ``prove`` returns what shows, for
+    a nonce, that this is the run's own server. ``on_error`` hears of every failure of a view; the client gets a 500
+    problem.
 
     Example:
         app = create_app(access, Security(token=token))
@@ -51,11 +55,12 @@ def create_app(
     app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY_BYTES
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # nothing to negotiate: no CORS
     app.url_map.merge_slashes = False  # a path is what it says: no redirects
-    auth = Auth(security)
+    auth = Auth(security, codes)
     auth.install(app)
     _problems.install(app, on_error)
     _add_reading(app, auth, access)
     _add_operations(app, auth, access)
+    _add_credentials(app, auth, access, prove)
     add_commands(app, auth, access, API_PREFIX)
     add_alertmanager(app, auth, access, API_PREFIX)
     add_page(app, auth, page_dir)
@@ -154,6 +159,26 @@ def _add_operations(app: Flask, auth: Auth, access: RunAccess) -> None:
         (f"{API_PREFIX}/openapi.json", describe, "read"),
     ):
         app.add_url_rule(rule, view.__name__, view, methods=["GET"])
+        auth.require(view.__name__, need)
+
+
+def _add_credentials(app: Flask, auth: Auth, access: RunAccess, prove: Callable[[str], str] | None) -> None:
+    def proof() -> Response:
+        nonce = request.args.get("nonce", "")
+        if prove is None:
+            raise HttpProblem(404, "This server has no key to prove itself with.")
+        if not re.fullmatch(r"[0-9a-f]{32,128}", nonce):
+            raise HttpProblem(422, f"nonce must be 32 to 128 digits 0-9 a-f, got {nonce[:60]!r}.", field="nonce")
+        return _answer({"run_id": access.snapshot().run.run_id, "proof": prove(nonce)})
+
+    def login_codes() -> Response:
+        return _answer({"code": auth.codes.make(), "expires_in": int(auth.codes.seconds)})
+
+    for path, method, view, need in (
+        ("/proof", "GET", proof, "none"),
+        ("/login-codes", "POST", login_codes, "control"),
+    ):
+        app.add_url_rule(API_PREFIX + path, view.__name__, view, methods=[method])
         auth.require(view.__name__, need)
 
 

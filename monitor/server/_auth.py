@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import cast
 
 from flask import Flask, Response, g, make_response, request
 
 from monitor.server._problems import HttpProblem
-from monitor.server._security import Hosts, LoginRateLimit, Permission, Security, Sessions
+from monitor.server._security import AccessLevel, Hosts, LoginCodes, LoginRateLimit, Permission, Security, Sessions
 from monitor.server.wsgi import is_loopback
 
 CSRF_HEADER = "X-CSRF-Token"
+OWNER = "monitor.owner"
+"""Set in the WSGI environment of a request that came through the socket in the run's folder."""
 
 
 class Auth:
@@ -21,8 +24,11 @@ class Auth:
     run, whose signature nobody can guess: a page left open must not lock its owner out.
     """
 
-    def __init__(self, security: Security, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, security: Security, codes: LoginCodes | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.security = security
+        self.codes = LoginCodes() if codes is None else codes
         self.sessions = Sessions(security)
         self._hosts = Hosts(security)
         self._rate_limit = LoginRateLimit(security.max_failures, security.failure_window, clock=clock)
@@ -33,11 +39,13 @@ class Auth:
         app.before_request(self._check)
 
     def require(self, endpoint: str, level: str) -> None:
-        """Say what a view needs: "none", "read", "control" or "metrics"."""
+        """Say what a view needs: "none", "alert", "read", "control" or "metrics"."""
         self._needs[endpoint] = level
 
     def permission(self) -> Permission:
         """Return what the current request may do; a wrong bearer token is refused whatever it asks for."""
+        if request.environ.get(OWNER):
+            return Permission("control")
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return self.permission_of_guess(token.strip().encode("latin-1", "replace").decode("utf-8", "replace"))
@@ -50,19 +58,26 @@ class Auth:
         """
         permission = self.sessions.permission_of_token(token)
         if permission.level == "none":
-            raise self._problem_of_guess()
+            raise self._refusal("That token is not the one of this run; its log or its folder has it.")
         return permission
 
-    def _problem_of_guess(self) -> HttpProblem:
+    def _refusal(self, detail: str) -> HttpProblem:
+        """Count a guess and return what to answer."""
         if request.headers.get("Sec-Fetch-Site") == "cross-site":
             # Not counted: another site makes the owner's own browser send these, from the owner's address.
-            return HttpProblem(403, "That token, which another site had this browser send, is not the one of this run.")
+            return HttpProblem(403, f"{detail} It was another site that had this browser send it.")
         address = request.remote_addr or ""
         if seconds := self._rate_limit.retry_after(address):
             detail = f"Too many wrong tokens from {address}; try again in {seconds} s."
             return HttpProblem(429, detail, headers={"Retry-After": str(seconds)})
         self._rate_limit.add(address)
-        return unauthorized("That token is not the one of this run; its log or its folder has it.")
+        return unauthorized(detail)
+
+    def login_by_code(self, code: str, lead: Callable[[str], Response]) -> Response:
+        """Open a session with control for who brings a login code, and use the code up."""
+        if not self.codes.take(code):
+            raise self._refusal("That link has been used or is too old; `monitor open` on the run's machine makes one.")
+        return self.login(self.security.token, lead)
 
     def login(self, token: str, lead: Callable[[str], Response]) -> Response:
         """Open a session, or refuse the token: a cookie on what ``lead`` makes of the page's address.
@@ -71,8 +86,10 @@ class Auth:
         of this machine, whoever serves there, and must not be enough for a change: no answer to it holds the token.
         The address is relative: behind a reverse proxy the page may stand below a path that is not known here.
         """
-        self.permission_of_guess(token)
-        cookie = self.sessions.open(token) or ""
+        permission = self.permission_of_guess(token)
+        cookie = self.sessions.open(token)
+        if cookie is None:
+            raise HttpProblem(403, _TOO_LITTLE[permission.level])
         csrf = self.sessions.csrf_of(self.sessions.permission_of_cookie(cookie))
         response = lead(f"./#csrf={csrf}" if csrf else "./")
         response.set_cookie(
@@ -91,24 +108,33 @@ class Auth:
             raise HttpProblem(421, f"The host {host[:100]!r} is not served here; use localhost or the bind address.")
         if request.url_rule is None:  # 404 or 405: said by the router
             return
-        need = self._needs.get(request.endpoint or "", "control")
-        if need == "metrics":
-            is_open = not self.security.protect_metrics and is_loopback(request.remote_addr or "")
-            need = "none" if is_open else "read"
+        need = self._level_of(self._needs.get(request.endpoint or "", "control"))
         g.permission = Permission("none") if need == "none" else self._authorize(need)
 
-    def _authorize(self, need: str) -> Permission:
+    def _level_of(self, need: str) -> AccessLevel:
+        if need == "metrics":
+            is_open = not self.security.protect_metrics and is_loopback(request.remote_addr or "")
+            return "none" if is_open else "read"
+        return cast(AccessLevel, need)
+
+    def _authorize(self, need: AccessLevel) -> Permission:
         permission = self.permission()
         if permission.level == "none":
             raise unauthorized("This needs a token: send Authorization: Bearer TOKEN, or log in at /.")
-        if need == "control" and permission.level != "control":
-            raise HttpProblem(403, "A read-only token may look but not change anything; send the control token.")
-        if need == "control" and permission.session is not None:
+        if not permission.covers(need):
+            raise HttpProblem(403, _TOO_LITTLE[permission.level])
+        if need != "read" and permission.session is not None:
             offered = request.headers.get(CSRF_HEADER, "")
             if not self.sessions.is_csrf_right(permission, offered):
                 detail = f"A change by cookie needs the header {CSRF_HEADER}; open the URL of the run's log again."
                 raise HttpProblem(403, detail)
         return permission
+
+
+_TOO_LITTLE = {
+    "read": "A read-only token may look but not change anything; send the control token.",
+    "alert": "The token for alerts may hand in alerts and nothing else; send the control token or the read-only one.",
+}
 
 
 def unauthorized(detail: str) -> HttpProblem:

@@ -13,7 +13,7 @@ from flask import Flask, Response, g, request
 from monitor._records import COMMAND_ROUTES, CommandRecord
 from monitor.server import _json
 from monitor.server._access import RunAccess
-from monitor.server._auth import Auth
+from monitor.server._auth import OWNER, Auth
 from monitor.server._bodies import CommandBody, read_command
 from monitor.server._idempotency import IdempotencyKeys, check_key
 from monitor.server._problems import HttpProblem
@@ -88,7 +88,8 @@ def _submit(access: RunAccess, action: str, command: CommandBody) -> CommandReco
 
 def _actor() -> str:
     """Return who the audit names: what the sender says of itself, and always what the server knows."""
-    known = f"{'page' if g.permission.session else 'token'}@{request.remote_addr or 'unknown'}"
+    way = "page" if g.permission.session else "token"
+    known = "socket" if request.environ.get(OWNER) else f"{way}@{request.remote_addr or 'unknown'}"
     claimed = request.headers.get(ACTOR_HEADER)
     return known if claimed is None else f"{claimed} via {known}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +23,10 @@ def add_page(app: Flask, auth: Auth, page_dir: Path = PAGE_DIR) -> None:
     """Add ``/``, ``/login`` and ``/static/`` to ``app``."""
 
     def index() -> Response:
+        if "code" in request.args:
+            return _enter(auth.login_by_code, request.args["code"])
         if "token" in request.args:
-            return _enter(auth, request.args["token"])
+            return _enter(auth.login, request.args["token"])
         if auth.permission().covers("read"):
             return _file(page_dir, "index.html")
         return _ask(401, "")
@@ -77,13 +80,13 @@ def _file(folder: Path, name: str) -> Response:
     return response
 
 
-def _enter(auth: Auth, token: str) -> Response:
-    """Turn the URL from the log into a session, and the token out of the address bar."""
+def _enter(login: Callable[[str, Callable[[str], Response]], Response], secret: str) -> Response:
+    """Turn the URL from the log into a session, and the code or token out of the address bar."""
     try:
         if request.headers.get("Sec-Fetch-Site") == "cross-site":
             # A redirect that another site began does not carry a SameSite=Strict cookie; our own page's does.
-            return auth.login(token, _refresh)
-        return auth.login(token, see_other)
+            return login(secret, _refresh)
+        return login(secret, see_other)
     except HttpProblem as problem:
         return _ask(problem.status, problem.detail, problem)
 
@@ -111,7 +114,8 @@ form { max-width: 26rem; margin: 18vh auto 0; padding: 0 1rem } h1 { font-size: 
 input, button { font: inherit; padding: .5rem .75rem; width: 100%; box-sizing: border-box; margin-top: .5rem }
 </style></head><body><main><form method="post" action="login">
 <h1>This training run is watched</h1>
-<p>The run's log shows a URL with its token; its folder keeps it in the file <code>token</code>.</p>$note
+<p>On the machine of the run, <code>monitor open</code> prints an address that logs in. The token is in the run's
+folder, in the file <code>token</code>.</p>$note
 <label for="token">Token</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
 <button>Open the page</button></form></main></body></html>

@@ -19,11 +19,19 @@ from typing import Literal
 
 from itsdangerous import BadSignature, Signer
 
-from monitor._settings import check_token, check_tokens
+from monitor._settings import SECRETS, check_token, check_tokens
 from monitor.server.wsgi import address_of, is_loopback
 
-AccessLevel = Literal["none", "read", "control"]
-_RANK: dict[str, int] = {"none": 0, "read": 1, "control": 2}
+AccessLevel = Literal["none", "alert", "read", "control"]
+_COVERED: dict[str, tuple[AccessLevel, ...]] = {
+    "none": ("none",),
+    "alert": ("none", "alert"),
+    "read": ("none", "read"),
+    "control": ("none", "alert", "read", "control"),
+}
+"""What each level allows. Alertmanager may hand in alerts and look at nothing."""
+CODE_SECONDS = 900.0
+_MAX_CODES = 64
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d{1,5})?\Z")
 # Names that container engines give to the machine itself; .internal is reserved, so no stranger can own one.
 _CONTAINER_HOSTS = ("host.docker.internal", "host.containers.internal")
@@ -33,12 +41,12 @@ _CONTAINER_HOSTS = ("host.docker.internal", "host.containers.internal")
 class Security:
     """Say who may do what.
 
-    ``token`` allows everything, ``read_token`` only to look. ``bind_host`` is the address that the server
-    listens on; ``hosts`` names further ``Host`` headers that are served (a reverse proxy's, say).
-    ``protect_metrics`` asks for a token at ``/metrics`` and ``/healthz`` from this machine too.
-    ``cookie_secure`` marks the page's cookie Secure even where the request came in clear, behind a proxy that
-    speaks TLS. After ``max_failures`` wrong tokens from one address within ``failure_window`` seconds further wrong
-    ones are answered with 429 and a time to wait.
+    ``token`` allows everything, ``read_token`` only to look, ``alert_token`` only to hand in alerts.
+    ``bind_host`` is the address that the server listens on; ``hosts`` names further ``Host`` headers that
+    are served (a reverse proxy's, say). ``protect_metrics`` asks for a token at ``/metrics`` and ``/healthz`` from this
+    machine too. ``cookie_secure`` marks the page's cookie Secure even where the request came in clear, behind a proxy
+    that speaks TLS. After ``max_failures`` wrong tokens from one address within ``failure_window`` seconds further
+    wrong ones are answered with 429 and a time to wait.
 
     Example:
         >>> Security(token="0123456789abcdef").protect_metrics
@@ -50,6 +58,7 @@ class Security:
 
     token: str
     read_token: str | None = None
+    alert_token: str | None = None
     protect_metrics: bool = False
     bind_host: str = "127.0.0.1"
     hosts: tuple[str, ...] = ()
@@ -58,10 +67,10 @@ class Security:
     failure_window: float = 60.0
 
     def __post_init__(self) -> None:
-        for name, value in (("token", self.token), ("read_token", self.read_token)):
-            if value is not None:
+        for name in SECRETS:
+            if (value := getattr(self, name)) is not None:
                 check_token(name, value)
-        check_tokens(self.token, self.read_token)
+        check_tokens(self.token, self.read_token, self.alert_token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,7 @@ class Permission:
 
     def covers(self, level: AccessLevel) -> bool:
         """Tell whether this is enough for ``level``."""
-        return _RANK[self.level] >= _RANK[level]
+        return level in _COVERED[self.level]
 
 
 class Sessions:
@@ -94,6 +103,7 @@ class Sessions:
         self._keys: tuple[tuple[AccessLevel, str | None], ...] = (
             ("control", security.token),
             ("read", security.read_token),
+            ("alert", security.alert_token),
         )
         self._csrf = _signer(security.token, "csrf")
 
@@ -107,14 +117,14 @@ class Sessions:
 
     def open(self, token: str) -> str | None:
         """Return the cookie of a new session for the bearer of ``token``, or None for a wrong one."""
-        if self.permission_of_token(token).level == "none":
+        if not self.permission_of_token(token).covers("read"):
             return None
         return _signer(token, "session").sign(secrets.token_urlsafe(16)).decode()
 
     def permission_of_cookie(self, cookie: str) -> Permission:
         """Return what the session of this cookie allows: nothing, once the token is another one."""
         for level, known in self._keys:
-            if known is not None:
+            if known is not None and level != "alert":
                 with suppress(BadSignature):
                     return Permission(level, _signer(known, "session").unsign(_bytes_of(cookie)).decode())
         return Permission("none")
@@ -130,6 +140,36 @@ class Sessions:
         return self.csrf_of(permission) is not None and self._csrf.verify_signature(
             permission.session or "", _bytes_of(offered)
         )
+
+
+class LoginCodes:
+    """Codes that each log in once, within ``seconds`` of being made: they may stand in a log or on a command line.
+
+    >>> codes = LoginCodes()
+    >>> code = codes.make()
+    >>> codes.take(code), codes.take(code)
+    (True, False)
+    """
+
+    def __init__(self, seconds: float = CODE_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._ends: OrderedDict[str, float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def make(self) -> str:
+        """Return a new code of 128 random bits. Of those not used the latest 64 count."""
+        code = secrets.token_urlsafe(16)
+        with self._lock:
+            self._ends[code] = self._clock() + self.seconds
+            if len(self._ends) > _MAX_CODES:
+                self._ends.popitem(last=False)
+        return code
+
+    def take(self, code: str) -> bool:
+        """Use a code up; tell whether it was one."""
+        with self._lock:
+            return self._ends.pop(code, -math.inf) > self._clock()
 
 
 class LoginRateLimit:

@@ -14,7 +14,9 @@ from monitor.store._command import own_command
 from monitor.store._disk import PATIENCE_SECONDS, DiskThread, answer_within
 from monitor.store._folder import RunFolder, check_directory, make_run_id, prune, remove_run
 from monitor.store._known import STORE_FILE, KnownRun, NoHomeError, list_runs, runs_directory, without_parts
+from monitor.store._proof import proof
 from monitor.store._retention import held, surplus
+from monitor.store._socket import answers, connect, leave, listen
 from monitor.store._trusted import UntrustedError, read_text
 
 if TYPE_CHECKING:
@@ -43,15 +45,20 @@ __all__ = [
     "StoreWriter",
     "UntrustedError",
     "answer_within",
+    "answers",
     "check_directory",
     "claim_run",
+    "connect",
     "export",
     "give_back",
     "held",
+    "leave",
     "list_runs",
+    "listen",
     "make_run_id",
     "newest_run",
     "own_command",
+    "proof",
     "prune",
     "read_history",
     "read_text",

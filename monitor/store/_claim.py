@@ -14,6 +14,7 @@ from monitor._errors import StoreError
 from monitor.store._files import lock, unlock, write_atomically
 from monitor.store._folder import to_json
 from monitor.store._known import (
+    ALERT_TOKEN,
     LAST,
     LOCK,
     READ_TOKEN,
@@ -52,6 +53,7 @@ def claim_run(
     rank: int,
     token: str,
     read_token: str | None = None,
+    alert_token: str | None = None,
     states: Collection[str] = (),
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> KnownRun:
@@ -72,7 +74,7 @@ def claim_run(
             raise StoreError(f"{run_id} is {run.state}")
         if not is_wanted():
             raise StoreError(f"the folder of {run_id} took too long to answer")
-        for name, secret in ((TOKEN, token), (READ_TOKEN, read_token)):
+        for name, secret in ((TOKEN, token), (READ_TOKEN, read_token), (ALERT_TOKEN, alert_token)):
             if secret is not None:
                 write_atomically(path / name, secret + "\n")
         write_atomically(path / RUN, to_json(_live(run)))

@@ -6,7 +6,10 @@
       targets/<run_id>.json     Prometheus file_sd: one file per run that is being served
       <run_id>/run.json         who and where: id, name, pid, host, URL, state
       <run_id>/token            control token, readable by the owner only
-      <run_id>/read_token       read-only token, likewise, where one is set
+      <run_id>/read_token       read-only token, likewise
+      <run_id>/alert_token      token for Alertmanager, likewise
+      <run_id>/key              what the run's own server proves itself by, likewise
+      <run_id>/socket           where the run's server listens for its owner
       <run_id>/last.json        its state a moment ago, kept while it runs
       <run_id>/final.json       last state of the run, written when it ends
       <run_id>/lock             locked by the process that writes to the folder, or is about to
@@ -37,7 +40,9 @@ from typing import Any
 from monitor.store._disk import answer_within
 from monitor.store._files import lock, make_root, unlock, write_atomically
 from monitor.store._known import (
+    ALERT_TOKEN,
     FINAL,
+    KEY,
     LAST,
     LOCK,
     LOG,
@@ -54,10 +59,12 @@ from monitor.store._known import (
     runs_directory,
 )
 from monitor.store._retention import DAY_SECONDS, is_held, surplus
+from monitor.store._socket import SOCKET
 from monitor.store._targets import ALERTED_SECONDS, remove_target, sweep_targets, write_target
 from monitor.store._trusted import opened, read_own_object
 
 _STORE_FILES = (STORE_FILE, *(f"{STORE_FILE}{suffix}" for suffix in SIDE_SUFFIXES))
+_SECRETS = (TOKEN, READ_TOKEN, ALERT_TOKEN, KEY)
 SWEEP_SECONDS = 300.0
 """How often a live run looks for targets of runs that are gone."""
 PRUNE_SECONDS = 1.0
@@ -106,6 +113,7 @@ class RunFolder:
         pid: int | None = None,
         token: str | None = None,
         read_token: str | None = None,
+        alert_token: str | None = None,
     ) -> RunFolder:
         """Make the folder of a run that starts now, in this process or that of ``pid``: whole, or not at all.
 
@@ -136,7 +144,7 @@ class RunFolder:
             _make_root(root, directory)
             path.mkdir(mode=0o700)
             undo.callback(_remove_run, path)
-            for file_name, secret in ((TOKEN, token), (READ_TOKEN, read_token)):
+            for file_name, secret in ((TOKEN, token), (READ_TOKEN, read_token), (ALERT_TOKEN, alert_token)):
                 if secret is not None:
                     write_atomically(path / file_name, secret + "\n")
             write_atomically(path / RUN, to_json(run))
@@ -217,6 +225,11 @@ class RunFolder:
         self._run = run
         if url:
             write_target(self.path, run.name, url)
+
+    def announce(self, url: str, key: str) -> None:
+        """Write where the run is served, and what its server proves itself by."""
+        write_atomically(self.path / KEY, key + "\n")
+        self.update(state="running", url=url)
 
     def autosave(self, state: Mapping[str, Any]) -> None:
         """Write the present state of a live run: all that is left should its process be killed."""
@@ -366,7 +379,7 @@ def _remove_run(path: Path) -> None:
     """Remove the files of a run, those too that a kill left half written, and the folder if it is empty then."""
     with suppress(OSError), opened(path) as folder:
         names = folder.names()
-        for file in (TOKEN, READ_TOKEN, *_STORE_FILES, LAST, FINAL, LOG, LOCK, RUN):  # RUN last: it makes a run
+        for file in (*_SECRETS, SOCKET, *_STORE_FILES, LAST, FINAL, LOG, LOCK, RUN):  # RUN last: it makes a run
             for name in [*(one for one in names if one.startswith(f".{file}.")), file]:
                 folder.remove(name)
     with suppress(OSError):

@@ -22,7 +22,8 @@ from monitor.common import one_line
 from monitor.store._trusted import UntrustedError, read_own_object, read_own_text, read_text
 
 VANISHED = "vanished"
-RUN, TOKEN, READ_TOKEN, LAST, FINAL = "run.json", "token", "read_token", "last.json", "final.json"
+RUN, LAST, FINAL = "run.json", "last.json", "final.json"
+TOKEN, READ_TOKEN, ALERT_TOKEN, KEY = "token", "read_token", "alert_token", "key"
 LOG = "watcher.log"
 LOCK = "lock"
 STORE_FILE = "run.db"
@@ -81,6 +82,14 @@ class KnownRun:
         """
         token = read_own_text(self.path / TOKEN, _TOKEN_BYTES)
         return token if token is not None and is_token(token) else None
+
+    def read_key(self) -> str | None:
+        """Return what the run's own server knows as well, and proves itself by; None where there is none.
+
+        Raises:
+            UntrustedError: the file may be somebody else's.
+        """
+        return read_own_text(self.path / KEY, _TOKEN_BYTES) or None
 
     def read_final(self) -> dict[str, Any] | None:
         """Return the last state, as ``GET /api/v1/run`` gave it: that of the end, and of a run that has vanished the

@@ -68,6 +68,24 @@ class Folder:
         with suppress(FileNotFoundError):
             os.unlink(self._named(name), dir_fd=self._descriptor)
 
+    def address(self, name: str) -> str:
+        """Return the address of a Unix socket in it, while it is open: by its descriptor where the system can, which
+        leads to no other folder and is never too long."""
+        by_descriptor = f"/proc/self/fd/{self._descriptor}"
+        return f"{by_descriptor}/{name}" if os.path.isdir(by_descriptor) else str(self.path / name)
+
+    def check_socket(self, name: str) -> None:
+        """Raise UntrustedError for what is not a Unix socket of this user or of root, OSError where nothing is."""
+        path = self.path / name
+        found = os.stat(self._named(name), dir_fd=self._descriptor, follow_symlinks=False)
+        if not stat.S_ISSOCK(found.st_mode):
+            raise UntrustedError(f"{path} is not a socket; remove it")
+        _check_owner(path, found)
+
+    def close_to_others(self, name: str) -> None:
+        """Have nobody but the owner connect to a socket."""
+        os.chmod(self._named(name), 0o600, dir_fd=self._descriptor)
+
     def _named(self, name: str) -> str | Path:
         return self.path / name if self._descriptor is None else name
 

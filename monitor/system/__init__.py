@@ -7,6 +7,7 @@ from monitor.system._oom import OutOfMemoryCounter
 from monitor.system._sampler import SystemSampler
 from monitor.system._system_history import SystemHistory, values_of
 from monitor.system._torch import read_allocator, read_torch_devices
+from monitor.system._users import other_users
 
 __all__ = [
     "GpuReader",
@@ -15,6 +16,7 @@ __all__ = [
     "OutOfMemoryCounter",
     "SystemHistory",
     "SystemSampler",
+    "other_users",
     "read_allocator",
     "read_debug_page",
     "read_host",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,8 +16,28 @@ from typing import Any
 from monitor._records import RunInfo, State
 from monitor.link import FailureReporter, Hello
 from monitor.recorder import Past
-from monitor.server import HttpServer, Security, create_app, run_document
-from monitor.store import PATIENCE_SECONDS, DiskThread, NoHomeError, RunFolder, UntrustedError, prune
+from monitor.server import (
+    OWNER,
+    HttpServer,
+    LocalServer,
+    LoginCodes,
+    Security,
+    create_app,
+    run_document,
+)
+from monitor.store import (
+    PATIENCE_SECONDS,
+    DiskThread,
+    NoHomeError,
+    RunFolder,
+    UntrustedError,
+    connect,
+    leave,
+    listen,
+    proof,
+    prune,
+)
+from monitor.system import other_users
 from monitor.watcher._linger import Linger
 from monitor.watcher._past import read_past
 from monitor.watcher._reports import Reports
@@ -24,6 +46,7 @@ from monitor.watcher._served_run import ServedRun
 from monitor.watcher._training import Training
 
 _LOG = logging.getLogger("monitor")
+CODE_MINUTES = 15
 ALONE_SECONDS = 30.0
 """After how long a rank other than 0 that is not part of rank 0's run says where its own page is."""
 
@@ -63,6 +86,7 @@ class Publisher:
         self._settings = hello.settings
         self._token = hello.token
         self._script = hello.script
+        self._command = hello.command
         self._reports = reports
         self._training = training
         self._failures = failures
@@ -71,6 +95,10 @@ class Publisher:
         self._disk = DiskThread(self._save, self._note_disk)
         self._wait_deadline = 0.0
         self._server: HttpServer | None = None
+        self._local: LocalServer | None = None
+        self._key = secrets.token_hex(32)
+        self._codes = LoginCodes(CODE_MINUTES * 60.0)
+        self._app: Any = None
         self._is_continued = hello.is_continued
         self._store = store
         self._leader = ""
@@ -126,6 +154,7 @@ class Publisher:
                 pid=info.pid,
                 token=self._token,
                 read_token=s.read_token,
+                alert_token=s.alert_token,
             )
         except ValueError as error:
             self._mistake = error
@@ -190,7 +219,10 @@ class Publisher:
         if self._is_logged:
             self._folder.take_errors()
         self._folder.hold(PATIENCE_SECONDS)
-        self._folder.update(state="running", url=self.url)
+        if self._server is not None:
+            self._announce(self._folder, self._server.url)
+        else:
+            self._folder.update(state="running")
 
     @property
     def _where(self) -> str:
@@ -233,19 +265,54 @@ class Publisher:
         Raises:
             ValueError: for a certificate that cannot be used.
         """
-        server = self._bind() if self._settings.serve else None
+        if not self._settings.serve:
+            return
+        self._app = self._made_app()
+        server = self._bind()
         if server is None:
             return
         self._server = server
         self._failures.contain("server", server.start)
-        self._post(lambda folder: folder.update(state="running", url=server.url))
+        self._post(lambda folder: self._announce(folder, server.url))
         if self._folder is not None:
             self._wait_for_disk()
         if not self._is_quiet:
             self._say_address()
 
+    def _announce(self, folder: RunFolder, url: str) -> None:
+        folder.announce(url, self._key)
+        self._failures.contain("server", lambda: self._listen_in(folder.path))
+
+    def _listen_in(self, path: Path) -> None:
+        """Take commands at a socket in the folder, too, where the system and the disk can have one."""
+        earlier, self._local = self._local, None
+        if earlier is not None:
+            earlier.stop()
+        try:
+            listening = listen(path)
+        except OSError as error:
+            _LOG.debug("no socket in %s: %s", path, error)
+            return
+        self._local = LocalServer(
+            lambda environ, start: self._app({**environ, OWNER: True}, start),
+            listening,
+            connect=lambda: connect(path),
+            on_error=self._failures.of("server"),
+        ).start()
+
     def _say_address(self) -> None:
-        _LOG.info("live page%s: %s/?token=%s", of_rank(self._info), self.url, self._token)
+        """Log an address that logs in: by a code, as who reads a log later may be anybody."""
+        directory = self._settings.directory
+        where = "" if directory is None else f" --dir {shlex.quote(str(directory))}"
+        later = f", then {self._command} open {self._info.run_id}{where}" if self._folder is not None else ""
+        address = f"{self.url}/?code={self._codes.make()}"
+        _LOG.info("live page%s: %s (once, for %d minutes%s)", of_rank(self._info), address, CODE_MINUTES, later)
+        if not self._settings.protect_metrics and (others := other_users()):
+            _LOG.info(
+                "/metrics of this run can be read by the other users of this machine (%s); protect_metrics=True "
+                "asks for a token",
+                ", ".join(sorted(others)[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else ""),
+            )
 
     def look_for_leader(self) -> None:
         """Say where the page of a rank is that nobody else's page shows. Called now and then."""
@@ -263,29 +330,42 @@ class Publisher:
         if not is_target:
             self._post(lambda folder: folder.withdraw())
 
-    def _bind(self) -> HttpServer | None:
-        s, token = self._settings, self._token
+    def _made_app(self) -> Any:
+        s = self._settings
         security = Security(
-            token=token, read_token=s.read_token, protect_metrics=s.protect_metrics, bind_host=s.host, hosts=s.hosts
+            token=self._token,
+            read_token=s.read_token,
+            alert_token=s.alert_token,
+            protect_metrics=s.protect_metrics,
+            bind_host=s.host,
+            hosts=s.hosts,
         )
         access = ServedRun(self._reports, self._training, self._failures.of("export"), self.linger)
-        app = create_app(access, security, on_error=self._failures.of("server"))
+        return create_app(
+            access,
+            security,
+            codes=self._codes,
+            prove=lambda nonce: proof(self._key, self._info.run_id, nonce),
+            on_error=self._failures.of("server"),
+        )
+
+    def _bind(self) -> HttpServer | None:
         try:
-            return self._served(app, 0 if self._is_beside else s.port)
+            return self._served(0 if self._is_beside else self._settings.port)
         except OSError as error:
             if not self._is_continued:
                 self._failures.note("server", error, line=f"{error}; the run continues without a page and metrics")
                 return None
         try:  # the port of the earlier watcher is taken: any one is better than none
-            return self._served(app, None)
+            return self._served(None)
         except OSError as error:
             self._failures.note("server", error, line=f"{error}; the run continues without a page and metrics")
             return None
 
-    def _served(self, app: Any, port: int | None) -> HttpServer:
+    def _served(self, port: int | None) -> HttpServer:
         s = self._settings
         return HttpServer(
-            app,
+            self._app,
             s.host,
             port,
             certfile=s.certfile,
@@ -331,9 +411,16 @@ class Publisher:
             self.linger.stay(seconds, page_seconds, is_told_to_end)
 
     def stop(self) -> None:
-        """Take the server down."""
+        """Take the server down, and the socket in the folder in its turn."""
         if self._server is not None:
             self._server.stop()
+            self._post(self._leave_socket)
+
+    def _leave_socket(self, folder: RunFolder) -> None:
+        local, self._local = self._local, None
+        if local is not None:
+            local.stop()
+            leave(folder.path)
 
     def withdraw(self) -> None:
         """Have the run taken off the list of scrape targets, and wait for the disk, but not before a traceback."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from monitor._errors import StoreError
 from monitor._records import CommandRecord, Event, RunInfo, Sample, State, Step
+from monitor._settings import SECRETS
 from monitor.link import FailureReporter, Hello
 from monitor.ranks import StepSums
 from monitor.recorder import Decoder, EntrySource, Recorder
@@ -28,7 +29,6 @@ from monitor.watcher._training import Training
 
 PAST_SECONDS = 30.0
 """How long the recorder waits for what earlier sessions have left on the disk; steps wait in the buffer meanwhile."""
-_SECRETS = {"token", "read_token"}
 """Settings that are written nowhere but into files of their own."""
 
 
@@ -298,7 +298,7 @@ def _store_reporter(failures: FailureReporter) -> Callable[[Exception], None]:
 
 def _facts_of(hello: Hello) -> dict[str, Any]:
     """Return what the store keeps of a run as a whole. No token is among it."""
-    settings = {name: value for name, value in asdict(hello.settings).items() if name not in _SECRETS}
+    settings = {name: value for name, value in asdict(hello.settings).items() if name not in SECRETS}
     over = {"state": "running", "end_time": None, "exception": ""}  # what an earlier session may have left
     return {
         **({} if hello.info.resume_time is None else over),

@@ -4,6 +4,8 @@ import json
 import os
 import pwd
 import re
+import socket
+import stat
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from monitor.server import HttpServer, Security, create_app, run_document
 from monitor.store import STORE_FILE, StoreWriter
 from monitor.store._folder import RunFolder
 from monitor.store._known import list_runs
+from tests.cli.proving import KEY, announce, proving, serving, serving_in
 from tests.server.fake_run import READ_TOKEN, TOKEN, FakeRun
 
 
@@ -46,8 +49,7 @@ def fake() -> FakeRun:
 
 @pytest.fixture
 def server(fake: FakeRun) -> Iterator[HttpServer]:
-    app = create_app(fake, Security(token=TOKEN, read_token=READ_TOKEN))
-    with HttpServer(app, port=0) as http_server:
+    with serving(fake, "fake-0a1b2c") as http_server:
         yield http_server
 
 
@@ -55,7 +57,9 @@ def make_folder(run_id: str, url: str | None = None, token: str | None = TOKEN, 
     """A run of this process, listed in the test's own runs directory."""
     name = run_id.rpartition("-")[0]
     folder = RunFolder.create(None, run_id, **{"name": name, "start_time": time.time(), "token": token, **given})
-    folder.update(state="running", url=url)
+    folder.update(state="running")
+    if url is not None:
+        announce(folder, url)
     return folder
 
 
@@ -194,10 +198,12 @@ class TestLearningRate:
         assert "Error: " in result.stderr
         assert fake.snapshot().commands_total == {}
 
-    def test_a_run_may_be_called_like_a_verb(self, server: HttpServer) -> None:
+    def test_a_run_may_be_called_like_a_verb(self, fake: FakeRun) -> None:
         """`lr undo reduce 0.5` reduces the run named undo."""
-        make_folder("undo-000001", server.url)
-        assert call("lr", "undo", "reduce", "0.5").stdout.startswith("reduce 0.5: applied at step 301 of undo-000001")
+        with serving(fake, "undo-000001") as server:
+            make_folder("undo-000001", server.url)
+            done = call("lr", "undo", "reduce", "0.5")
+        assert done.stdout.startswith("reduce 0.5: applied at step 301 of undo-000001")
 
 
 @pytest.mark.usefixtures("folder")
@@ -355,7 +361,7 @@ class TestChoice:
             assert result.exit_code == 2
             assert "fake-0a1b2c  running" in result.stderr
             assert "fake-ffffff  running" in result.stderr
-        assert call("status", "fake-f").exit_code == 0
+        assert call("status", "fake-0").exit_code == 0
 
     def test_the_ranks_of_one_training_are_one_run(self, folder: RunFolder, server: HttpServer) -> None:
         """Without RUN, or by their name, rank 0's is meant; the list tells them apart."""
@@ -494,12 +500,13 @@ class TestReaching:
         assert call("status", "--url", server.url, "--token", READ_TOKEN).exit_code == 0
         assert call("lr", "reduce", "0.5", "--url", server.url, "--token", READ_TOKEN).exit_code == 1
 
-    def test_another_runs_directory(self, server: HttpServer, tmp_path: Path) -> None:
+    def test_another_runs_directory(self, fake: FakeRun, tmp_path: Path) -> None:
         """--dir looks for runs somewhere else."""
         other = RunFolder.create(tmp_path / "other", "far-000001", name="far", start_time=1.0, token=TOKEN)
-        other.update(state="running", url=server.url)
-        assert call("status", "far").exit_code == 2
-        assert call("status", "far", "--dir", str(tmp_path / "other")).exit_code == 0
+        with serving(fake, "far-000001") as server:
+            announce(other, server.url)
+            assert call("status", "far").exit_code == 2
+            assert call("status", "far", "--dir", str(tmp_path / "other")).exit_code == 0
 
     @pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:99999", "http://x:port", "/tmp"])
     def test_no_address(self, url: str) -> None:
@@ -550,23 +557,82 @@ class TestReaching:
         assert token_of(known, "given", environ, uid=lambda: 12345) == "given"
         assert token_of(replace(known, path=Path("/nowhere")), None, environ) is None
 
-    def test_a_listener_elsewhere_gets_no_token_unless_it_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What a command sends to an address that it found in a folder, and to the same one given by --url."""
+    def test_a_listener_that_is_not_the_run_gets_no_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who has the port of a run that is gone is asked for a proof and gets nothing more. An address that is given
+        by --url, of no run that is known, gets $MONITOR_TOKEN."""
         monkeypatch.setenv("MONITOR_TOKEN", "from-environment")
-        seen: list[str | None] = []
+        seen: list[tuple[str, str | None]] = []
 
         def trap(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-            seen.append(environ.get("HTTP_AUTHORIZATION"))
+            seen.append((environ["PATH_INFO"], environ.get("HTTP_AUTHORIZATION")))
             start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "2")])
             return [b"{}"]
 
         with HttpServer(trap, port=0) as trapping:
             far = trapping.url.replace("127.0.0.1", "0.0.0.0")  # the same listener by an address that is not loopback
             make_folder("far-000001", far, token=None)
-            make_folder("near-000002", trapping.url, token=None)
-            for words in (("far",), ("near",), ("--url", far)):
-                assert call("status", *words, "--json").exit_code == 0
-        assert seen == [None, "Bearer from-environment", "Bearer from-environment"]
+            make_folder("near-000002", trapping.url)
+            refused = [call(*words).stderr for words in (("status", "far"), ("status", "near"), ("pause", "near"))]
+            assert call("status", "--url", trapping.url.replace("127.0.0.1", "localhost"), "--json").exit_code == 0
+        assert all("does not know the key in the run's folder, and gets no token" in line for line in refused)
+        assert seen == [("/api/v1/proof", None)] * 3 + [("/api/v1/run", "Bearer from-environment")]
+
+    def test_a_proof_is_of_this_run_by_this_key_and_for_this_question(self, fake: FakeRun) -> None:
+        """Another run's server, one with another key, and an answer that was heard before prove nothing."""
+        heard = proving("fake-0a1b2c")("00" * 16)
+        for prove in (proving("other-000001"), proving("fake-0a1b2c", "another key"), lambda _: heard, None):
+            app = create_app(fake, Security(token=TOKEN), prove=prove)
+            with HttpServer(app, port=0) as server:
+                client = Client(server.url, TOKEN, key=KEY, run_id="fake-0a1b2c")
+                with pytest.raises(ClientError, match="is not the server of fake-0a1b2c"):
+                    client.get("/run")
+
+    def test_a_folder_without_a_key_sends_no_token(self, folder: RunFolder) -> None:
+        """One of an older version, or one from which the key was removed: the refusal says what to do."""
+        (folder.path / "key").unlink()
+        refused = call("status", "fake")
+        assert refused.exit_code == 1
+        assert f"--url {folder.run.url} with --token-file" in refused.stderr
+        assert call("status", "--url", folder.run.url or "", "--token", TOKEN).exit_code == 0
+
+    def test_the_socket_in_the_folder_needs_no_port_and_no_token(self, fake: FakeRun) -> None:
+        """Where the run listens in its folder, commands go there, whatever its address and host name say."""
+        folder = make_folder("fake-0a1b2c", "http://127.0.0.1:9", token=None)
+        content = json.loads((folder.path / "run.json").read_text())
+        (folder.path / "run.json").write_text(json.dumps({**content, "hostname": "a-container"}))
+        with serving_in(folder, create_app(fake, Security(token=TOKEN))):
+            assert stat.S_IMODE((folder.path / "socket").stat().st_mode) == 0o600
+            record = call_json("lr", "reduce", "0.5")
+            assert (record["status"], record["actor"]) == ("applied", f"{own_name()} via socket")
+            assert re.fullmatch(r"http://127.0.0.1:9/\?code=\S{22}\n", call("open", "fake").stdout)
+            assert [row["state"] for row in call_json("runs")] == ["running"]
+        assert call("status", "fake").exit_code == 1
+
+    def test_the_name_of_the_socket_as_something_else_is_not_used(self, folder: RunFolder, tmp_path: Path) -> None:
+        """A link to a socket of somebody else's, or a file, is passed over: the address will do."""
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.bind(str(tmp_path / "s"))
+            stranger.listen()
+            for plant in (lambda path: path.symlink_to(tmp_path / "s"), lambda path: path.write_text("")):
+                plant(folder.path / "socket")
+                assert call("status", "fake").exit_code == 0
+                (folder.path / "socket").unlink()
+
+    def test_a_token_may_be_in_a_file(
+        self, server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """--token-file and $MONITOR_TOKEN_FILE keep it out of the list of processes; two at once, or none in it, are
+        refused."""
+        (tmp_path / "token").write_text(f"{TOKEN}\n")
+        (tmp_path / "empty").touch()
+        url = ("status", "--url", server.url)
+        assert call(*url, "--token-file", str(tmp_path / "token")).exit_code == 0
+        assert "must be a file" in call(*url, "--token-file", str(tmp_path / "empty")).stderr
+        assert "not both" in call(*url, "--token-file", str(tmp_path / "token"), "--token", TOKEN).stderr
+        monkeypatch.setenv("MONITOR_TOKEN_FILE", str(tmp_path / "token"))
+        assert call(*url).exit_code == 0
+        monkeypatch.setenv("MONITOR_TOKEN", TOKEN)
+        assert "MONITOR_TOKEN and MONITOR_TOKEN_FILE are both set; keep one" in call(*url).stderr
 
 
 class TestAnotherHost:

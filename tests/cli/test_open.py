@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from monitor.cli import main
-from monitor.server import run_document
+from monitor.server import HttpServer, Security, create_app, run_document
 from monitor.store import STORE_FILE, RunFolder
-from tests.server.fake_run import FakeRun
+from tests.cli.proving import announce, serving_in
+from tests.server.fake_run import TOKEN, FakeRun
 from tests.store.made import START, an_event, write
 
 
@@ -84,11 +85,26 @@ def test_the_page_of_a_run_that_is_over_is_served_until_ctrl_c(ended: RunFolder)
     assert process.returncode == 0
 
 
-def test_of_a_live_run_the_address_is_given() -> None:
+def status_of(address: str) -> int:
+    cookies = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    try:
+        with cookies.open(address, timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+
+
+def test_of_a_live_run_an_address_is_given_that_logs_in_once() -> None:
     """A live run has a page of its own."""
-    make_run().update(state="running", url="http://127.0.0.1:9477")
-    done = call("digits")
-    assert (done.exit_code, done.output) == (0, f"http://127.0.0.1:9477/?token={'t' * 20}\n")
+    folder = make_run()
+    app = create_app(FakeRun(), Security(token=TOKEN))
+    with serving_in(folder, app), HttpServer(app, port=0) as server:
+        announce(folder, server.url)
+        done = call("digits")
+        assert (done.exit_code, done.output.startswith(f"{server.url}/?code=")) == (0, True)
+        for status in (200, 401):  # at its second use it is none any more
+            assert status_of(done.output.strip()) == status
 
 
 def test_refusals_say_why(ended: RunFolder) -> None:

@@ -22,6 +22,7 @@ from monitor.common import one_line, printable
 from monitor.run._log import make_visible
 from monitor.server import HttpServer, Security, create_app, run_document
 from monitor.store import RunFolder, StoreWriter
+from tests.cli.proving import announce, serving_in
 from tests.cli.test_top import drawn, frame_of
 from tests.foreign import HOSTILE, give_away
 from tests.server.fake_run import TOKEN, FakeRun
@@ -62,12 +63,6 @@ def hostile_app(app: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
-@pytest.fixture
-def server() -> Iterator[HttpServer]:
-    with HttpServer(hostile_app(create_app(a_run(), Security(token=TOKEN))), port=0) as http_server:
-        yield http_server
-
-
 def made(run_id: str, **changes: Any) -> RunFolder:
     """Return the folder of a run that has a hostile name and script."""
     given = {"name": f"name{HOSTILE}", "script": f"train{HOSTILE}.py", "start_time": 1.0, "token": TOKEN, **changes}
@@ -87,10 +82,10 @@ def plain(value: Any) -> Any:
 
 
 @pytest.fixture
-def root(server: HttpServer) -> Path:
+def root() -> Iterator[Path]:
     """Return the runs directory: a live run, one that is over, and two that others may have written."""
     live, over = made("live-000001"), made("over-000002")
-    live.update(state="running", url=server.url)
+    announce(live, "http://127.0.0.1:9")
     with closing(StoreWriter(over.path / "run.db")) as store:
         store.add_step(a_step(1), loss_ema=1.0, time=1.0)
         store.add_sample(a_sample(f"accuracy{HOSTILE}", 0.5, 1), time=1.0)
@@ -102,7 +97,8 @@ def root(server: HttpServer) -> Path:
         path.mkdir()
         (path / "run.json").write_text(json.dumps({"run_id": name, "state": "running"}))
         path.chmod(0o777)
-    return live.path.parent
+    with serving_in(live, hostile_app(create_app(a_run(), Security(token=TOKEN)))):
+        yield live.path.parent
 
 
 def call(*words: str) -> Result:
@@ -189,6 +185,7 @@ def test_an_export_is_cleaned_on_a_terminal_alone(root: Path, monkeypatch: pytes
 
 def test_a_spoilt_file_of_one_run_is_told_and_hides_none(root: Path) -> None:
     """A token or a last state that may not be read costs its own run: a row without figures, or one clear refusal."""
+    (root / "live-000001" / "socket").unlink()  # the way that needs no token
     (root / "live-000001" / "token").chmod(0o666)
     (root / "over-000002" / "final.json").chmod(0o666)
     runs = call("runs")
@@ -216,7 +213,7 @@ def test_a_secret_behind_a_link_is_sent_to_nobody(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret-of-the-user\n")
     with HttpServer(trap, port=0) as trapping:
         planted = made("planted-000009", token=None)
-        planted.update(state="running", url=trapping.url)
+        announce(planted, trapping.url)
         (planted.path / "token").symlink_to(tmp_path / "secret")
         for words in (("runs",), ("status", "planted"), ("lr", "planted"), ("status", "--url", trapping.url)):
             call(*words)

@@ -28,6 +28,7 @@ from monitor.cli._top import Feed, Keys, follow, last_state
 from monitor.server import HttpServer, Security, create_app, run_document
 from monitor.store._folder import RunFolder
 from monitor.store._known import list_runs
+from tests.cli.proving import announce, proving
 from tests.server.fake_run import START, TOKEN, FakeRun
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +43,7 @@ def fake() -> FakeRun:
 
 @pytest.fixture
 def server(fake: FakeRun) -> Iterator[HttpServer]:
-    with HttpServer(create_app(fake, Security(token=TOKEN)), port=0) as http_server:
+    with HttpServer(create_app(fake, Security(token=TOKEN), prove=proving("fake-0a1b2c")), port=0) as http_server:
         yield http_server
 
 
@@ -302,7 +303,7 @@ class TestFollowing:
     def test_the_folder_tells_how_it_ended(self) -> None:
         """Going on, ended with a last state, ended without one: None, the state, a refusal."""
         folder = RunFolder.create(None, "mine-000001", name="mine", start_time=1.0, token=TOKEN)
-        folder.update(state="running", url="http://127.0.0.1:9")
+        announce(folder, "http://127.0.0.1:9")
         (known,) = list_runs()
         assert last_state(None, None) is None
         assert last_state(known, None) is None
@@ -325,7 +326,7 @@ class TestRefusals:
     def test_no_terminal(self) -> None:
         """Where nothing can be drawn, the refusal names the command to take."""
         folder = RunFolder.create(None, "mine-000001", name="mine", start_time=1.0, token=TOKEN)
-        folder.update(state="running", url="http://127.0.0.1:9")
+        announce(folder, "http://127.0.0.1:9")
         result = CliRunner().invoke(main, ["top"])
         assert (result.exit_code, "take `monitor status --json`" in result.stderr) == (2, True)
 
@@ -390,7 +391,7 @@ def own_terminal() -> None:
 @pytest.fixture
 def folder(server: HttpServer) -> RunFolder:
     made = RunFolder.create(None, "fake-0a1b2c", name="fake", start_time=START, token=TOKEN)
-    made.update(state="running", url=server.url)
+    announce(made, server.url)
     return made
 
 

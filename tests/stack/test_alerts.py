@@ -22,7 +22,8 @@ from tests.requirements import need
 from tests.stack.real_alertmanager import Alertmanager, alertmanager_config, prometheus_config
 from tests.stack.real_prometheus import Prometheus
 
-TOKEN = "the-token-of-the-run-in-the-loop"
+TOKEN = "the-token-for-alerts-in-the-loop"
+READ_TOKEN = "the-token-of-prometheus-in-the-loop"
 PATIENCE_SECONDS = 300.0
 REPEATS = 4
 RULES = [*ALERTS, *RECORDINGS]
@@ -84,18 +85,20 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     """Go once around the loop."""
     need("prometheus-alertmanager")
     folder = tmp_path_factory.mktemp("loop")
-    token_file = folder / "token"
+    token_file, read_token_file = folder / "alert_token", folder / "read_token"
     token_file.write_text(TOKEN)
+    read_token_file.write_text(READ_TOKEN)
     with Alertmanager(folder / "alertmanager") as alertmanager:
-        config = prometheus_config(alertmanager.url, folder / "runs" / "targets", token_file)
+        config = prometheus_config(alertmanager.url, folder / "runs" / "targets", read_token_file)
         with Prometheus(folder / "prometheus", config) as prometheus:
             yield _go_around(folder, token_file, prometheus, alertmanager)
 
 
 def _go_around(folder: Path, token_file: Path, prometheus: Prometheus, alertmanager: Alertmanager) -> Seen:
     task = Task()
-    options = {"name": "loop", "directory": str(folder / "runs"), "port": 0, "token": TOKEN, "protect_metrics": True}
-    with monitor.attach(task.optimizer, gpu=False, system_interval=0.5, **options) as run:
+    tokens = {"alert_token": TOKEN, "read_token": READ_TOKEN, "protect_metrics": True}
+    options = {"name": "loop", "directory": str(folder / "runs"), "port": 0, "system_interval": 0.5}
+    with monitor.attach(task.optimizer, gpu=False, **options, **tokens) as run:
         alertmanager.start(alertmanager_config(str(run.url), token_file))
         seen = Seen(prometheus, run.id)
 

@@ -153,7 +153,7 @@ def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
     subprocess.run(command, check=True, env=environment, timeout=300)
     made = tmp_path / ".docker"
     before = {path.name: path.read_text() for path in made.iterdir()}
-    assert set(before) == {"grafana_admin_password", "monitor_token", "monitor_read_token", "run.env"}
+    assert set(before) == {"grafana_admin_password", "monitor_alert_token", "monitor_read_token", "run.env"}
     assert made.stat().st_mode & 0o777 == 0o700
     assert (made / "run.env").stat().st_mode & 0o777 == 0o600
     secrets = [before[name] for name in before if name != "run.env"]
@@ -161,7 +161,7 @@ def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
     assert all(len(secret) == 48 for secret in secrets)
     settings = f"MONITOR_TARGETS={tmp_path / 'runs' / 'targets'}\nMONITOR_SECRETS=./.docker\n"
     assert (tmp_path / ".env").read_text() == settings
-    assert f"MONITOR_TOKEN={before['monitor_token']}\n" in before["run.env"]
+    assert f"MONITOR_ALERT_TOKEN={before['monitor_alert_token']}\n" in before["run.env"]
     subprocess.run(command, check=True, env=environment, timeout=300)
     assert {path.name: path.read_text() for path in made.iterdir()} == before
 

@@ -63,9 +63,9 @@ def test_a_folder_of_runs_is_for_local_servers() -> None:
 
 def test_the_servers_find_the_run_and_each_other(exported: Path) -> None:
     """Prometheus scrapes the run and knows Alertmanager, which lowers the run's LR; only ports and times differ."""
-    (exported / "run_token").write_text(TOKEN)
+    (exported / "alert_token").write_text(TOKEN)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-    options = {"directory": str(exported.parent / "runs"), "port": 0, "gpu": False, "token": TOKEN}
+    options = {"directory": str(exported.parent / "runs"), "port": 0, "gpu": False, "alert_token": TOKEN}
     with (
         monitor.attach(optimizer, name="local", linger=0, **options) as run,  # Prometheus ends before it
         Alertmanager(exported / "alertmanager") as alertmanager,

@@ -124,14 +124,33 @@ class CheroServer(Server):
     max_request_body_size = MAX_BODY_BYTES
 
     def __init__(
-        self, address: tuple[str, int], app: Any, num_threads: int, on_error: Callable[[BaseException], None]
+        self,
+        address: tuple[str, int] | str,
+        app: Any,
+        num_threads: int,
+        on_error: Callable[[BaseException], None],
+        listening: socket.socket | None = None,
     ) -> None:
         super().__init__(address, app, server_name="monitor", request_queue_size=64, timeout=IDLE_SECONDS)
         self.shutdown_timeout = 1.0
         self.software = "monitor"
         self.on_error = on_error
         self.bind_error: OSError | None = None
+        self._listening = listening
         self.requests = _Workers(self, num_threads)
+
+    def prepare(self) -> None:
+        # systemd's variable: with it, cheroot would serve on descriptor 3, whatever that is in a training script.
+        activated = os.environ.pop("LISTEN_PID", None)
+        try:
+            super().prepare()
+        finally:
+            if activated is not None:
+                os.environ["LISTEN_PID"] = activated
+
+    def bind_unix_socket(self, bind_addr: Any) -> None:
+        """Use the socket that was given: everybody could connect to cheroot's own."""
+        self.socket, self.bind_addr = self._listening, bind_addr
 
     def bind(self, family: int, type: int, proto: int = 0) -> Any:  # noqa: A002 - cheroot's name
         try:

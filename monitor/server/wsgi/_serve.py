@@ -1,29 +1,25 @@
-"""The thread that serves: binds in the caller's thread, never keeps the process alive, ends at once."""
+"""Serve at a port: bound in the caller's thread, with TLS or without."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import os
 import socket
 import ssl
-import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 from monitor.server.wsgi._addresses import is_loopback
 from monitor.server.wsgi._cheroot import NUM_THREADS, CheroServer
 from monitor.server.wsgi._connection import TlsAdapter
+from monitor.server.wsgi._serving import Serving
 
 FIRST_PORT = 9477
 LAST_PORT = 9577
 _LOG = logging.getLogger("monitor")
-_live: weakref.WeakSet[HttpServer] = weakref.WeakSet()
 
 
-class HttpServer:
+class HttpServer(Serving):
     """Serve a WSGI application from daemon threads.
 
     The socket is bound by the constructor, in the caller's thread; ``start()`` begins to answer. ``port=None``
@@ -53,16 +49,11 @@ class HttpServer:
         num_threads: int = NUM_THREADS,
     ) -> None:
         context = tls_context(certfile, keyfile, client_cafile)
-        self._on_error = on_error
-        self._pid = os.getpid()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._is_stopped = False
         self._host = host.strip("[]")
         self._scheme = "http" if context is None else "https"
-        self._server = _bound(self._host, port, lambda address: _prepared(address, app, num_threads, on_error, context))
-        self.port: int = self._server.bind_addr[1]
-        _live.add(self)
+        server = _bound(self._host, port, lambda address: _prepared(address, app, num_threads, on_error, context))
+        self.port: int = server.bind_addr[1]
+        super().__init__(server, on_error, lambda: _knock(server))
         if context is None and not is_loopback(self._host):
             _LOG.warning("Serving on %s without TLS: the token travels in clear. Give certfile and keyfile.", self.url)
 
@@ -71,68 +62,6 @@ class HttpServer:
         """The address for a browser: ``http://127.0.0.1:9477``; a wildcard host is shown as this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
         return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
-
-    def start(self) -> HttpServer:
-        """Begin to answer; returns at once."""
-        self._thread = threading.Thread(target=self._serve, name="monitor-http", daemon=True)
-        self._thread.start()
-        return self
-
-    def stop(self, timeout: float = 2.0) -> None:
-        """Stop answering and free the port, within ``timeout`` seconds even where clients hang.
-
-        Safe to repeat. In a forked child it does nothing: the connections are the parent's.
-        """
-        with self._lock:
-            if self._is_stopped or os.getpid() != self._pid:
-                return
-            self._is_stopped = True
-        _live.discard(self)
-        self._server.shutdown_timeout = timeout / 2
-        ending = threading.Thread(target=self._end, name="monitor-http-end", daemon=True)
-        ending.start()
-        self._nudge_until(ending, timeout)
-        if self._thread is not None:
-            self._thread.join(timeout)
-
-    def __enter__(self) -> HttpServer:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _serve(self) -> None:
-        try:
-            self._server.serve()
-        except BaseException as error:  # noqa: BLE001 - a thread of ours ends quietly; the run continues without HTTP
-            _LOG.exception("The HTTP server ended; the run continues without it")
-            self._on_error(error)
-
-    def _end(self) -> None:
-        try:
-            self._server.stop()
-        except Exception as error:  # noqa: BLE001 - as above
-            _LOG.exception("The HTTP server did not end cleanly")
-            self._on_error(error)
-        finally:
-            self._server.forget_statistics()
-
-    def _nudge_until(self, ending: threading.Thread, timeout: float) -> None:
-        """Wake the selector, which looks up only twice a second, by knocking at our own port."""
-        waited, step = 0.0, 0.02
-        while waited < timeout:
-            with contextlib.suppress(OSError):
-                _knock(self._server)
-            ending.join(step)
-            if not ending.is_alive():
-                return
-            waited += step
-            step = min(step * 2, 0.2)
-
-    def _forget_in_child(self) -> None:
-        """Close the child's copy of the listening socket: it would keep the port busy and answer nobody."""
-        with contextlib.suppress(Exception):
-            os.close(self._server.socket.detach())
 
 
 def tls_context(certfile: str | None, keyfile: str | None, client_cafile: str | None) -> ssl.SSLContext | None:
@@ -186,16 +115,11 @@ def _prepared(
 ) -> CheroServer:
     server = CheroServer(address, app, num_threads, on_error)
     server.ssl_adapter = None if context is None else TlsAdapter(context)
-    # systemd's variable: with it, cheroot would serve on descriptor 3, whatever that is in a training script.
-    activated = os.environ.pop("LISTEN_PID", None)
     try:
         server.prepare()
     except OSError as error:
         server.forget_statistics()
         raise _explained(address, server.bind_error or error) from error
-    finally:
-        if activated is not None:
-            os.environ["LISTEN_PID"] = activated
     return server
 
 
@@ -217,12 +141,3 @@ def _knock(server: CheroServer) -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     with socket.create_connection((host, port), timeout=0.2):
         pass
-
-
-def _after_fork_in_child() -> None:
-    for server in list(_live):
-        server._forget_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

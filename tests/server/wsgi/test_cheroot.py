@@ -33,7 +33,9 @@ OVERRIDDEN = {
     Server: {
         "bind": "the errno of a busy port",
         "bind_socket": "SO_REUSEADDR, and no socket left open by a busy port",
+        "bind_unix_socket": "a socket in a folder that others cannot connect to",
         "error_log": "failures go to logging, not to stderr",
+        "prepare": "a descriptor that systemd has given to another program is not taken",
         "process_conn": "a connection takes a worker only once it has something to say",
     },
     HTTPConnection: {"communicate": "the deadline of a request", "close": "closing at once"},
