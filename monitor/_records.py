@@ -57,6 +57,8 @@ COMMAND_ROUTES: Mapping[str, tuple[str, str]] = {
 API_PREFIX = "/api/v1"
 MAX_REASON = 500
 """Characters that the reason of a command may have."""
+MAX_MESSAGE = 1000
+"""Characters that are kept of what became of a command: what a checkpoint function returns may be of any length."""
 MAX_STEPS = 10**9
 """Steps over which a factor may be reached."""
 MAX_GROUPS = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import random
@@ -92,6 +93,13 @@ def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONITOR_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("MONITOR_STORE_BYTES", "0")  # nor is a store kept where nobody asks for it
     monkeypatch.setenv("MONITOR_WATCHER", "thread")  # tests of the watcher process ask for it themselves
+
+
+@pytest.fixture(autouse=True)
+def _lines_of_its_own() -> None:
+    """Let a test log what it has alone, whatever an earlier run has used up of the lines that are let pass."""
+    logger = logging.getLogger("monitor")
+    logger.filters[:] = [one for one in logger.filters if type(one).__name__ != "_Bounded"]
 
 
 @pytest.fixture(autouse=True)

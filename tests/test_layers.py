@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recorder": LEAVES | {"common", "detect", "link"},
     "ranks": {"_records"},
     **dict.fromkeys(EDGES, LEAVES | {"common", "detect", "link"}),
-    "server": LEAVES | {"server.wsgi"},
+    "server": LEAVES | {"common", "server.wsgi"},
     "server.wsgi": set(),
     # dashboards as code: in the catalogue's names, and so beside the edges, not among them
     "grafana": LEAVES | {"export"},
@@ -57,8 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._listener": {"control", "link"},
     "run._identity": {"_records", "_version", "control", "store"},
     "run._resume": {"_errors", "_settings", "store"},
-    "run._run_events": {"_records", "control"},
-    "run._logged": {"probe"},
+    "run._run_events": {"_records", "control", "link"},
+    "run._logged": {"common", "probe"},
     "run._callbacks": {"_records", "control", "link", "run._log"},
     "run._launcher": {"control"},
     "run._training_side": LEAVES | {"control", "link", "probe", "run._launcher", "run._logged", "system"},
@@ -73,13 +73,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._link": {"common", "link"}
     | {f"run.{name}" for name in ("_link_reader", "_outbox", "_questions", "_restarts")},
     "run._process_watcher": LEAVES
-    | {"link", "server.wsgi", "store"}
+    | {"common", "link", "server.wsgi", "store"}
     | {f"run.{name}" for name in ("_callback_thread", "_callbacks", "_link", "_outbox", "_questions")}
     | {f"run.{name}" for name in ("_state_report", "_training_side")},
     "run._watcher_form": {"_records", "link"}
     | {f"run.{name}" for name in ("_callbacks", "_process_watcher", "_thread_watcher", "_training_side")},
     "run._engine": LEAVES
-    | {"control", "detect", "link", "store"}
+    | {"common", "control", "detect", "link", "store"}
     | {
         f"run.{name}"
         for name in ("_callbacks", "_identity", "_launcher", "_listener", "_open_runs", "_optimizers", "_resume")
@@ -88,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {f"run.{name}" for name in ("_training_side", "_watcher_form")},
     "run._run": LEAVES | {"control", "run._engine"},
     "run._attach": LEAVES
-    | {"control", "detect"}
+    | {"common", "control", "detect"}
     | {f"run.{name}" for name in ("_disabled", "_engine", "_log", "_open_runs", "_run")},
     "run": {"run._attach", "run._run"},
     "__init__": LEAVES | {"_version", "control", "detect", "run"},

@@ -13,7 +13,7 @@ from typing import Any
 
 from monitor._checks import is_real
 from monitor._errors import ClosedRunError, CommandRefusedError, MonitorError, QueueFullError
-from monitor._records import ACTIONS, MAX_COMMANDS_KEPT, MAX_REASON, CommandRecord, GroupChange
+from monitor._records import ACTIONS, MAX_COMMANDS_KEPT, MAX_MESSAGE, MAX_REASON, CommandRecord, GroupChange
 
 MAX_WAITING = 64
 
@@ -227,8 +227,9 @@ class Commands:
         changes: tuple[GroupChange, ...] = (),
     ) -> None:
         """Record the outcome of a command that was taken."""
+        told = message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
         record = replace(
-            command.record, status=status, step=step, finished=self._clock(), message=message, changes=changes
+            command.record, status=status, step=step, finished=self._clock(), message=told, changes=changes
         )
         self._note(record)
         command.finish(record)  # last: who waits for the outcome finds it counted and audited

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from monitor._checks import is_number, is_real, is_whole
 from monitor._errors import CommandRefusedError
 from monitor._records import MAX_STEPS, GroupChange
+from monitor.common import as_name
 from monitor.control._factors import MAX_FACTOR, MIN_FACTOR, Factors, Group, OnError, Ramp, Rows, checked_row
 from monitor.control._floor import Low, below_floor, floor_for, is_below, least_factor
 from monitor.control._lr_scaling import LRScaling
@@ -339,7 +340,7 @@ def _product(lr: float | None, scale: float | None) -> float | None:
 
 def _name_of(group: Group) -> str | None:
     name = group.get("name")
-    return None if name is None else str(name)
+    return None if name is None else as_name(name)
 
 
 def _known(rows: Sequence[_ParamGroupRow]) -> str:
@@ -365,6 +366,7 @@ def _meant(wanted: Any, rows: Sequence[_ParamGroupRow]) -> list[_ParamGroupRow]:
         return [row for row in rows if wanted == row.param_group]
     if not isinstance(wanted, str):
         return []
+    wanted = as_name(wanted)
     meanings: tuple[Callable[[_ParamGroupRow], str | None], ...] = (
         lambda row: row.optimizer,
         lambda row: f"{row.optimizer}/{row.param_group}",

@@ -48,6 +48,15 @@ class Exporter:
         return encode(registry), content_type
 
 
+def content_type_of(accept: str | None) -> str:
+    """Return the content type of a scrape that is asked for with this Accept header.
+
+    >>> content_type_of("text/plain")
+    'text/plain; version=0.0.4; charset=utf-8'
+    """
+    return _choose(accept)[1]
+
+
 def _choose(accept: str | None) -> tuple[Callable[[Any], bytes], str]:
     try:
         return choose_encoder(narrowed(accept or ""))

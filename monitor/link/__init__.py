@@ -30,6 +30,7 @@ from monitor.link._frames import (
 from monitor.link._in_force import InForce, applied_lr, shown_in_force
 from monitor.link._messages import RECORDED, VERSION, Hello, TrainingState
 from monitor.link._process import WatcherProcess, far, start_watcher, why_not_apart
+from monitor.link._refusals import Refusals
 
 __all__ = [
     "ENTRIES",
@@ -50,6 +51,7 @@ __all__ = [
     "Pipe",
     "RawClip",
     "RawEntry",
+    "Refusals",
     "SampleEntry",
     "Span",
     "SpreadNorms",

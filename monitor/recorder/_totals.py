@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from monitor._records import MAX_NAMES, OptimizerSnapshot, Sample, Step
+from monitor.common import MAX_NAME, is_shortened
 from monitor.recorder._aggregates import OptimizerAggregate, PaceAggregate, Throughput
 
 _LOG = logging.getLogger("monitor")
@@ -52,6 +53,8 @@ class RunTotals:
 
     def _keep(self, where: dict[str, float], sample: Sample) -> None:
         if sample.name in where or len(where) < MAX_NAMES:
+            if sample.name not in where and is_shortened(sample.name):
+                _LOG.warning("a name of more than %d characters is shown as %r", MAX_NAME, sample.name)
             where[sample.name] = sample.value
         else:
             self._num_refused_names += 1

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monitor._records import Event
 from monitor._settings import Settings, is_disabled, resolve, variable_of
+from monitor.common import as_name
 from monitor.control import Policy, check_policies
 from monitor.detect import Detector, DetectorSet
 from monitor.run._engine import Engine
@@ -218,7 +219,7 @@ def _named(optimizer: Any) -> dict[str, Optimizer]:
 
 def _key(name: Any, optimizer: Optimizer) -> str:
     """Return a name as text; a number with the class before it, as a number alone is the index of a param group."""
-    text = str(name)
+    text = as_name(name)
     return f"{type(optimizer).__name__}-{text}" if text.isdigit() else text
 
 

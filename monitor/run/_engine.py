@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from monitor._errors import ClosedRunError, StopTraining
 from monitor._records import ENDED_STATES, CommandRecord, Event, State
 from monitor._settings import AUTO, SECRETS, Settings, is_run_id
+from monitor.common import MAX_NAME, as_name, is_shortened
 from monitor.control import FOLLOWS, Command, Commands, Policies, Policy, world
 from monitor.detect import Detector
 from monitor.link import FailureReporter, Hello
@@ -56,7 +57,7 @@ class Engine:
         asks_for_gpu: bool = False,
     ) -> None:
         self.settings = settings = _with_tokens(settings)
-        self.name = settings.name or default_name()
+        self.name = as_name(settings.name or default_name())
         self.id = make_run_id(self.name)
         self.token = settings.token or ""
         self.optimizers = WeakOptimizers(optimizers)
@@ -128,6 +129,7 @@ class Engine:
             ValueError: for a ``directory`` that can never be one or a certificate that cannot be used; nothing stays
                 behind then.
         """
+        self._say_shortened()
         self._failures.contain("folder", self._continue_earlier)
         self._failures.contain("link", self._listen)
         try:  # only now: a run that is refused, as another one watches its optimizer, starts no process
@@ -219,6 +221,13 @@ class Engine:
         if message:
             _LOG.warning("%s", message)
             self._events.note_other_factors(message, rows)
+
+    def _say_shortened(self) -> None:
+        """Say of which names of the user's own only the beginning is shown."""
+        groups = [group.get("name") for one in self.optimizers.values() for group in one.param_groups]
+        names = [self.name, *self.optimizers, *(as_name(name) for name in groups if isinstance(name, str))]
+        for name in filter(is_shortened, names):
+            _LOG.warning("a name of more than %d characters is shown as %r", MAX_NAME, name)
 
     def _give_back(self) -> None:
         if self._claimed is not None:

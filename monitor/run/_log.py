@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from monitor._records import EVENT_KINDS, STALLED, Event
-from monitor.common import keep_printable
+from monitor.common import bound_lines, keep_printable
 
 _LOG = logging.getLogger("monitor")
 
@@ -14,6 +14,7 @@ def make_visible() -> None:
     """Have what a user must see, such as the page's address, reach stderr where the program has not set up
     logging itself, and nothing of it steer a terminal."""
     keep_printable(_LOG)
+    bound_lines(_LOG)
     if _LOG.level == logging.NOTSET:
         _LOG.setLevel(logging.INFO)
     if not _LOG.hasHandlers():

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import signal
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
+from monitor.common import as_name
 from monitor.probe import StepBuffer, StepProbe, Value, take
 
-MAX_NAME = 256
-"""Characters that a name may have; a longer one is cut, see ``as_name``."""
 _NAME_OF = type.__dict__["__name__"].__get__  # a class may have a __name__ of its own that raises
 
 
@@ -123,27 +121,6 @@ def _told(error: BaseException) -> str:
     """Describe an exception without running code of the user's: its message may be made of objects that raise."""
     is_plain = all(type(argument) is str for argument in error.args)
     return ": ".join([_NAME_OF(type(error)), *error.args])[:200] if is_plain else _NAME_OF(type(error))
-
-
-def as_name(key: Any) -> str:
-    r"""Return what a value is called: printable text of 256 characters at most.
-
-    A longer name ends in an ellipsis and a checksum of the whole, so that two that begin alike stay two. What is not
-    printable is escaped, so that no name breaks a line of the log or of the metrics. Raises whatever ``str`` raises.
-
-    >>> as_name("accuracy"), as_name(3), as_name("two\nlines")
-    ('accuracy', '3', 'two\\nlines')
-    >>> as_name("x" * 300)[-12:]
-    'xxx…1b432d13'
-    """
-    name = str.__str__(key if issubclass(type(key), str) else str(key))  # a str's own __str__ may be overridden
-    if len(name) <= MAX_NAME and name.isprintable():
-        return name
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name[:MAX_NAME])
-    if len(name) <= MAX_NAME and len(shown) <= MAX_NAME:
-        return shown
-    mark = f"…{zlib.crc32(name.encode('utf-8', 'surrogatepass')):08x}"
-    return shown[: MAX_NAME - len(mark)] + mark
 
 
 def as_value(value: Any) -> Value | None:

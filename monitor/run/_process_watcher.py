@@ -11,6 +11,7 @@ from typing import Any
 
 from monitor._errors import MonitorError, UnreachableError
 from monitor._records import CommandRecord, Event, OptimizerSnapshot, RunInfo, Snapshot, State, no_curves
+from monitor.common import PASSED_ON
 from monitor.link import FailureReporter, Hello, WatcherProcess, start_watcher
 from monitor.run._callback_thread import CallbackThread
 from monitor.run._callbacks import Callbacks
@@ -264,7 +265,7 @@ class ProcessWatcher:
             self._training.note_stall()
         elif kind == "log":
             level, text = content
-            _LOG.log(level, "%s", text)
+            _LOG.log(level, "%s", text, extra=PASSED_ON)
         elif kind == "ready":
             self._url, self._has_folder = content
             self._training.url = self._url

@@ -6,6 +6,7 @@ import gzip
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, g, request
 
 from monitor._records import API_PREFIX
+from monitor.common import Renderings
 from monitor.server import _json, _problems
 from monitor.server._access import RunAccess
 from monitor.server._alertmanager import add_alertmanager
@@ -26,9 +28,12 @@ from monitor.server._security import LoginCodes, Security
 OPENAPI_FILE = Path(__file__).with_name("openapi.json")
 """The description of the API, kept by hand; tests/server/test_openapi.py says where the code differs from it."""
 MAX_POINTS = 10_000
+MAX_POINTS_TO_READ = 2000
+"""The most points that a read-only token gets of each curve at once: those of the page."""
 MAX_EVENTS = 2000
 _MAX_INTEGER = 2**63 - 1
 _GZIP_FROM_BYTES = 1024
+_KEEP_UP_TO_BYTES = 256 * 1024
 
 
 def create_app(
@@ -88,13 +93,19 @@ def lr_document(access: RunAccess) -> dict[str, Any]:
 
 
 def _add_reading(app: Flask, auth: Auth, access: RunAccess) -> None:
+    documents: Renderings[bytes] = Renderings()
+
     def run() -> Response:
-        document = run_document(access.snapshot())
-        document["page"] = {"can_control": g.permission.covers("control")}
-        return _answer(document)
+        snapshot, can_control = access.snapshot(), g.permission.covers("control")
+
+        def render() -> bytes:
+            return _json.encode({**run_document(snapshot), "page": {"can_control": can_control}})
+
+        return Response(documents.get(snapshot, can_control, render), content_type="application/json")
 
     def history() -> Response:
-        return _answer(access.history(_query("since", 0), _query("points", 1000, low=1, high=MAX_POINTS)))
+        most = MAX_POINTS if g.permission.covers("control") else MAX_POINTS_TO_READ
+        return _answer(access.history(_query("since", 0), _query("points", 1000, low=1, high=most)))
 
     def events() -> Response:
         since, before = _query("since", 0), _query("before", _MAX_INTEGER)
@@ -201,6 +212,15 @@ def _compress(response: Response) -> Response:
         return response
     response.vary.add("Accept-Encoding")
     if (response.content_length or 0) > _GZIP_FROM_BYTES and request.accept_encodings.quality("gzip") > 0:
-        response.set_data(gzip.compress(response.get_data(), compresslevel=1, mtime=0))
+        body = response.get_data()
+        response.set_data(_kept_gzip(body) if len(body) <= _KEEP_UP_TO_BYTES else _gzip(body))
         response.headers["Content-Encoding"] = "gzip"
     return response
+
+
+def _gzip(body: bytes) -> bytes:
+    return gzip.compress(body, compresslevel=1, mtime=0)
+
+
+_kept_gzip = lru_cache(maxsize=16)(_gzip)
+"""What is rendered once is compressed once: a body that is the same object is found without being looked through."""

@@ -10,7 +10,7 @@ from flask import Flask, Response, g, make_response, request
 
 from monitor.server._problems import HttpProblem
 from monitor.server._security import AccessLevel, Hosts, LoginCodes, LoginRateLimit, Permission, Security, Sessions
-from monitor.server.wsgi import is_loopback
+from monitor.server.wsgi import VOUCH, is_loopback
 
 CSRF_HEADER = "X-CSRF-Token"
 OWNER = "monitor.owner"
@@ -121,6 +121,7 @@ class Auth:
         permission = self.permission()
         if permission.level == "none":
             raise unauthorized("This needs a token: send Authorization: Bearer TOKEN, or log in at /.")
+        request.environ.get(VOUCH, _nobody)()
         if not permission.covers(need):
             raise HttpProblem(403, _TOO_LITTLE[permission.level])
         if need != "read" and permission.session is not None:
@@ -135,6 +136,10 @@ _TOO_LITTLE = {
     "read": "A read-only token may look but not change anything; send the control token.",
     "alert": "The token for alerts may hand in alerts and nothing else; send the control token or the read-only one.",
 }
+
+
+def _nobody() -> None:
+    """Stand for the connection of a request that came over none."""
 
 
 def unauthorized(detail: str) -> HttpProblem:

@@ -12,10 +12,10 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from monitor._checks import is_number, is_whole
 from monitor._records import MAX_REASON
+from monitor.common import MAX_NAME
 from monitor.server import _json
 from monitor.server._problems import HttpProblem
 
-MAX_NAME = 200
 MAX_GROUPS = 1024
 
 

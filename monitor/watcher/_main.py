@@ -17,7 +17,7 @@ import psutil
 
 from monitor._errors import MonitorError
 from monitor._records import Event, RunInfo, State
-from monitor.common import contained
+from monitor.common import bound_lines, contained
 from monitor.link import (
     ENTRIES,
     RECORDED,
@@ -100,6 +100,7 @@ class Service:
         self._num_frames = self._num_seen = 0
         self._is_reading = False
         self._presence = Presence(hello.info.pid, hello.thread)
+        bound_lines(_LOG)
         _LOG.addHandler(_Forward(self._send))
         _LOG.setLevel(logging.INFO)
         _LOG.propagate = False

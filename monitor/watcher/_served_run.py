@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from monitor._records import CommandRecord, Event, Snapshot
-from monitor.export import Exporter
+from monitor.common import Renderings, contained
+from monitor.export import Exporter, content_type_of
 from monitor.watcher._linger import Linger
 from monitor.watcher._reports import Reports
 from monitor.watcher._training import Training
@@ -22,6 +23,7 @@ class ServedRun:
         self._training = training
         self._linger = linger
         self._exporter = Exporter(reports.snapshot, on_error=on_error)
+        self._scrapes: Renderings[tuple[bytes, str]] = Renderings()
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state, with what applied commands have changed since."""
@@ -50,8 +52,10 @@ class ServedRun:
         return self._training.waiting()
 
     def render_metrics(self, accept: str | None, names: Sequence[str]) -> tuple[bytes, str]:
-        """Render one scrape."""
-        return self._exporter.render(accept, names)
+        """Return one scrape. What is published is rendered once, however many ask for it."""
+        form = content_type_of(accept), tuple(names)
+        state = contained(lambda _: None, self._reports.snapshot)  # a failure is the collector's to report
+        return self._scrapes.get(state, form, lambda: self._exporter.render(accept, names))
 
     def scraped(self, begun: float) -> None:
         """Note a scrape."""

@@ -14,7 +14,7 @@ from typing import Any
 from monitor._errors import StoreError
 from monitor._records import CommandRecord, Event, RunInfo, Sample, State, Step
 from monitor._settings import SECRETS
-from monitor.link import FailureReporter, Hello
+from monitor.link import FailureReporter, Hello, Refusals
 from monitor.ranks import StepSums
 from monitor.recorder import Decoder, EntrySource, Recorder
 from monitor.store import PATIENCE_SECONDS
@@ -72,6 +72,7 @@ class Watcher:
             on_error=failures.of("detect"),
         )
         self._pace = Pace(next(iter(hello.optimizers)))
+        self._refusals = Refusals()
         self._store = RunStore(
             _store_reporter(failures), max_bytes=settings.store_bytes, is_continued=hello.is_continued
         )
@@ -218,8 +219,9 @@ class Watcher:
         return self.source, self.recorder, self._detection, self.sampler
 
     def note_command(self, record: CommandRecord) -> None:
-        """Keep a command that was accepted, or its outcome."""
-        self._store.add_command(record)
+        """Keep a command that was accepted, or its outcome; of a flood that is refused, a part."""
+        if not self._refusals.is_counted_only(record):
+            self._store.add_command(record)
 
     def end(self, state: State, end: float, exception: str = "") -> None:
         """Record the end of the run; ``exception`` is the text of what it failed with."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import monitor
 from monitor import ClosedRunError, CommandRefusedError, QueueFullError, Run
+from monitor.common import as_name
 from monitor.control import LearningRates, LRScaling
 from tests.control.conftest import noting
 
@@ -137,9 +138,12 @@ def test_a_text_that_fits_an_optimizer_and_a_group_means_the_optimizer(attach: A
 
 
 def test_the_groups_there_are_come_in_the_order_of_their_numbers(attach: Attach) -> None:
-    """Eleven optimizers in a list: Noting-2 stands before Noting-10. A name may hold any number of digits."""
+    """Eleven optimizers in a list: Noting-2 stands before Noting-10. A name may hold any number of digits, and is shown
+    shortened."""
     run = attach([noting(0.1, names=("9" * 5000,)) if n == 10 else noting(0.1) for n in range(11)])
-    known = ", ".join(["0", "9" * 5000, *(f"Noting-{n}" for n in range(11)), "and OPTIMIZER/INDEX, such as Noting-0/0"])
+    known = ", ".join(
+        ["0", as_name("9" * 5000), *(f"Noting-{n}" for n in range(11)), "and OPTIMIZER/INDEX, such as Noting-0/0"]
+    )
     with pytest.raises(CommandRefusedError, match=f"there are {known}$"):
         run.reduce_lr(0.5, groups="critic")
 

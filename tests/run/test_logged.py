@@ -23,7 +23,7 @@ from torch import nn
 
 import monitor
 from monitor._records import Snapshot
-from monitor.run._logged import MAX_NAME, as_name
+from monitor.common import MAX_NAME, as_name
 
 HUGE = 10**5000
 

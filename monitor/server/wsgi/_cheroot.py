@@ -11,115 +11,43 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import socket
 import ssl
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from cheroot import errors
-from cheroot.wsgi import Server
+from cheroot.wsgi import Gateway_10, Server
 
 from monitor.server.wsgi._connection import Connection, raw_problem
+from monitor.server.wsgi._open import MAX_KNOWN, MAX_STRANGERS, OpenConnections
 from monitor.server.wsgi._problem import document
+from monitor.server.wsgi._workers import Workers
 
 _LOG = logging.getLogger("monitor")
 NUM_THREADS = 12  # more than a few clients that hang; few enough not to crowd the training thread out
-MAX_CONNECTIONS = 128
-MAX_QUEUED = 64
+MAX_UNACCEPTED = 1024  # connections that the system holds for us; who finds no place among them waits a second
+PACE_SECONDS = 0.002  # between two new connections, while strangers have taken more CPU than is theirs
 IDLE_SECONDS = 10
 MAX_HEADER_BYTES = 32 * 1024
 MAX_BODY_BYTES = 1024 * 1024  # the application refuses much earlier, and says so
-_STOP = object()
+VOUCH = "monitor.vouch"
+"""Where in the environ of a request the application finds what it calls once the request is authenticated."""
 
 
-class _Workers:
-    """A fixed crew of daemon threads behind a bounded queue, in the form that cheroot asks of a pool."""
+class _Gateway(Gateway_10):
+    """Tell the application how to say that it knows who asks."""
 
-    def __init__(self, server: CheroServer, size: int) -> None:
-        self.min = size
-        self._server = server
-        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._busy: set[Connection] = set()
-        self._is_stopping = False
-        self.get = self._queue.get
-
-    def start(self) -> None:
-        for index in range(self.min):
-            thread = threading.Thread(target=self._work, name=f"monitor-http-{index}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    @property
-    def idle(self) -> int:
-        return self.min - len(self._busy)
-
-    @property
-    def qsize(self) -> int:
-        return self._queue.qsize()
-
-    def put(self, connection: Connection) -> None:
-        if self._is_stopping or self._queue.qsize() >= MAX_QUEUED:
-            raise queue.Full
-        self._queue.put(connection)
-
-    def stop(self, timeout: float = 1.0) -> None:
-        """Let answers under way finish within half of ``timeout`` (seconds), cut the rest, join."""
-        self._is_stopping = True
-        for _ in self._threads:
-            self._queue.put(_STOP)
-        for connection in list(self._busy):
-            if not connection.is_responding:
-                connection.abort()
-        self._join(time.monotonic() + timeout / 2)
-        for connection in list(self._busy):
-            connection.abort()
-        self._join(time.monotonic() + timeout / 2)
-
-    def _join(self, deadline: float) -> None:
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _work(self) -> None:
-        while (connection := self._queue.get()) is not _STOP:
-            if self._is_stopping:
-                connection.close()
-                continue
-            self._busy.add(connection)
-            try:
-                self._serve(connection)
-            except BaseException as error:  # noqa: BLE001 - a worker that dies would take a share of the server with it
-                self._server.on_error(error)
-                connection.close()
-            finally:
-                self._busy.discard(connection)
-
-    def _serve(self, connection: Connection) -> None:
-        try:
-            keep = connection.communicate()
-        except (OSError, errors.FatalSSLAlert):
-            keep = False
-        if not keep or self._is_stopping:
-            connection.close()
-            return
-        try:
-            self._server.put_conn(connection)
-        except (OSError, ValueError, KeyError, RuntimeError):  # closed meanwhile: we are stopping
-            connection.close()
+    def get_environ(self) -> Any:
+        return {**super().get_environ(), VOUCH: self.req.conn.vouch}  # type: ignore[no-untyped-call]
 
 
 class CheroServer(Server):
     """The WSGI server itself."""
 
-    _connections: Any
-
     ConnectionClass = Connection
-    keep_alive_conn_limit = MAX_CONNECTIONS
+    keep_alive_conn_limit = MAX_STRANGERS + MAX_KNOWN
     max_request_header_size = MAX_HEADER_BYTES
     max_request_body_size = MAX_BODY_BYTES
 
@@ -131,13 +59,16 @@ class CheroServer(Server):
         on_error: Callable[[BaseException], None],
         listening: socket.socket | None = None,
     ) -> None:
-        super().__init__(address, app, server_name="monitor", request_queue_size=64, timeout=IDLE_SECONDS)
+        super().__init__(address, app, server_name="monitor", request_queue_size=MAX_UNACCEPTED, timeout=IDLE_SECONDS)
         self.shutdown_timeout = 1.0
         self.software = "monitor"
         self.on_error = on_error
         self.bind_error: OSError | None = None
         self._listening = listening
-        self.requests = _Workers(self, num_threads)
+        self.gateway = _Gateway
+        self.open_connections = OpenConnections()
+        self.requests = Workers(num_threads, keep=self._keep, turn_away=self._turn_away, on_error=on_error)
+        self._seconds = 0.0  # of CPU that the accepting thread has used
 
     def prepare(self) -> None:
         # systemd's variable: with it, cheroot would serve on descriptor 3, whatever that is in a training script.
@@ -171,17 +102,26 @@ class CheroServer(Server):
         return socket_
 
     def process_conn(self, connection: Connection) -> None:
-        """Give a connection to a worker once there is something to read, so that idle ones hold none."""
-        try:
-            if not connection.is_new:
-                self.requests.put(connection)
-            elif self._connections._num_connections < MAX_CONNECTIONS:
-                connection.is_new = False
-                self.put_conn(connection)
-            else:
-                self._turn_away(connection)
-        except queue.Full:
-            self._turn_away(connection)
+        """Give a connection to a worker once there is something to read, so that idle ones hold none. The accepting
+        thread alone calls this."""
+        is_new, connection.is_new = connection.is_new, False
+        if is_new:
+            connection.is_known = self._listening is not None  # who opens the socket in the folder is the owner
+            self.open_connections.put(connection)
+            self.put_conn(connection)
+        elif connection.is_aborted:
+            connection.close()
+        else:
+            self.requests.put(connection)
+        used, self._seconds = time.thread_time() - self._seconds, time.thread_time()
+        if self.requests.spend(used, is_known=connection.is_known) and is_new:
+            time.sleep(PACE_SECONDS)
+
+    def _keep(self, connection: Connection) -> None:
+        if connection.rfile.has_data():  # a request that was sent ahead
+            self.requests.put(connection)
+        else:
+            self.put_conn(connection)
 
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         error = sys.exc_info()[1]
@@ -197,8 +137,8 @@ class CheroServer(Server):
 
     def _turn_away(self, connection: Connection) -> None:
         if not isinstance(connection.socket, ssl.SSLSocket):
-            body = document(503, "All connections are in use; try again in a moment.")
+            body = document(503, "Clients without a token use as much CPU as they may; try again in a moment.")
             with contextlib.suppress(OSError):
-                connection.socket.settimeout(0)  # this is the accepting thread: it never waits for a client
+                connection.socket.settimeout(0)
                 connection.socket.send(raw_problem("503 Service Unavailable", body, "Retry-After: 1\r\n"))
         connection.close()

@@ -8,7 +8,8 @@ import logging
 import socket
 import ssl
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from cheroot import errors
 from cheroot.makefile import StreamReader, StreamWriter
@@ -18,8 +19,12 @@ from monitor.server.wsgi._parsing import Headers, StrictHeaderReader, check_chun
 from monitor.server.wsgi._problem import CONTENT_TYPE, document
 
 _LOG = logging.getLogger("monitor")
+_T = TypeVar("_T")
 HEAD_SECONDS = 3.0  # for a handshake and a whole head, however slowly it trickles in
-CROWDED_HEAD_SECONDS = 0.5  # while other connections wait for a thread: who has something to say says it at once
+# While others wait for a thread, a stranger has this for each of head, body and answer: who has it all sends it then.
+STRANGER_PATIENCE_SECONDS = 0.025
+TLS_PATIENCE_SECONDS = 0.15  # over TLS, where a handshake goes to and fro
+KNOWN_PATIENCE_SECONDS = 1.0  # for a single read or write then
 BODY_SECONDS = 5.0  # for the body after the head
 WRITE_SECONDS = 60.0  # for a whole answer
 MAX_LINE_BYTES = 1024  # of the size of a chunk, with what it says of itself
@@ -33,13 +38,11 @@ class _TimedIO(socket.SocketIO):
         self._connection = connection
 
     def readinto(self, b: Any) -> int | None:
-        self._connection.limit_next_wait()
-        return super().readinto(b)
+        return self._connection.wait_for(lambda sock: sock.recv_into(b))
 
     def write(self, b: Any) -> int | None:
         self._connection.begin_writing()
-        self._connection.limit_next_wait()
-        return super().write(b)
+        return self._connection.wait_for(lambda sock: sock.send(b))
 
 
 class _RequestReader(StreamReader):
@@ -129,10 +132,11 @@ class _Request(HTTPRequest):
             super().respond()
         finally:
             self.conn.is_responding = False
+            self.server.open_connections.put(self.conn)
 
 
 class Connection(HTTPConnection):
-    """A connection with a deadline for the request at hand."""
+    """A connection with a deadline for the request at hand. It is known once a request of it was authenticated."""
 
     RequestHandlerClass = _Request
 
@@ -141,43 +145,70 @@ class Connection(HTTPConnection):
         self.rfile = _RequestReader(_TimedIO(sock, "rb", self))
         self.wfile = _ResponseWriter(_TimedIO(sock, "wb", self))
         self.is_new = True
+        self.is_known = False
+        self.is_late = False
+        self.is_aborted = False
         self.is_responding = False
+        self.queued = 0.0
+        self._patience = TLS_PATIENCE_SECONDS if isinstance(sock, ssl.SSLSocket) else STRANGER_PATIENCE_SECONDS
         self._is_secured = False
         self._is_writing = False
-        self._deadline = float("inf")
+        self._begun, self._deadline = 0.0, float("inf")
 
     def communicate(self) -> bool:
-        seconds = CROWDED_HEAD_SECONDS if self.server.requests.qsize else HEAD_SECONDS
-        self._deadline, self._is_writing = time.monotonic() + seconds, False
+        self._begin(HEAD_SECONDS)
         if isinstance(self.socket, ssl.SSLSocket) and not self._is_secured and not self._shake_hands():
             return False
         self._is_secured = True
         return bool(super().communicate())  # type: ignore[no-untyped-call]
 
-    def limit_next_wait(self) -> None:
-        """Let the next socket call wait no longer than the request may still take."""
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")  # the words by which cheroot knows to answer 408
-        self.socket.settimeout(min(left, self.server.timeout))
+    def wait_for(self, act: Callable[[socket.socket], _T]) -> _T:
+        """Call a socket until it has done its part, the time is over, or others wait for the thread.
+
+        Raises:
+            TimeoutError: with the words by which cheroot knows to answer 408.
+        """
+        called = time.monotonic()
+        until = min(self._deadline, called + self.server.timeout)
+        since, patience = (called, KNOWN_PATIENCE_SECONDS) if self.is_known else (self._begun, self._patience)
+        while (now := time.monotonic()) < until:
+            if now - since > patience and self.server.requests.is_crowded:
+                break
+            self.socket.settimeout(min(until - now, patience))
+            try:
+                return act(self.socket)
+            except TimeoutError:
+                continue
+        raise TimeoutError("timed out")
 
     def begin_body(self) -> None:
         """Give the body its own deadline once the head is read; a "100 Continue" in between was no answer yet."""
-        self._deadline, self._is_writing = time.monotonic() + BODY_SECONDS, False
+        self._begin(BODY_SECONDS)
 
     def begin_writing(self) -> None:
         """Give the answer its own deadline at its first byte."""
         if not self._is_writing:
-            self._is_writing, self._deadline = True, time.monotonic() + WRITE_SECONDS
+            self._begin(WRITE_SECONDS)
+            self._is_writing = True
+
+    def _begin(self, seconds: float) -> None:
+        self._begun, self._is_writing = time.monotonic(), False
+        self._deadline = self._begun + seconds
+
+    def vouch(self) -> None:
+        """Note that a request was authenticated."""
+        self.is_known = True
 
     def abort(self) -> None:
         """Wake whoever waits on this connection, from another thread."""
+        self.is_aborted = True
         with contextlib.suppress(OSError):
             # Not SSLSocket's own, which drops the TLS state while the worker uses it.
             socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket at once; what could not be sent is dropped, where a finalizer would complain of it."""
+        self.server.open_connections.discard(self)
         with contextlib.suppress(OSError, errors.FatalSSLAlert):
             super().close()
         self.wfile.discard()
@@ -186,8 +217,7 @@ class Connection(HTTPConnection):
 
     def _shake_hands(self) -> bool:
         try:
-            self.limit_next_wait()
-            self.socket.do_handshake()
+            self.wait_for(lambda sock: sock.do_handshake())  # type: ignore[attr-defined]
         except ssl.SSLError as error:
             _LOG.debug("TLS handshake with %s failed: %s", self.remote_addr, error)
             if error.reason == "HTTP_REQUEST":

@@ -18,14 +18,12 @@ import pytest
 from cheroot import errors, makefile
 from cheroot.connections import ConnectionManager
 from cheroot.server import HeaderReader, HTTPConnection, HTTPRequest, HTTPServer
-from cheroot.wsgi import Server
+from cheroot.wsgi import Gateway_10, Server
 
 import monitor.server.wsgi
 from monitor.server.wsgi import _cheroot, _connection, _parsing
 
 PRIVATE = {
-    "_connections": "how many connections are open",
-    "_num_connections": "how many connections are open",
     "_write_buf": "dropping what a client that is gone has not read",
 }
 """The private attributes of others that monitor/server/wsgi reads -> what for."""
@@ -47,6 +45,7 @@ OVERRIDDEN = {
         "respond": "the deadline of a body",
     },
     makefile.StreamReader: {"readline": "a bound for lines, and their form"},
+    Gateway_10: {"get_environ": "the application can say that it knows who asks"},
     HeaderReader: {"__call__": "lines that are no headers are refused"},
 }
 """cheroot's methods that ours replace -> what for."""
@@ -55,11 +54,12 @@ OURS = {
     HTTPConnection: _connection.Connection,
     HTTPRequest: _connection._Request,
     makefile.StreamReader: _connection._RequestReader,
+    Gateway_10: _cheroot._Gateway,
     HeaderReader: _parsing.StrictHeaderReader,
 }
 ATTRIBUTES = {
     "server": [
-        "ConnectionClass", "bind_addr", "keep_alive_conn_limit", "max_request_body_size",
+        "ConnectionClass", "bind_addr", "gateway", "keep_alive_conn_limit", "max_request_body_size",
         "max_request_header_size", "prepare", "put_conn", "requests", "serve", "shutdown_timeout", "socket", "software",
         "ssl_adapter", "stats", "stop", "timeout",
     ],
@@ -118,12 +118,10 @@ def test_the_private_attributes_are_these() -> None:
 
 @pytest.mark.parametrize("name", PRIVATE)
 def test_a_private_attribute_is_there(parts: dict[str, Any], name: str) -> None:
-    """It is what it was taken for: a manager of connections, their number, a buffer of bytes."""
-    owner = {"_connections": "server", "_write_buf": "writer"}.get(name)
-    held = parts[owner] if owner else parts["server"]._connections
-    assert hasattr(held, name), lacking(name, PRIVATE[name])
-    kind = {"_connections": ConnectionManager, "_num_connections": int, "_write_buf": bytearray}[name]
-    assert isinstance(getattr(held, name), kind), f"{name} is a {type(getattr(held, name))}, no longer a {kind}"
+    """It is what it was taken for: a buffer of bytes."""
+    assert hasattr(parts["writer"], name), lacking(name, PRIVATE[name])
+    held = getattr(parts["writer"], name)
+    assert isinstance(held, bytearray), f"{name} is a {type(held)}, no longer a buffer of bytes"
 
 
 @pytest.mark.parametrize(

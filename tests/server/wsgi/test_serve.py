@@ -25,7 +25,7 @@ from flask import Flask
 
 from monitor.server import HttpServer
 from monitor.server.wsgi import _connection, _serve
-from monitor.server.wsgi._cheroot import MAX_CONNECTIONS, NUM_THREADS
+from monitor.server.wsgi._cheroot import NUM_THREADS
 from tests.server.fake_run import FakeRun
 from tests.server.wire import CONTROL, READ, call, raw, send
 
@@ -315,25 +315,6 @@ def test_idle_connections_hold_no_thread(server: HttpServer) -> None:
         assert server._server.requests.idle >= NUM_THREADS - 1
 
 
-def test_connections_are_bounded(server: HttpServer) -> None:
-    """Past the limit a client is told to come back; when others leave, it is served again."""
-    with ExitStack() as stack:
-        for _ in range(MAX_CONNECTIONS):
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-        turned_away = raw(server, b"")
-        assert turned_away.startswith(b"HTTP/1.1 503 ")
-        assert b"application/problem+json" in turned_away
-        assert b"Retry-After: 1" in turned_away
-    wait_until(lambda: call_or_none(server) == 200)
-
-
-def call_or_none(server: HttpServer) -> int | None:
-    try:
-        return call(server, "GET", "/healthz").status
-    except OSError:
-        return None
-
-
 def wait_until(is_true) -> None:
     deadline = time.monotonic() + 60
     while not is_true():
@@ -390,23 +371,6 @@ def test_a_few_half_sent_requests_hold_no_scrape_up(server: HttpServer, monkeypa
         assert call(server, "GET", "/metrics").status == 200
         assert server._server.requests.idle <= NUM_THREADS - 8
     wait_until(lambda: server._server.requests.idle == NUM_THREADS)
-
-
-def test_who_dawdles_in_a_crowd_is_cut_off_sooner(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While others wait for a thread, a head that has not come is not waited for as long as it would be in peace."""
-    monkeypatch.setattr("monitor.server.wsgi._connection.HEAD_SECONDS", 600.0)
-    requests = server._server.requests
-    with ExitStack() as first, ExitStack() as crowd, ThreadPoolExecutor(1) as pool:
-        for stack in (first, crowd):
-            for _ in range(NUM_THREADS):
-                sock = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-                sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: local")
-            wait_until(lambda: requests.idle == 0)
-        wait_until(lambda: requests.qsize == NUM_THREADS)
-        answer = pool.submit(call, server, "GET", "/metrics")
-        wait_until(lambda: requests.qsize == NUM_THREADS + 1)
-        first.close()  # the crowd has the threads now, and behind it the request waits
-        assert answer.result().status == 200
 
 
 @pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])

@@ -166,3 +166,16 @@ def test_a_key_with_a_passphrase_is_refused_without_asking(
     )
     with pytest.raises(ValueError, match="without a passphrase"):
         HttpServer(app, port=0, certfile=server.cert, keyfile=locked)
+
+
+def test_handshakes_that_stop_half_way_keep_no_thread(
+    tls_server: HttpServer, certificates: dict[str, Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as many of them as there are threads, and who shakes hands is served long before their deadline."""
+    monkeypatch.setattr("monitor.server.wsgi._connection.HEAD_SECONDS", 600.0)
+    context = ssl.create_default_context(cafile=certificates["server"].cert)
+    with ExitStack() as stack:
+        for _ in range(2 * NUM_THREADS):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", tls_server.port)))
+            sock.sendall(b"\x16\x03\x01\x02\x00")
+        assert status_of(tls_server, context) == 200
