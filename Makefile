@@ -9,12 +9,16 @@
 #   make bench       what the monitor costs, against what people use today; and how well the detectors do, where the
 #                    labelled curves are (MONITOR_CURVES)                                           (ARGS=--quick)
 #   make docs-check  what the documentation shows is run, what it lists is complete
+#   make fuzz        the fuzzing tests for some 20 minutes, other examples each time; then by coverage, with atheris
+#   make audit       known holes of what is installed, where the data can be had (network)
+#   make sbom        sbom.json: what is installed, as CycloneDX
+#   make wheel       the wheel, in dist/: the same bytes from the same commit
 #   make stack-up    Prometheus, Alertmanager and Grafana in containers, with the dashboards; make stack-down
 #                    (RUNBOOK=https://...: where your readers find docs/alerts.md, for the links of the alerts)
 #   make clean       remove what these targets made
 #
-# Two more measurements take minutes of all cores and are run by hand: benchmarks/fleet.py (500 runs on one Prometheus,
-# docs/scale.md) and benchmarks/adaptive_lr.py (docs/adaptive-lr.md).
+# Three more measurements take minutes of all cores and are run by hand: benchmarks/fleet.py (500 runs on one Prometheus,
+# docs/scale.md), benchmarks/adaptive_lr.py (docs/adaptive-lr.md) and benchmarks/soak.py (docs/reliability.md).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,7 +28,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench docs-check programs clean stack-up stack-down
+.PHONY: demo test lint bench docs-check fuzz audit sbom wheel programs clean stack-up stack-down
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.page
@@ -41,6 +45,27 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/overhead.py $(ARGS)
 	$(BIN)/python benchmarks/detectors.py $(if $(findstring --quick,$(ARGS)),--skip-held-out)
+
+# FUZZ_EFFORT: how many times as many examples as in `make test`.
+fuzz: $(VENV)/.ready
+	@$(PIP) install --quiet --editable '.[fuzz]' || echo "atheris cannot be installed here: no fuzzing by coverage" >&2
+	FUZZ_EFFORT=$${FUZZ_EFFORT:-25} $(BIN)/python -m pytest tests/fuzz tests/server/test_schemathesis.py -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m tests.fuzz.guided
+
+audit: $(VENV)/.page .supply-venv/.ready
+	$(BIN)/python .ci/audit .supply-venv/bin/pip-audit $(BIN)/python
+
+sbom: $(VENV)/.page .supply-venv/.ready
+	.supply-venv/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(BIN)/python
+
+wheel: $(VENV)/.page
+	rm -rf build; umask 022; SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(PIP) wheel --quiet --no-deps --wheel-dir dist .
+
+# Tools that look at an environment have one of their own, so that they do not look at themselves.
+.supply-venv/.ready: pyproject.toml
+	@test -x .supply-venv/bin/python || $(PYTHON) -m venv .supply-venv
+	@.supply-venv/bin/python -m pip --disable-pip-version-check install --quiet 'pip-audit>=2.7' 'cyclonedx-bom>=5.0'
+	@touch $@
 
 docs-check: $(VENV)/.ready
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
@@ -65,7 +90,7 @@ $(VENV)/.ready: $(VENV)/.page
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .bench-venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench-venv .supply-venv build dist sbom.json *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 stack-up: $(VENV)/.ready
 	@.ci/stack up

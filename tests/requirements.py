@@ -24,6 +24,12 @@ def need_module(name: str) -> None:
         _miss(f"needs the Python module {name}; the extra [all] brings it")
 
 
+def need_root() -> None:
+    """Skip the test unless this is root, who alone can become another user."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("needs root, to become another user; in a container one usually is")
+
+
 def _miss(reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)

@@ -15,6 +15,8 @@ from tests.requirements import need_module
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROOFS = ("docs/reliability.md", "docs/security.md")
+"""The pages with tables of what was tried, each row with the test that tries it again."""
 BLOCK = re.compile(r"<!-- run -->\n```(\w+)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 BLOCKS = [
@@ -86,7 +88,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_paths_that_maintainers_read_exist() -> None:
     """A file of the repository that the pages for maintainers name is there, and so is a test that they name in it."""
-    pages = ("CONTRIBUTING.md", "docs/architecture.md")
+    pages = ("CONTRIBUTING.md", "docs/architecture.md", *PROOFS)
     text = "".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
     named = re.findall(r"`((?:tests|monitor|docs|benchmarks|\.ci|\.github)/[\w./-]+)(?:::(\w+))?`", text)
     assert len(named) >= 40
@@ -97,6 +99,17 @@ def test_paths_that_maintainers_read_exist() -> None:
         if test and (ROOT / path).exists() and f"def {test}(" not in (ROOT / path).read_text(encoding="utf-8")
     ]
     assert lost == []
+
+
+@pytest.mark.parametrize("page", PROOFS)
+def test_what_is_claimed_in_a_table_of_proofs_names_its_test(page: str) -> None:
+    """Each row whose table ends with the column "again" names a test, or the script that measures it."""
+    tables = re.findall(
+        r"^\|.*\| again \|\n\|[-| :]+\|\n((?:\|.*\n)+)", (ROOT / page).read_text(encoding="utf-8"), re.M
+    )
+    rows = "".join(tables).splitlines()
+    assert len(rows) >= 8
+    assert [row for row in rows if not re.search(r"`(?:tests|benchmarks)/[^`]+`[^|]*\|$", row)] == []
 
 
 def test_the_workflow_runs_what_a_change_must_pass() -> None:

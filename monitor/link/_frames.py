@@ -15,6 +15,8 @@ import threading
 from contextlib import suppress
 from typing import Any
 
+from monitor.link._forms import checked
+
 ENTRIES, MESSAGE = 1, 2
 MAX_FRAME_BYTES = 2**30
 _HEAD = struct.Struct("<BI")
@@ -124,8 +126,10 @@ def pack_entries(entries: list[bytes]) -> bytes:
 
 
 def unpack_entries(payload: bytes) -> list[bytes]:
-    """Return the packed entries of a frame."""
-    entries: list[bytes] = marshal.loads(payload)
+    """Return the packed entries of a frame. Raises ValueError, EOFError or TypeError for what holds none."""
+    entries = marshal.loads(payload)
+    if not isinstance(entries, list) or not all(isinstance(entry, bytes) for entry in entries):
+        raise ValueError(f"a frame of entries holds {type(entries).__name__}, not a list of bytes")
     return entries
 
 
@@ -136,9 +140,9 @@ def pack_message(kind: str, content: Any) -> bytes:
 
 
 def unpack_message(payload: bytes) -> tuple[str, Any]:
-    """Return kind and content of a message."""
-    kind, content = pickle.loads(payload)
-    return kind, content
+    """Return kind and content of a message. Raises ValueError for one that has not the form of its kind, and whatever
+    pickle raises for what is no pickle."""
+    return checked(pickle.loads(payload))
 
 
 def hold_back_sigpipe() -> None:

@@ -30,6 +30,8 @@ _NAMES = {
 _VALIDATION = re.compile(r"(?:val|eval|valid|validation)[_/](?:(?P<name>.+)_)?loss")
 _EPOCH = 100.0
 """Steps that an epoch has at least, where a file does not say."""
+_LEAST, _MOST = 1e-9, 1e15
+"""Steps between two records that the detectors take."""
 _EMPTY = {"", "none", "null", "na", "n/a", "-"}
 
 
@@ -154,11 +156,11 @@ def _choose(names: tuple[str, ...]) -> dict[str, str]:
 
 def _parse(path: Path, line: int, what: str, value: Any) -> float:
     if not (is_number(value) or isinstance(value, str)):
-        _refuse(path, line, f"{what} must be a number, got {value!r}")
+        _refuse(path, line, f"{what} must be a number, got {value!r:.60}")
     try:
         number = float(value)
     except ValueError:
-        _refuse(path, line, f"{what} must be a number, got {value!r}")
+        _refuse(path, line, f"{what} must be a number, got {value!r:.60}")
     except OverflowError:
         number = math.inf
     if what == "step" and not math.isfinite(number):
@@ -178,9 +180,11 @@ def _read_json(path: Path, text: str) -> list[CurveRow]:
     try:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg != "Extra data":
-            _refuse(path, error.lineno, f"is not JSON: {error.msg}")
-        return _read_json_lines(path, text)
+        if error.msg == "Extra data":
+            return _read_json_lines(path, text)
+        _refuse(path, error.lineno, f"is not JSON: {error.msg}")
+    except (ValueError, RecursionError) as error:
+        _refuse(path, 1, f"is not JSON that can be read: {error}")
     if not isinstance(whole, dict):
         _refuse(path, 1, "expected a JSON object")
     if "log_history" not in whole:
@@ -194,22 +198,24 @@ def _read_json(path: Path, text: str) -> list[CurveRow]:
 
 def _entry_lines(text: str) -> Iterator[int]:
     """Yield the line of each entry of the log_history, as json.dump(indent=...) writes it; for messages only."""
-    line, at = text.count("\n", 0, text.index('"log_history"')) + 1, text.index('"log_history"')
+    at = max(0, text.find('"log_history"'))
+    line = text.count("\n", 0, at) + 1
     for match in re.finditer(r"\{", text[at:]):
         yield line + text.count("\n", at, at + match.start())
 
 
 def _read_json_lines(path: Path, text: str) -> list[CurveRow]:
-    rows = []
-    for line, content in enumerate(text.splitlines(), 1):
-        if not content.strip():
-            continue
-        try:
-            entry = json.loads(content)
-        except json.JSONDecodeError as error:
-            _refuse(path, line, f"is not JSON: {error.msg}")
-        rows.append(_row_of(path, line, entry))
-    return rows
+    lines = ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+    return [_row_of(path, number, _read_entry(path, number, line)) for number, line in lines]
+
+
+def _read_entry(path: Path, line: int, content: str) -> Any:
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        _refuse(path, line, f"is not JSON: {error.msg}")
+    except (ValueError, RecursionError) as error:
+        _refuse(path, line, f"is not JSON that can be read: {error}")
 
 
 def _row_of(path: Path, line: int, entry: Any) -> CurveRow:
@@ -282,6 +288,6 @@ def _steps_per_record(rows: Sequence[CurveRow]) -> float:
     every step.
     """
     gaps = [b - a for a, b in pairwise(row.step or 0.0 for row in rows) if b > a]
-    usual = statistics.median(gaps) if gaps else 1.0
+    usual = min(max(statistics.median(gaps), _LEAST), _MOST) if gaps else 1.0
     are_epochs = 2 * sum(bool(row.val_losses) for row in rows) > len(rows)
     return max(usual, _EPOCH) if are_epochs else usual

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from monitor._errors import MonitorError, UnreachableError
 from monitor._records import CommandRecord, Event, OptimizerSnapshot, RunInfo, Snapshot, State, no_curves
@@ -30,6 +30,7 @@ READY_SECONDS = 20.0
 END_SECONDS = 0.2
 """How long the end of a run waits for its watcher."""
 _NOTHING = object()
+_Answer = TypeVar("_Answer")
 
 
 class ProcessWatcher:
@@ -198,28 +199,27 @@ class ProcessWatcher:
 
     def snapshot(self) -> Snapshot:
         """Return the latest published state; the last one that is known where the watcher does not answer."""
-        found = self._final_or("snapshot", self._snapshot)
-        assert isinstance(found, Snapshot)
-        self._snapshot = found
-        return found
+        self._snapshot = self._final_or("snapshot", self._snapshot)
+        return self._snapshot
 
     def history(self, since: int, points: int) -> dict[str, Any]:
         """Return the curves after a cursor."""
         nothing = {**no_curves(since), "system": {"time": []}}
-        found: dict[str, Any] = self._final_or("history", nothing, since, points)
+        found = self._final_or("history", nothing, since, points)
         return nothing if self._is_ending and since else found
 
     def events(self, since: int) -> tuple[Event, ...]:
         """Return the events after a sequence number."""
-        found = self._final_or("events", (), since)
-        return tuple(event for event in found if event.seq > since)
+        nothing: tuple[Event, ...] = ()
+        found = self._final_or("events", nothing, since)
+        return tuple(event for event in found if isinstance(event, Event) and event.seq > since)
 
-    def _final_or(self, what: str, default: Any, *arguments: Any) -> Any:
-        if self._is_ending:  # after the end there is nothing new to ask for
-            if not self._link.has_given_up:
-                self._has_final.wait(ANSWER_SECONDS)
-            return self._final.get(what, default)
-        return self._ask(what, *arguments, default=default)
+    def _final_or(self, what: str, default: _Answer, *arguments: Any) -> _Answer:
+        """Return what the watcher says, of the kind of the default, else that."""
+        if self._is_ending and not self._link.has_given_up:  # after the end there is nothing new to ask for
+            self._has_final.wait(ANSWER_SECONDS)
+        answer = self._final.get(what) if self._is_ending else self._ask(what, *arguments, default=default)
+        return answer if isinstance(answer, type(default)) else default
 
     def flush(self, timeout: float, *, with_sums: bool = True) -> bool:
         """Wait until what was recorded so far is in the snapshot, and what it leads to was called."""
@@ -235,8 +235,9 @@ class ProcessWatcher:
         """Return what a resumed run needs of recorder and detectors; nothing where the watcher does not answer."""
         if not self._is_ending:
             self.flush(ANSWER_SECONDS, with_sums=False)  # a checkpoint does not wait for other ranks
-        found: dict[str, Any] = self._final_or("state_dict", {"smoothing": {}, "detectors": {}})
-        return found
+        nothing: dict[str, Any] = {"smoothing": {}, "detectors": {}}
+        found = self._final_or("state_dict", nothing)
+        return {name: found.get(name, nothing[name]) for name in nothing}
 
     def _ask(self, what: str, *arguments: Any, timeout: float = ANSWER_SECONDS, default: Any = None) -> Any:
         if self._link.has_given_up or self._link.is_reading:

@@ -138,8 +138,9 @@ def list_runs(
     """Return the runs whose folders lie under ``directory`` (as by :func:`runs_directory`), oldest first: by
     when their last session began.
 
-    Torn and unreadable files are passed over; what may be somebody else's is, too, and handed to ``on_refused``. A run
-    of this host with no process is ``vanished``. Once ``is_due`` returns True, those read so far are returned.
+    Torn files are passed over; what may be somebody else's is, too, and handed to ``on_refused``, as are folders that
+    this user may not read. A run of this host with no process is ``vanished``. Once ``is_due`` returns True, those read
+    so far are returned.
 
     Raises:
         NoHomeError: as :func:`runs_directory`.
@@ -148,6 +149,9 @@ def list_runs(
     try:
         with os.scandir(root) as entries:
             names = sorted(entry.name for entry in entries if _is_folder(entry))
+    except PermissionError:
+        on_refused(_unreadable(root))
+        return []
     except OSError:
         return []
     folders = takewhile(lambda _: not is_due(), (root / name for name in names))
@@ -164,10 +168,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _read_or_refuse(folder: Path, on_refused: Callable[[UntrustedError], object]) -> KnownRun | None:
     try:
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise _unreadable(folder)
         return read_run(folder)
     except UntrustedError as error:
         on_refused(error)
         return None
+
+
+def _unreadable(folder: Path) -> UntrustedError:
+    return UntrustedError(f"{folder} cannot be read by this user; act as its owner, or name another with --dir")
 
 
 def without_parts(runs: Sequence[KnownRun]) -> list[KnownRun]:

@@ -226,14 +226,16 @@ class Service:
     def _read(self) -> None:
         """Take frames off the link, no faster than the recorder digests them."""
         while (frame := self._read_one()) is not None:
-            kind, payload = frame
-            if kind == ENTRIES:
-                self._watcher.source.receive(unpack_entries(payload))
-                while len(self._watcher.source) > MAX_WAITING_ENTRIES:
-                    time.sleep(0.01)
-            else:
-                self._failures.contain("link", lambda sent=payload: self._frames.put(unpack_message(sent)))  # type: ignore[misc]
+            self._failures.contain("link", lambda sent=frame: self._receive(*sent))  # type: ignore[misc]
+            while len(self._watcher.source) > MAX_WAITING_ENTRIES:
+                time.sleep(0.01)
         self._frames.put(_END)
+
+    def _receive(self, kind: int, payload: bytes) -> None:
+        if kind == ENTRIES:
+            self._watcher.source.receive(unpack_entries(payload))
+        else:
+            self._frames.put(unpack_message(payload))
 
     def _read_one(self) -> tuple[int, bytes] | None:
         self._is_reading = True

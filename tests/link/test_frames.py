@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import marshal
 import os
+import pickle
+import re
 import struct
 import threading
 from collections.abc import Iterator
@@ -10,7 +13,9 @@ from typing import Any
 
 import pytest
 
+import monitor.link._messages
 from monitor.link import ENTRIES, Pipe, pack_entries, pack_message, unpack_entries, unpack_message
+from monitor.link._forms import FORMS
 from monitor.link._frames import MAX_FRAME_BYTES, MESSAGE
 
 
@@ -80,3 +85,23 @@ def test_what_cannot_be_pickled_is_the_callers() -> None:
     unpicklable: Any = threading.Lock()
     with pytest.raises(TypeError):
         pack_message("event", unpicklable)
+
+
+def test_every_message_has_a_form() -> None:
+    """The messages that are described are those whose form is checked."""
+    assert set(re.findall(r"^\| ``(\w+)`` \|", monitor.link._messages.__doc__ or "", re.M)) == set(FORMS)
+
+
+@pytest.mark.parametrize(
+    "message", [("near", "yes"), ("answer", (1,)), ("unknown", None), ("log", 3), 3, None, ("a", 1, 2)]
+)
+def test_a_message_of_another_form_is_refused(message: Any) -> None:
+    """Before anything is done with it."""
+    with pytest.raises(ValueError, match="not a message of the link, or its content has another form"):
+        unpack_message(pickle.dumps(message))
+
+
+@pytest.mark.parametrize("entries", [None, 3, [1], (b"one",), {"a": b"one"}])
+def test_a_frame_of_entries_holds_a_list_of_bytes(entries: Any) -> None:
+    with pytest.raises(ValueError, match="not a list of bytes"):
+        unpack_entries(marshal.dumps(entries))

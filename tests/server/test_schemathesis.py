@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 import monitor
+from tests.fuzz.effort import tried
 from tests.requirements import need_module
 from tests.server.fake_run import TOKEN
 from tests.server.wire import OPENAPI
@@ -74,7 +74,7 @@ else:
     DOCUMENT = schemathesis.openapi.from_dict(OPENAPI)
 
     @DOCUMENT.parametrize()
-    @settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @tried(25)
     def test_every_answer_is_one_that_the_document_names(case: schemathesis.Case, address: str) -> None:
         """Right and wrong requests of every operation: no 5xx, no status, type, header or body that is not written
         down."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _pyio  # type: ignore[import-not-found]  # what cheroot's own files are made of
 import contextlib
+import io
 import logging
 import socket
 import ssl
@@ -15,7 +16,7 @@ from cheroot import errors
 from cheroot.makefile import StreamReader, StreamWriter
 from cheroot.server import HTTPConnection, HTTPRequest
 
-from monitor.server.wsgi._parsing import Headers, StrictHeaderReader, check_chunk_size
+from monitor.server.wsgi._parsing import Headers, StrictHeaderReader, check_chunk_size, check_request_line
 from monitor.server.wsgi._problem import CONTENT_TYPE, document
 
 _LOG = logging.getLogger("monitor")
@@ -84,11 +85,19 @@ class _Request(HTTPRequest):
         self.inheaders = Headers()
 
     def read_request_line(self) -> bool:
+        reader = self.rfile
+        line = reader.readline()
+        if line == b"\r\n":  # one empty line before a request is passed over (RFC 9112, 2.2)
+            line = reader.readline()
         try:
+            check_request_line(line)
+            self.rfile = io.BytesIO(line)
             return bool(super().read_request_line())  # type: ignore[no-untyped-call]
-        except ValueError:  # an authority that is none, such as //[
-            self.simple_response("400 Bad Request", "The address in the request line is malformed.")
+        except ValueError:  # also an authority that is none, such as //[
+            self.simple_response("400 Bad Request", "The request line is malformed.")
             return False
+        finally:
+            self.rfile = reader
 
     def read_request_headers(self) -> bool:
         if not super().read_request_headers():  # type: ignore[no-untyped-call]

@@ -7,8 +7,10 @@ from typing import Any
 
 from cheroot.server import HeaderReader, comma_separated_headers  # type: ignore[attr-defined]
 
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # A name is a token with the colon right behind it, and a line is one line: no fold, no bare CR or LF, no NUL.
-_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\0\r\n]*)\r\n")
+_HEADER = re.compile(rb"(" + _TOKEN + rb"):([^\0\r\n]*)\r\n")
+_REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/[0-9]\.[0-9]\r\n")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}[ \t]*(;[^\0\r\n]*)?\r\n")
 
 
@@ -42,6 +44,13 @@ class StrictHeaderReader(HeaderReader):
                 value = headers[name] + b", " + value
             headers[name] = value
         return headers
+
+
+def check_request_line(line: bytes) -> None:
+    """Raise ValueError for a line that does not begin a request: cheroot takes any bytes for a method or an address,
+    blanks around the line, and what ``int`` takes for a version."""
+    if line and not _REQUEST_LINE.fullmatch(line):
+        raise ValueError("The request line must be METHOD ADDRESS HTTP/1.1, with single blanks, ended by CR and LF.")
 
 
 def check_chunk_size(line: bytes) -> None:

@@ -8,28 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.cli._main import main
 from monitor.server import run_document
 from monitor.store import RunFolder
+from tests.fuzz.effort import ANYTHING, tried
 from tests.server.fake_run import FakeRun
 
 FIELDS = ("name", "pid", "hostname", "start_time", "end_time", "url", "script", "process_start", "rank", "world_size")
-LEAVES = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20)
-    | st.sampled_from([10**400, -1, 2**63, "NaN", "1e999", "running"])
-)
-ANYTHING = st.recursive(
-    LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
 COMMANDS = (("runs",), ("runs", "--json"), ("status", "bad"), ("status",), ("top", "bad"), ("export", "bad"))
 
 
@@ -62,7 +50,7 @@ def spoilt(place: tuple[Any, ...], value: Any) -> dict[str, Any]:
     return document
 
 
-@settings(max_examples=60)
+@tried(40)
 @given(
     st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=3),
     st.sampled_from(["finished", "running", "vanished"]),

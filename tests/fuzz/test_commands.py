@@ -5,29 +5,23 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.server import Security, create_app
 from monitor.server import _json as strict
+from tests.fuzz.effort import ANYTHING, tried
 from tests.server.fake_run import TOKEN, FakeRun
 from tests.server.wire import CONTROL, JSON
 
-_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=8,
-)
-_bodies = _values | st.fixed_dictionaries(
-    {"factor": st.floats() | _values},
+BODIES = ANYTHING | st.fixed_dictionaries(
+    {"factor": st.floats() | ANYTHING},
     optional={
-        "groups": st.lists(st.integers(-2, 3) | st.text(max_size=9)) | _values,
-        "over_steps": _values,
-        "reason": _values,
+        "groups": st.lists(st.integers(-2, 3) | st.text(max_size=9)) | ANYTHING,
+        "over_steps": ANYTHING,
+        "reason": ANYTHING,
     },
 )
-_ACCEPTED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-_relaxed = settings(max_examples=150, suppress_health_check=_ACCEPTED)
 
 
 def post(raw: bytes) -> tuple[FakeRun, Any]:
@@ -47,22 +41,22 @@ def check(run: FakeRun, response: Any) -> None:
         assert response.json["detail"]
 
 
-@_relaxed
-@given(_bodies)
+@tried(150)
+@given(BODIES)
 def test_any_json_is_accepted_or_refused(body: Any) -> None:
     """Objects of the right shape with wrong values, and values of any other shape."""
     check(*post(json.dumps(body).encode()))
 
 
-@_relaxed
+@tried(150)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_accepted_or_refused(body: bytes) -> None:
     """Bytes that are JSON by luck at most."""
     check(*post(body))
 
 
-@_relaxed
-@given(_values)
+@tried(150)
+@given(ANYTHING)
 def test_what_is_encoded_is_json_and_nothing_is_lost(value: Any) -> None:
     """Every value comes back, with only those floats changed that JSON lacks."""
 
