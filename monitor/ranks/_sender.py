@@ -50,6 +50,7 @@ class ShareSender:
         self._away_since: float | None = None
         self._has_joined = False
         self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
 
     def put(self, share: Share) -> None:
         """Take a share; the oldest is dropped where too many wait."""
@@ -67,9 +68,11 @@ class ShareSender:
         """
         self._where = host, port, secret.encode(), run_id, rank
         self._wake.set()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="monitor-shares", daemon=True)
-            self._thread.start()
+        with self._starting:  # a run that ends at this moment waits for the thread all the same
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="monitor-shares", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def close(self, seconds: float, *, is_over: bool = True) -> None:
         """Send what is left and, unless another watcher of this rank takes over, that nothing follows; wait ``seconds``
@@ -78,8 +81,10 @@ class ShareSender:
         self._deadline = time.monotonic() + seconds
         self._is_closing = True
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join(seconds)
+        with self._starting:
+            thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
 
     # ------------------------------------------------------------------------------------------- its own thread
 

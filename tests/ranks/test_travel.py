@@ -219,6 +219,34 @@ def test_the_end_does_not_wait_for_a_watcher_that_is_not_there(follower: Followe
         assert time.monotonic() - start < PATIENCE_SECONDS / 2
 
 
+def test_an_end_while_the_thread_starts_waits_for_it(
+    leader: Leader, follower: Follower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is over at once hears of rank 0's watcher at the moment at which it ends."""
+    errors: list[BaseException] = []
+
+    def close() -> None:
+        try:
+            follower.sender.close(PATIENCE_SECONDS)
+        except RuntimeError as error:
+            errors.append(error)
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            if closing.ident is None:
+                closing.start()
+                closing.join(0.2)  # it has failed by then, or waits
+            super().start()
+
+    follower.send(1)
+    closing = threading.Thread(target=close)
+    monkeypatch.setattr("monitor.ranks._sender.threading.Thread", Thread)
+    follower.sender.join("127.0.0.1", leader.port, SECRET, "run-1", 1)
+    closing.join(PATIENCE_SECONDS)
+    assert errors == []
+    assert follower.joined[:1] == ["run-1"]
+
+
 def test_what_waits_is_bounded(follower: Follower) -> None:
     follower.send(*range(1, 20_001))
     assert len(follower.sender._waiting) == 16_384
