@@ -39,7 +39,10 @@ class Settings:
         TypeError: for a value of a wrong type.
     """
 
-    name: str | None = field(default=None, metadata={"doc": "Run name; default: the script's name."})
+    name: str | None = field(
+        default=None,
+        metadata={"doc": "Run name; default: the script's name, or its folder's for one such as train.py."},
+    )
     total_steps: int | None = field(
         default=None,
         metadata={

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from monitor._checks import is_number, is_real, is_whole
 from monitor._errors import CommandRefusedError
 from monitor._records import MAX_STEPS, GroupChange
-from monitor.common import as_name
+from monitor.common import as_name, group_names
 from monitor.control._factors import MAX_FACTOR, MIN_FACTOR, Factors, Group, OnError, Ramp, Rows, checked_row
 from monitor.control._floor import Low, below_floor, floor_for, is_below, least_factor
 from monitor.control._lr_scaling import LRScaling
@@ -30,6 +30,7 @@ class _ParamGroupRow(NamedTuple):
 
     optimizer: str
     param_group: int
+    name: str | None
     group: Group
     factors: Factors
 
@@ -119,7 +120,7 @@ class LearningRates:
         for row in self._rows():
             lr, scale, factor = _number(self._scheduled(row)), _number(own_scale(row.group)), row.factor
             scheduled, applied = _product(lr, scale), _product(self._applied(lr, factor), scale)
-            table.append((row.optimizer, row.param_group, _name_of(row.group), scheduled, factor, applied))
+            table.append((row.optimizer, row.param_group, row.name, scheduled, factor, applied))
         return table
 
     def let_go(self) -> None:
@@ -143,9 +144,10 @@ class LearningRates:
 
     def _rows(self) -> list[_ParamGroupRow]:
         return [
-            _ParamGroupRow(key, i, group, self._factors(one))
+            _ParamGroupRow(key, i, name, group, self._factors(one))
             for key, one in self._optimizers.items()
-            for i, group in enumerate(list(one.param_groups))
+            for groups in [list(one.param_groups)]
+            for i, (group, name) in enumerate(zip(groups, group_names(groups), strict=True))
         ]
 
     def _scheduled(self, row: _ParamGroupRow) -> Any:
@@ -288,7 +290,7 @@ class LearningRates:
     def _change(self, row: _ParamGroupRow, old: float, new: float) -> GroupChange:
         lr, scale = (_at_hand(value) for value in (self._scheduled(row), own_scale(row.group)))
         before, after = (_product(self._applied(lr, factor), scale) for factor in (old, new))
-        return GroupChange(row.optimizer, row.param_group, _name_of(row.group), old, new, before, after)
+        return GroupChange(row.optimizer, row.param_group, row.name, old, new, before, after)
 
 
 def _has_stepped(state: Any) -> bool:
@@ -338,14 +340,9 @@ def _product(lr: float | None, scale: float | None) -> float | None:
     return None if lr is None or scale is None else lr * scale
 
 
-def _name_of(group: Group) -> str | None:
-    name = group.get("name")
-    return None if name is None else as_name(name)
-
-
 def _known(rows: Sequence[_ParamGroupRow]) -> str:
     """Say what may be written: indices, names and, of several optimizers, these."""
-    names = {str(r.param_group) for r in rows} | {name for r in rows if (name := _name_of(r.group)) is not None}
+    names = {str(r.param_group) for r in rows} | {name for r in rows if (name := r.name) is not None}
     optimizers = sorted({r.optimizer for r in rows}, key=_in_order)
     if len(optimizers) < 2:
         return ", ".join(sorted(names, key=_in_order))
@@ -371,6 +368,6 @@ def _meant(wanted: Any, rows: Sequence[_ParamGroupRow]) -> list[_ParamGroupRow]:
         lambda row: row.optimizer,
         lambda row: f"{row.optimizer}/{row.param_group}",
         lambda row: str(row.param_group),
-        lambda row: _name_of(row.group),
+        lambda row: row.name,
     )
     return next((found for of in meanings if (found := [row for row in rows if of(row) == wanted])), [])

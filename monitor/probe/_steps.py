@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from monitor._errors import StopTraining
 from monitor._records import FACTOR_KEY
-from monitor.common import as_name
+from monitor.common import group_names
 from monitor.link import Details, Kind, Norms, Pass, RawClip, Span
 from monitor.probe import _patches
 from monitor.probe._attribution import ASSUMED, USUAL, LossAttribution, is_zeroed
@@ -358,7 +358,7 @@ class StepProbe:
         self.wants_details = False
         groups = optimizer.param_groups
         details = Details(
-            [None if (n := g.get("name")) is None else as_name(n) for g in groups],
+            group_names(groups),
             [_plain(g.get("weight_decay")) for g in groups],
             [_momentum(g) for g in groups],
         )

@@ -86,7 +86,7 @@ def attach(
             default: nothing.
         on_event: called with every :class:`monitor.Event`, in order, on a thread of the monitor's own.
         on_checkpoint: called without arguments at a step boundary when a checkpoint is asked for.
-        name: Run name; default: the script's name.
+        name: Run name; default: the script's name, or its folder's for one such as train.py.
         total_steps: Planned steps, for progress and time left; of several optimizers those of the first, as run.step
             counts.
         host: Address to bind. Anything else than loopback is seen by others. Default: '127.0.0.1'.

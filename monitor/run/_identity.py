@@ -21,6 +21,13 @@ from monitor.store import answer_within, read_text
 _COMMIT_SECONDS = 0.3
 """How long the search for the commit may take; folders above the script may be mounted over a network."""
 _PACKED_BYTES = 2**24
+_GENERIC = frozenset({
+    "__main__", "app", "cli", "experiment", "fine_tune", "finetune", "finetuning", "launch", "main", "pretrain", "run",
+    "script", "scripts", "sft", "src", "start", "train", "trainer", "training",
+})  # fmt: skip
+"""Names of scripts and folders that say nothing of what is trained."""
+_NUM_FOLDERS = 3
+"""How many folders above such a script are asked for a name."""
 
 
 def identify(run_id: str, name: str, start_time: float, optimizers: Iterable[Optimizer]) -> RunInfo:
@@ -62,10 +69,20 @@ def script_path() -> str:
 
 
 def default_name() -> str:
-    """Return the script's name without its ending, the module's for ``python -m``, else ``run``."""
+    """Return the script's name without its ending, that of a folder that it is in where its own says nothing, such as
+    ``train.py``; ``run`` in a notebook or a shell."""
     path = script_path()
-    stem = Path(path).stem if path else "run"
-    return Path(path).parent.name if stem == "__main__" else stem
+    return name_of_script(Path(path)) if path else "run"
+
+
+def name_of_script(path: Path) -> str:
+    """Return what to call the runs of a script.
+
+    >>> [name_of_script(Path(text)) for text in ("/work/cifar/train.py", "/work/cifar/scripts/run.py", "/work/gan.py")]
+    ['cifar', 'cifar', 'gan']
+    """
+    names = [path.stem, *(folder.name for folder in list(path.parents)[:_NUM_FOLDERS])]
+    return next((name for name in names if name and name.lower() not in _GENERIC), path.stem)
 
 
 def git_commit(start: Path) -> str:
