@@ -24,6 +24,10 @@ variable beats the default. A value that cannot be is refused by `attach`, with 
 | --- | --- | --- | --- |
 """
 TAIL = """
+`MONITOR=1` in the environment of a Python has every training in it watched, without a line in the script, with the
+settings of these variables. `monitor run` sets it, and takes the settings as options
+([quickstart](quickstart.md#without-a-line-in-the-script)).
+
 `MONITOR_DISABLED=1` makes `attach` return a run that does nothing, with the same methods.
 
 `attach` also takes what cannot be a variable: `optimizer` and `scheduler`, each one or several; `detectors`, what to

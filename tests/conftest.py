@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _home_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep run folders, and settings of the machine's owner, out of the tests."""
-    for name in [name for name in os.environ if name.startswith("MONITOR_")]:
+    for name in [name for name in os.environ if name == "MONITOR" or name.startswith("MONITOR_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MONITOR_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("MONITOR_STORE_BYTES", "0")  # nor is a store kept where nobody asks for it

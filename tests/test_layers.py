@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._disabled": LEAVES | {"control", "run._engine", "run._run"},
     "run._log": {"_records", "common"},
     "run._open_runs": {"_errors"},
-    "run._optimizers": set(),
+    "run._optimizers": {"common"},
     "run._sigterm": set(),
     "run._listener": {"control", "link"},
     "run._identity": {"_records", "_version", "control", "store"},
@@ -88,9 +88,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {f"run.{name}" for name in ("_training_side", "_watcher_form")},
     "run._run": LEAVES | {"control", "run._engine"},
     "run._attach": LEAVES
-    | {"common", "control", "detect"}
-    | {f"run.{name}" for name in ("_disabled", "_engine", "_log", "_open_runs", "_run")},
+    | {"control", "detect"}
+    | {f"run.{name}" for name in ("_disabled", "_engine", "_log", "_open_runs", "_optimizers", "_run")},
     "run": {"run._attach", "run._run"},
+    # runs that begin by themselves, above all of it
+    "auto": LEAVES
+    | {"probe", "run"}
+    | {f"run.{name}" for name in ("_attach", "_engine", "_log", "_open_runs", "_optimizers", "_restarts")},
     "__init__": LEAVES | {"_version", "control", "detect", "run"},
     # the command line: HTTP and run folders; only the demo reaches for a run
     "cli._client": {"_records", "_settings", "store"},
@@ -107,6 +111,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {f"cli.{name}" for name in ("_client", "_format", "_reach", "_screen", "_terminal")},
     "cli._remove": {"cli._client", "cli._terminal", "store"},
     "cli._replay": {"cli._terminal", "detect", "replay"},
+    "cli._run": {"_settings"},
     "cli._open": {"_errors", "cli._client", "cli._reach", "cli._terminal", "server", "store", "watcher"},
     "cli._export": {"_errors", "cli._client", "cli._terminal", "store"},
     "cli._main": {"_version", "common", "store"}
@@ -119,7 +124,7 @@ BY_MODULE = {"run", "cli"}
 
 # Library -> packages or modules that may import it. A library that is not named here may be imported by none.
 OUTSIDE: dict[str, set[str]] = {
-    "torch": {"probe", "control"}
+    "torch": {"auto", "probe", "control"}
     | {f"run.{name}" for name in ("_attach", "_engine", "_identity", "_logged", "_optimizers")}
     | {"run._resume", "run._training_side"},
     "prometheus_client": {"export"},
@@ -143,6 +148,7 @@ OUTSIDE: dict[str, set[str]] = {
             "_open",
             "_remove",
             "_replay",
+            "_run",
             "_terminal",
             "_top",
         )
@@ -280,7 +286,7 @@ def test_the_wheel_holds_every_module() -> None:
     assert {path.parent for path in modules()} == {path.parent for path in PACKAGE.rglob("__init__.py")}
     assert build["package-dir"]["monitor._examples"] == "examples"
     examples = {f"monitor._examples.{path.stem}" for path in (ROOT / "examples").glob("*.py")}
-    assert set(build["py-modules"]) == examples
+    assert set(build["py-modules"]) == examples | {"_training_monitor"}
 
 
 def test_the_wheel_holds_every_file_that_is_no_module() -> None:

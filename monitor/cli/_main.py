@@ -38,6 +38,7 @@ class _Lazy(click.Group):
         "export": "monitor.cli._export:export_run",
         "open": "monitor.cli._open:open_run",
         "replay": "monitor.cli._replay:replay",
+        "run": "monitor.cli._run:run",
         "top": "monitor.cli._top:top",
     }
 
@@ -64,7 +65,7 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="monitor")
 def main() -> None:
-    """Look at training runs and change their learning rate while they run.
+    """Run training scripts under the monitor, look at runs, and change their learning rate while they run.
 
     RUN is an id, a name or a unique prefix of either; without it, the only live run.
     """

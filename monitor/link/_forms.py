@@ -66,6 +66,7 @@ FORMS: Mapping[str, Form] = {
     "book": _row(_of(Mapping), _mapping(_NUMBER), _each(_RECORD)),
     "ask": _row(_WHOLE, _TEXT, _of(tuple)),
     "ranks": _row(_WHOLE, _WHOLE),
+    "target": _WHOLE,
     "join": _row(_OBJECT, _WHOLE),
     "end": _row(_is_state, _NUMBER, _TEXT),
     "leave": _NOTHING,

@@ -11,6 +11,7 @@
 | ``book`` | totals, times and records of the commands so far, for a watcher that takes over |
 | ``ask`` | number of a question, what is asked, arguments |
 | ``ranks`` | number of ranks and own rank, where ``attach`` came before the process group |
+| ``target`` | number of planned steps, where the run has come to know it |
 | ``join`` | where rank 0's watcher takes shares, and own rank |
 | ``end`` | state and time of the end, and the text of the exception |
 | ``leave`` | nothing follows |

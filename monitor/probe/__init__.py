@@ -7,9 +7,11 @@ and append one entry to the :class:`~._step_buffer.StepBuffer`, from which it go
 """
 
 from monitor.probe._blindness import Blindness
+from monitor.probe._compilation import untraced
+from monitor.probe._forerunner import Forerunner
 from monitor.probe._forward import ForwardWatch
 from monitor.probe._step_buffer import StepBuffer
 from monitor.probe._steps import NEVER, StepProbe
 from monitor.probe._values import Value, take
 
-__all__ = ["NEVER", "Blindness", "ForwardWatch", "StepBuffer", "StepProbe", "Value", "take"]
+__all__ = ["NEVER", "Blindness", "Forerunner", "ForwardWatch", "StepBuffer", "StepProbe", "Value", "take", "untraced"]

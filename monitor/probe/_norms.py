@@ -59,7 +59,6 @@ class NormMeter:
     ) -> None:
         self.clips: list[RawClip] = []
         self.number = 0
-        self.is_on = every != "off"
         self.optimizer: Callable[[], Any] = weakref.ref(optimizer)
         self.num_groups = self.num_clipped = self.first_id = self.last_id = -1
         """``num_clipped`` parameters from ``first_id`` to ``last_id`` are all of this optimizer's, and no others: for
@@ -67,10 +66,7 @@ class NormMeter:
         self.absence: str | None = None
         """Why totals that torch works out from these gradients are not those of all ranks; None: they are."""
         self.scaled_by: ScaledBy | None = None
-        self._is_auto = every == "auto"
-        self._stride = int(every) if isinstance(every, int) else 1
-        self._budget = budget
-        self._max_stride = max_stride
+        self.configure(every, budget, max_stride)
         self._on_error = on_error
         self._next = 0
         self._seconds = 0.0
@@ -78,6 +74,14 @@ class NormMeter:
         self._listed: list[int] = []
         self._lost = -1
         self._ids: frozenset[int] = frozenset()
+
+    def configure(self, every: str | int, budget: float, max_stride: int) -> None:
+        """Measure at this pace from here on; the arguments are those of the constructor."""
+        self.is_on = every != "off"
+        self._is_auto = every == "auto"
+        self._stride = int(every) if isinstance(every, int) else 1
+        self._budget = budget
+        self._max_stride = max_stride
 
     # ------------------------------------------------------------------------------------------------- clips
 

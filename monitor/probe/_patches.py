@@ -26,6 +26,8 @@ from monitor.probe._watched import ATTRIBUTIONS, PROBES, Probe, expect_usual, pr
 _LOCK = threading.Lock()
 _UNDO: list[Callable[[], None]] = []
 _GUARDED: set[type] = set()
+_SHARDED: set[str] = set()
+"""The patches of FSDP that are in."""
 _FSDP = "torch.distributed.fsdp"
 
 
@@ -34,10 +36,13 @@ def add(probe: Probe) -> None:
     with _LOCK:
         is_first = not PROBES
         PROBES[id(probe.optimizer)] = probe
-        ATTRIBUTIONS.append(probe.attribution)
+        if probe.attribution not in ATTRIBUTIONS:  # else that of a forerunner, in whose place the probe stands now
+            ATTRIBUTIONS.append(probe.attribution)
         expect_usual()
         if is_first:
             _install()
+        else:
+            _install_sharded()
 
 
 def remove(probe: Probe) -> None:
@@ -68,16 +73,9 @@ def _install() -> None:
         ("torch.amp.GradScaler.step", _scaler.watch_scaler_step),
         ("torch.amp.GradScaler.unscale_", _scaler.watch_unscale),
         ("torch.utils.data.dataloader._BaseDataLoaderIter.__next__", _loading.watch_next),
-        (f"{_FSDP}.fully_sharded_data_parallel.FullyShardedDataParallel.clip_grad_norm_", _clipping.watch_sharded_clip),
-        (f"{_FSDP}.sharded_grad_scaler.ShardedGradScaler.scale", _scaler.watch_scale),
     ):
-        owner, _, attribute = name.rpartition(".")
-        if owner.startswith(_FSDP) and owner.rpartition(".")[0] not in sys.modules:
-            continue  # who has not imported it does not use it
-        try:
-            _set(resolve_name(owner), attribute, make)
-        except Exception as error:  # noqa: BLE001 - must not reach the training loop
-            report(error)
+        _try_to_set(name, make)
+    _install_sharded()
     for name, make in (
         ("clip_grad_norm_", _clipping.watch_clip_norm),
         ("_clip_grads_with_norm_", _clipping.watch_clip_with_norm),
@@ -89,8 +87,28 @@ def _install() -> None:
             _swap(cell, make(cell.cell_contents))
 
 
+def _install_sharded() -> None:
+    """Put in those patches of FSDP that are not in yet. Who has not imported it does not use it."""
+    for name, make in (
+        (f"{_FSDP}.fully_sharded_data_parallel.FullyShardedDataParallel.clip_grad_norm_", _clipping.watch_sharded_clip),
+        (f"{_FSDP}.sharded_grad_scaler.ShardedGradScaler.scale", _scaler.watch_scale),
+    ):
+        if name not in _SHARDED and name.rsplit(".", 2)[0] in sys.modules:
+            _SHARDED.add(name)
+            _try_to_set(name, make)
+
+
+def _try_to_set(name: str, make: Callable[[Any], Any]) -> None:
+    owner, _, attribute = name.rpartition(".")
+    try:
+        _set(resolve_name(owner), attribute, make)
+    except Exception as error:  # noqa: BLE001 - must not reach the training loop
+        report(error)
+
+
 def _uninstall() -> None:
     _made.MADE.clear()
+    _SHARDED.clear()
     while _UNDO:
         _UNDO.pop()()
     _GUARDED.clear()

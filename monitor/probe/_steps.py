@@ -19,10 +19,11 @@ from monitor._records import FACTOR_KEY
 from monitor.common import group_names
 from monitor.link import Details, Kind, Norms, Pass, RawClip, Span
 from monitor.probe import _patches
-from monitor.probe._attribution import ASSUMED, USUAL, LossAttribution, is_zeroed
+from monitor.probe._attribution import ASSUMED, USUAL, is_zeroed
 from monitor.probe._closures import FirstEvaluation, has_closure
 from monitor.probe._compilation import untraced
-from monitor.probe._norms import MAX_STRIDE, NormMeter
+from monitor.probe._forerunner import Forerunner, forerunner_of
+from monitor.probe._norms import MAX_STRIDE
 from monitor.probe._scaler import amp_values, taken
 from monitor.probe._step_buffer import StepBuffer
 from monitor.probe._trace import TRACES, Trace, current, is_alone, open_trace, underway
@@ -97,8 +98,9 @@ class StepProbe:
         self.wants_details = True
         self._buffer = buffer
         self._on_boundary = on_boundary
-        self.norms = NormMeter(optimizer, gradient_norm, budget, max_stride, on_error)
-        self.attribution = LossAttribution(self._groups, self._drop_clips, self.norms.lose)
+        forerunner = forerunner_of(optimizer) or Forerunner(optimizer)
+        self.norms, self.attribution = forerunner.hand_over(self)
+        self.norms.configure(gradient_norm, budget, max_stride)
         self._handles: list[Any] = []
         self._restore: Callable[[Optimizer | None], None] = _nothing
         self.thread = 0
@@ -117,13 +119,6 @@ class StepProbe:
     def optimizer(self) -> Optimizer | None:
         """The optimizer; None once it is gone."""
         return self._reference()
-
-    def _groups(self) -> Sequence[dict[str, Any]]:
-        optimizer = self._reference()
-        return optimizer.param_groups if optimizer is not None else ()
-
-    def _drop_clips(self) -> None:
-        self.norms.clips = []
 
     # ------------------------------------------------------------------------------------------------- life
 

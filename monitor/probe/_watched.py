@@ -16,10 +16,16 @@ from monitor.probe._trace import TRACES, current, is_alone, underway
 class Probe(Protocol):
     """What the patches use of a :class:`~._steps.StepProbe`, which installs them."""
 
-    number: int
     norms: NormMeter
     attribution: LossAttribution
-    on_error: Callable[[str, Exception], None]
+
+    @property
+    def number(self) -> int:
+        """Steps that were made."""
+
+    @property
+    def on_error(self) -> Callable[[str, Exception], None]:
+        """Takes ``(component, exception)`` of a failure of ours."""
 
     @property
     def optimizer(self) -> Any:

@@ -147,6 +147,7 @@ class Recorder:
         self._posted_before: deque[Event] = deque()  # before the start, and so before any step
         self._state: State = "starting"
         self._about_ranks: dict[str, Any] = {}
+        self._target_steps = target_steps
         self._end_time: float | None = None
         self._elapsed: float | None = None
         self._snapshot = Snapshot(
@@ -377,6 +378,10 @@ class Recorder:
         """Set of which run the next snapshot says that it shows the steps of this rank."""
         self._about_ranks.update(leader=run_id)
 
+    def set_target(self, target_steps: int) -> None:
+        """Set how many steps the next snapshot shows as planned, where that was not known at the start."""
+        self._target_steps = target_steps
+
     @property
     def snapshot(self) -> Snapshot:
         """The last published snapshot."""
@@ -389,12 +394,13 @@ class Recorder:
         if state == "starting" and totals.last_time is not None:
             state = "running"
         eta = None
-        if last.target_steps is not None and rate and self._end_time is None:
-            eta = max(0.0, (last.target_steps - optimizers[0].global_step) / rate)
+        if self._target_steps is not None and rate and self._end_time is None:
+            eta = max(0.0, (self._target_steps - optimizers[0].global_step) / rate)
         return replace(
             last,
             run=replace(last.run, **self._about_ranks),
             state=state,
+            target_steps=self._target_steps,
             time=self._clock(),
             elapsed_seconds=self._counter() - self._began if self._elapsed is None else self._elapsed,
             end_time=self._end_time,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monitor._records import Event
 from monitor._settings import Settings, is_disabled, resolve, variable_of
-from monitor.common import as_name
 from monitor.control import Policy, check_policies
 from monitor.detect import Detector, DetectorSet
 from monitor.run._engine import Engine
 from monitor.run._log import make_visible
-from monitor.run._open_runs import enter
+from monitor.run._open_runs import enter, make_way
+from monitor.run._optimizers import named, unwrapped
 from monitor.run._run import Run
 
 
@@ -152,7 +152,7 @@ def attach(
         from monitor.run._disabled import DisabledRun
 
         return DisabledRun(_settings_of_disabled(settings))
-    optimizers = _named(optimizer)
+    optimizers = named(optimizer)
     _check_schedulers(scheduler, optimizers)
     for function, argument in ((on_event, "on_event"), (on_checkpoint, "on_checkpoint")):
         if function is not None and not callable(function):
@@ -163,8 +163,9 @@ def attach(
     policies = check_policies(policies)
     _refuse_unknown(unknown)
     resolved = resolve(settings)
-    make_visible()
-    engine = Engine(
+    if (begun := make_way()) is not None and resolved.resume is None:
+        resolved = replace(resolved, resume=begun)
+    engine = begin(
         optimizers,
         resolved,
         detectors=detectors,
@@ -173,8 +174,20 @@ def attach(
         on_checkpoint=on_checkpoint,
         asks_for_gpu=bool(gpu or os.environ.get(variable_of("gpu"))),
     )
+    return Run(engine)
+
+
+def begin(optimizers: Mapping[str, Optimizer], settings: Settings, **given: Any) -> Engine:
+    """Open a run of these optimizers; ``given`` are the further arguments of :class:`Engine`.
+
+    Raises:
+        ValueError: as :meth:`Engine.open`.
+        AlreadyAttachedError: if another open run watches one of the optimizers.
+    """
+    make_visible()
+    engine = Engine(optimizers, settings, **given)
     enter(engine)
-    return Run(engine.open())
+    return engine.open()
 
 
 def _settings_of_disabled(settings: Mapping[str, Any]) -> Settings:
@@ -193,68 +206,6 @@ def _refuse_unknown(unknown: Iterable[str]) -> None:
         raise TypeError(f"attach has no setting {name!r}; {hint}")
 
 
-def _named(optimizer: Any) -> dict[str, Optimizer]:
-    """Return name -> optimizer, wrappers taken off."""
-    if isinstance(optimizer, Mapping):
-        unwrapped = {key: _unwrapped(one) for key, one in optimizer.items()}
-        named = {_key(key, one): one for key, one in unwrapped.items()}
-        if len(named) < len(optimizer):
-            raise ValueError(
-                f"two of the optimizers {list(optimizer)} would go by one name; name one of them otherwise"
-            )
-    elif isinstance(optimizer, list | tuple):
-        several = [_unwrapped(one) for one in optimizer]
-        classes = [type(one).__name__ for one in several]
-        is_telling = len(set(classes)) == len(classes)
-        named = {classes[i] if is_telling else _key(i, one): one for i, one in enumerate(several)}
-    else:
-        one = _unwrapped(optimizer)
-        named = {type(one).__name__: one}
-    if not named:
-        raise ValueError(f"attach needs at least one optimizer, got an empty {type(optimizer).__name__}")
-    if len({id(one) for one in named.values()}) < len(named):
-        raise ValueError(f"the same optimizer stands under two names in {list(named)}; name it once")
-    return named
-
-
-def _key(name: Any, optimizer: Optimizer) -> str:
-    """Return a name as text; a number with the class before it, as a number alone is the index of a param group."""
-    text = as_name(name)
-    return f"{type(optimizer).__name__}-{text}" if text.isdigit() else text
-
-
-def _unwrapped(optimizer: Any) -> Optimizer:
-    """Return the optimizer whose ``step`` makes the updates."""
-    inner = optimizer
-    for _ in range(4):  # accelerate wraps an optimizer; Lookahead and SAM have one of their own make the step
-        below = _below(inner)
-        if below is None:
-            break
-        inner = below
-    if not isinstance(inner, Optimizer):
-        raise TypeError(
-            "optimizer must be a torch.optim.Optimizer, a list of them or a mapping of names to them, "
-            f"got {type(optimizer).__name__}"
-        )
-    return inner
-
-
-def _below(outer: Any) -> Optimizer | None:
-    """Return the one optimizer that an object holds, if it is for all of the parameters that the object itself has."""
-    below = getattr(outer, "optimizer", None)
-    if isinstance(below, Optimizer):
-        return below
-    held = {id(one): one for one in getattr(outer, "__dict__", {}).values() if isinstance(one, Optimizer)}
-    if len(held) != 1 or id(outer) in held:
-        return None
-    (below,) = held.values()
-    return below if not isinstance(outer, Optimizer) or _ids_of(outer) <= _ids_of(below) else None
-
-
-def _ids_of(optimizer: Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-
 def _check_schedulers(scheduler: Any, optimizers: Mapping[str, Optimizer]) -> None:
     for one in _flattened(scheduler):
         below = getattr(one, "optimizer", None)
@@ -262,7 +213,7 @@ def _check_schedulers(scheduler: Any, optimizers: Mapping[str, Optimizer]) -> No
             if isinstance(one, LRScheduler) or hasattr(one, "step"):
                 continue  # a schedule of another make: nothing to compare
             raise TypeError(f"scheduler must be an LR scheduler, several, a mapping or None, got {type(one).__name__}")
-        if not any(_unwrapped(below) is known for known in optimizers.values()):
+        if not any(unwrapped(below) is known for known in optimizers.values()):
             raise ValueError(
                 f"{type(one).__name__} drives another optimizer ({type(below).__name__}) than the one attached "
                 f"({', '.join(optimizers)}); attach that optimizer, or pass the scheduler made for this one"

@@ -383,6 +383,11 @@ class Engine:
         return self._training.step
 
     @property
+    def num_entries(self) -> int:
+        """Steps that all optimizers together have made in this session."""
+        return self._training.buffer.last_sequence
+
+    @property
     def should_stop(self) -> bool:
         """Tell whether a stop was asked for."""
         return self._training.boundary.should_stop
@@ -470,6 +475,11 @@ class Engine:
         """Note what the user logs."""
         if not self._is_closed:
             self._training.log(**values)
+
+    def plan(self, total_steps: int) -> None:
+        """Show how many steps are planned, where the settings do not say so."""
+        if self.settings.total_steps is None and not self._is_closed:
+            self.watcher.set_target(total_steps)
 
     @property
     def commands(self) -> Commands:

@@ -7,7 +7,7 @@ import atexit
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from monitor._errors import AlreadyAttachedError
@@ -23,7 +23,7 @@ class OpenRun(Protocol):
     def is_trained_by(self, thread: int | None) -> bool:
         """Tell whether this thread makes the run's steps."""
 
-    def close_for(self, kind: type[BaseException] | None) -> None:
+    def close_for(self, kind: type[BaseException] | None, error: BaseException | None = None) -> None:
         """End the run in the state that this kind of exception calls for."""
 
     def forget(self) -> None:
@@ -34,6 +34,23 @@ _RUNS: dict[int, OpenRun] = {}
 _FAILED: dict[int, type[BaseException]] = {}
 _HOOKS: list[Any] = []
 _LOCK = threading.Lock()
+
+
+_BY_THEMSELVES: list[Callable[[], str | None]] = []
+"""What ends the runs that have begun by themselves, and returns the id of the last of them."""
+
+
+def on_attach(end: Callable[[], str | None]) -> None:
+    """Have a function called when the script attaches a run of its own: it ends those that have begun by themselves,
+    and returns the id of one that is to be continued, or None."""
+    _BY_THEMSELVES.append(end)
+
+
+def make_way() -> str | None:
+    """End the runs that have begun by themselves; return the id of one to continue, or None."""
+    ids = [end() for end in _BY_THEMSELVES]
+    _BY_THEMSELVES.clear()
+    return next((one for one in ids if one is not None), None)
 
 
 def open_runs() -> list[Any]:
@@ -73,6 +90,11 @@ def note_end(run: OpenRun, kind: type[BaseException]) -> None:
     _FAILED[id(run)] = kind
 
 
+def noted_end(run: OpenRun) -> type[BaseException] | None:
+    """Return why a run is about to end, as far as that was noted: by a signal, or by its training thread."""
+    return _FAILED.get(id(run))
+
+
 def _watch_threads() -> None:
     """Remember an exception that ends a training thread: nothing else tells the exit that this run has failed."""
     before = threading.excepthook
@@ -96,9 +118,9 @@ def _unwatch_threads() -> None:
 
 @atexit.register
 def _close_what_is_open() -> None:
-    error = getattr(sys, "last_type", None)
+    kind, error = getattr(sys, "last_type", None), getattr(sys, "last_value", None)
     for key, run in list(_RUNS.items()):
-        run.close_for(error or _FAILED.get(key))
+        run.close_for(kind or _FAILED.get(key), error if kind else None)
 
 
 def _after_fork_in_child() -> None:

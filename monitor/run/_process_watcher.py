@@ -146,6 +146,11 @@ class ProcessWatcher:
         self._hello = replace(self._hello, info=replace(self._hello.info, world_size=world_size, rank=rank))
         self._send("ranks", (world_size, rank))
 
+    def set_target(self, total_steps: int) -> None:
+        """Set how many steps are planned, for this watcher and for one that takes over."""
+        self._hello = replace(self._hello, settings=replace(self._hello.settings, total_steps=total_steps))
+        self._send("target", total_steps)
+
     def join(self, place: Mapping[str, Any], rank: int) -> None:
         """Have the shares of this rank sent to rank 0's watcher, by this watcher and by one that takes over."""
         self._hello = replace(self._hello, place=place, rank=rank)

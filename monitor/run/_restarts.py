@@ -1,4 +1,4 @@
-"""The rate at which a watcher that dies may be replaced."""
+"""The rate at which something may be started anew, such as a watcher that dies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WINDOW_SECONDS = 600.0
 
 
 class RestartLimit:
-    """Allow ``MAX_RESTARTS`` within ``WINDOW_SECONDS``: what happened longer ago counts no more.
+    """Allow ``most`` starts within ``seconds``: what happened longer ago counts no more.
 
     >>> now = 0.0
     >>> limit = RestartLimit(clock=lambda: now)
@@ -22,14 +22,20 @@ class RestartLimit:
     True
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._times: deque[float] = deque(maxlen=MAX_RESTARTS)
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        most: int = MAX_RESTARTS,
+        seconds: float = WINDOW_SECONDS,
+    ) -> None:
+        self._clock, self._most, self._seconds = clock, most, seconds
+        self._times: deque[float] = deque(maxlen=most)
 
     def allows_another(self) -> bool:
         """Tell whether one more is within the limit, and count it if it is."""
         now = self._clock()
-        if len(self._times) == MAX_RESTARTS and now - self._times[0] < WINDOW_SECONDS:
+        if len(self._times) == self._most and now - self._times[0] < self._seconds:
             return False
         self._times.append(now)
         return True

@@ -154,6 +154,10 @@ class ThreadWatcher:
         """Set which of how many ranks the run is."""
         self.watcher.set_ranks(world_size, rank)
 
+    def set_target(self, total_steps: int) -> None:
+        """Set how many steps are planned."""
+        self.watcher.recorder.set_target(total_steps)
+
     def join(self, place: Mapping[str, Any], rank: int) -> None:
         """Be part of the sums over the ranks."""
         self._failures.contain("link", lambda: self.watcher.join(place, rank))

@@ -42,6 +42,9 @@ class RunWatcher(Protocol):
     def set_ranks(self, world_size: int, rank: int) -> None:
         """Set which of how many ranks the run is."""
 
+    def set_target(self, total_steps: int) -> None:
+        """Set how many steps are planned."""
+
     def join(self, place: Mapping[str, Any], rank: int) -> None:
         """Send the shares of this rank, another than 0, to where rank 0's watcher takes them: ``place``."""
 

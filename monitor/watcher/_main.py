@@ -291,6 +291,8 @@ class Service:
             watcher.recorder.set_state(content)
         elif kind == "ranks":
             watcher.set_ranks(*content)
+        elif kind == "target":
+            watcher.recorder.set_target(content)
         elif kind == "join":
             watcher.join(*content)
         elif kind == "command":

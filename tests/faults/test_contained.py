@@ -50,12 +50,14 @@ CONTAINERS = {
     *(f"monitor.probe.{module}.expect_usual" for module in ("_watched", "_steps", "_patches")),
     "monitor.probe._closures.FirstEvaluation._measure",
     "monitor.probe._steps.StepProbe.on_skipped",
+    "monitor.probe._forerunner.Forerunner.on_skipped",
     "monitor.recorder._recorder.Recorder.run_once",
     "monitor.recorder._recorder.contained",
 }
 REASONS = {
     "puts patches and hooks in": {
         *("monitor.probe._patches." + n for n in ("add", "_install", "_set", "_swap", "_wearing")),
+        *("monitor.probe._patches." + n for n in ("_install_sharded", "_try_to_set")),
         *("monitor.probe._patches." + n for n in ("inner_cell", "guard")),
         "monitor.probe._made.watch_add_param_group",
         *("monitor.probe._loss." + n for n in ("watch_backward", "watch_zero_grad")),
@@ -115,6 +117,11 @@ REASONS = {
     "called by the user or by a server's thread": {
         "monitor.probe._steps.StepProbe.last_activity",
         "monitor.recorder._recorder.Recorder.flush",
+    },
+    "a run that begins by itself; tests/auto shows it": {
+        *(f"monitor.probe.{module}.forerunner_of" for module in ("_forerunner", "_steps")),
+        *("monitor.probe._forerunner.Forerunner." + n for n in ("open", "close", "optimizer", "number", "on_error")),
+        *("monitor.probe._forerunner.Forerunner." + n for n in ("hand_over", "abandon", "on_new_parameters")),
     },
     "is a thread's life": {
         "monitor.recorder._recorder.Recorder.start",
