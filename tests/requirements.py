@@ -30,6 +30,15 @@ def need_root() -> None:
         pytest.skip("needs root, to become another user; in a container one usually is")
 
 
+def need_framework(name: str) -> None:
+    """As :func:`need_module`, for all tests of the module that calls it."""
+    if importlib.util.find_spec(name) is None:
+        reason = f"needs the Python module {name}; the extra [all] brings it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason, allow_module_level=True)
+
+
 def _miss(reason: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)

@@ -33,6 +33,8 @@ def test_what_is_marked_runs(language: str, code: str, tmp_path: Path) -> None:
     if "examples/" in code:
         need_module("sklearn")
         (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for framework in re.findall(r"monitor\.integrations\.(\w+)", code):
+        need_module(framework)
     (tmp_path / "bin").mkdir()
     for name, words in (("python", ""), ("monitor", " -m monitor")):
         program = tmp_path / "bin" / name

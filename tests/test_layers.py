@@ -54,6 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run._open_runs": {"_errors"},
     "run._optimizers": {"common"},
     "run._sigterm": set(),
+    "run._notebook": set(),
+    "run._html": {"_records"},
     "run._listener": {"control", "link"},
     "run._identity": {"_records", "_version", "control", "store"},
     "run._resume": {"_errors", "_settings", "store"},
@@ -86,15 +88,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     }
     | {f"run.{name}" for name in ("_run_events", "_sigterm")}
     | {f"run.{name}" for name in ("_training_side", "_watcher_form")},
-    "run._run": LEAVES | {"control", "run._engine"},
+    "run._run": LEAVES | {"control", "run._engine", "run._html"},
     "run._attach": LEAVES
     | {"control", "detect"}
-    | {f"run.{name}" for name in ("_disabled", "_engine", "_log", "_open_runs", "_optimizers", "_run")},
-    "run": {"run._attach", "run._run"},
+    | {f"run.{name}" for name in ("_disabled", "_engine", "_log", "_notebook", "_open_runs", "_optimizers", "_run")},
+    "run._find": {f"run.{name}" for name in ("_open_runs", "_optimizers", "_run")},
+    "run": {"run._attach", "run._find", "run._run"},
     # runs that begin by themselves, above all of it
     "auto": LEAVES
     | {"probe", "run"}
     | {f"run.{name}" for name in ("_attach", "_engine", "_log", "_open_runs", "_optimizers", "_restarts")},
+    "integrations": LEAVES | {"run"},
     "__init__": LEAVES | {"_version", "control", "detect", "run"},
     # the command line: HTTP and run folders; only the demo reaches for a run
     "cli._client": {"_records", "_settings", "store"},
@@ -155,6 +159,7 @@ OUTSIDE: dict[str, set[str]] = {
     },
     "rich": {"cli._format", "cli._screen", "cli._top"},
     "grafana_client": {"grafana"},
+    **{name: {"integrations"} for name in ("accelerate", "ignite", "lightning", "pytorch_lightning", "transformers")},
 }
 
 

@@ -17,7 +17,8 @@ from monitor.control import Policy, check_policies
 from monitor.detect import Detector, DetectorSet
 from monitor.run._engine import Engine
 from monitor.run._log import make_visible
-from monitor.run._open_runs import enter, make_way
+from monitor.run._notebook import current_cell, replace_earlier
+from monitor.run._open_runs import enter, make_way, open_runs
 from monitor.run._optimizers import named, unwrapped
 from monitor.run._run import Run
 
@@ -140,7 +141,8 @@ def attach(
 
     Raises:
         TypeError, ValueError: for what cannot be watched or set, with the value and the cure.
-        AlreadyAttachedError: if another open run watches the optimizer.
+        AlreadyAttachedError: if another open run watches the optimizer. In a notebook that run is ended instead, as is
+            what the same cell has attached before, and a run none of whose optimizers is left.
 
     Example:
         >>> with monitor.attach(optimizer, scheduler):
@@ -165,9 +167,12 @@ def attach(
     resolved = resolve(settings)
     if (begun := make_way()) is not None and resolved.resume is None:
         resolved = replace(resolved, resume=begun)
+    cell = current_cell()
+    replace_earlier(open_runs(), cell, optimizers.values())
     engine = begin(
         optimizers,
         resolved,
+        cell=cell,
         detectors=detectors,
         policies=policies,
         on_event=on_event,

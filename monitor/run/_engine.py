@@ -55,9 +55,11 @@ class Engine:
         on_event: Callable[[Event], Any] | None = None,
         on_checkpoint: Callable[[], Any] | None = None,
         asks_for_gpu: bool = False,
+        cell: str | None = None,
     ) -> None:
         self.settings = settings = _with_tokens(settings)
         self.name = as_name(settings.name or default_name())
+        self.cell = cell
         self.id = make_run_id(self.name)
         self.token = settings.token or ""
         self.optimizers = WeakOptimizers(optimizers)

@@ -11,6 +11,7 @@ from monitor._records import Event, Snapshot, State
 from monitor._settings import Settings
 from monitor.control import Command
 from monitor.run._engine import Engine
+from monitor.run._html import POINTS, to_html
 
 
 class LearningRate(NamedTuple):
@@ -44,6 +45,12 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.id} {self.state} at step {self.step}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: state, loss as a curve, where the page is; with no request of its own."""
+        courses = list(self.history(points=POINTS)["optimizers"].values())
+        losses = courses[0]["loss"] if courses else []
+        return to_html(self.snapshot(), losses, None if self._engine.is_closed else self.url)
 
     def __enter__(self) -> Run:
         if self._engine.is_closed:
