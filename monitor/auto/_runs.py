@@ -97,8 +97,8 @@ class AutoRuns:
         self._settings = resolve({})
         self._made: dict[int, _Made] = {}
         self._runs: list[_AutoRun] = []
-        self._limit = RestartLimit(most=MAX_RUNS, seconds=RUNS_SECONDS)
-        self._late_limit = RestartLimit(most=MAX_LATE_RUNS, seconds=LATE_SECONDS)
+        self._limit = RestartLimit(MAX_RUNS, RUNS_SECONDS)
+        self._late_limit = RestartLimit(MAX_LATE_RUNS, LATE_SECONDS)
         self._has_refused = False
         self._is_over = False
         self._lock = threading.RLock()

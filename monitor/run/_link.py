@@ -59,7 +59,7 @@ class Link:
         self._on_given_up = on_given_up
         self._failures = failures
         self._lost: WatcherProcess | None = None
-        self._restarts = RestartLimit()
+        self._restarts = RestartLimit(MAX_RESTARTS, WINDOW_SECONDS)
         self._has_greeted = False
         self._reader = LinkReader(receive, self._on_closed, failures)
         self._loop = Loop("monitor-link", self._ship, LINK_SECONDS, on_error=failures.of("link"))

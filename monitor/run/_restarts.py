@@ -14,7 +14,7 @@ class RestartLimit:
     """Allow ``most`` starts within ``seconds``: what happened longer ago counts no more.
 
     >>> now = 0.0
-    >>> limit = RestartLimit(clock=lambda: now)
+    >>> limit = RestartLimit(MAX_RESTARTS, WINDOW_SECONDS, clock=lambda: now)
     >>> [limit.allows_another() for _ in range(4)]
     [True, True, True, False]
     >>> now = WINDOW_SECONDS
@@ -24,10 +24,9 @@ class RestartLimit:
 
     def __init__(
         self,
+        most: int,
+        seconds: float,
         clock: Callable[[], float] = time.monotonic,
-        *,
-        most: int = MAX_RESTARTS,
-        seconds: float = WINDOW_SECONDS,
     ) -> None:
         self._clock, self._most, self._seconds = clock, most, seconds
         self._times: deque[float] = deque(maxlen=most)

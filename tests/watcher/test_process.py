@@ -384,7 +384,7 @@ def test_watchers_that_end_now_and_then_are_replaced_without_end(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replacement that is long enough ago counts no more: a run of weeks is recorded to its end."""
-    monkeypatch.setattr("monitor.run._restarts.WINDOW_SECONDS", 0.0)
+    monkeypatch.setattr("monitor.run._link.WINDOW_SECONDS", 0.0)
     killed = set()
     with attach(trained.optimizer) as run:
         while len(killed) < MAX_RESTARTS + 2:
