@@ -117,7 +117,7 @@ class Client:
         return self._read(status, content)
 
     def _have_proved(self, connection: http.client.HTTPConnection, key: str) -> None:
-        """Go on only with the run's own server, by this very connection.
+        """Have whoever answers prove, on this very connection, that it is the run's own server.
 
         Raises:
             ClientError: it is another one.

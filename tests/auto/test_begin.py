@@ -49,7 +49,7 @@ def after(code: str) -> str:
     ],
 )
 def test_a_run_ends_as_the_program_does(go: Go, code: str, rc: int, state: str, lines: str) -> None:
-    """Its state tells how; exit status and traceback are those of the program."""
+    """Its state is that of the end; exit status and traceback are those of the program."""
     done = go(code=after(code))
     assert (done.rc, done.states) == (rc, [state])
     said = [line for line in done.err.splitlines(keepends=True) if not line.startswith("monitor: ")]

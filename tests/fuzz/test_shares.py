@@ -32,7 +32,7 @@ FRAME = (SHARES.map(pack) | st.binary(max_size=130)).map(lambda body: struct.pac
 SENT = st.lists(FRAME, max_size=4).map(b"".join)
 
 
-class Room:
+class Ranks:
     """Rank 0's end, and a good rank that is connected to it for good."""
 
     def __init__(self) -> None:
@@ -61,34 +61,34 @@ class Room:
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
-    room = Room()
-    yield room
-    room.good.close()
-    room.leader.receiver.stop()
-    room.leader.receiver._thread.join(PATIENCE_SECONDS)
-    assert not room.leader.receiver._thread.is_alive()
-    assert room.leader.errors == []
+def ranks() -> Iterator[Ranks]:
+    ranks = Ranks()
+    yield ranks
+    ranks.good.close()
+    ranks.leader.receiver.stop()
+    ranks.leader.receiver._thread.join(PATIENCE_SECONDS)
+    assert not ranks.leader.receiver._thread.is_alive()
+    assert ranks.leader.errors == []
 
 
 @tried(150)
 @given(SENT | SENT.flatmap(damaged))
-def test_a_rank_that_sends_anything_costs_the_others_nothing(room: Room, sent: bytes) -> None:
+def test_a_rank_that_sends_anything_costs_the_others_nothing(ranks: Ranks, sent: bytes) -> None:
     """It knows the secret: its own shares may be wrong, and those of the good rank are in each sum."""
-    with room.connected(MISCHIEF) as connection, suppress(ConnectionError):
+    with ranks.connected(MISCHIEF) as connection, suppress(ConnectionError):
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)
         connection.recv(64)
-    step = room.make_step()
-    assert step.number == room.num_steps
-    assert room.leader.sums.num_summed >= 2
+    step = ranks.make_step()
+    assert step.number == ranks.num_steps
+    assert ranks.leader.sums.num_summed >= 2
 
 
 @tried(100)
 @given(st.binary(max_size=200))
-def test_a_stranger_that_sends_anything_is_told_a_nonce_and_no_more(room: Room, sent: bytes) -> None:
+def test_a_stranger_that_sends_anything_is_told_a_nonce_and_no_more(ranks: Ranks, sent: bytes) -> None:
     """Without the secret nothing is taken, whatever is sent."""
-    with socket.create_connection(("127.0.0.1", room.leader.port), timeout=PATIENCE_SECONDS) as connection:
+    with socket.create_connection(("127.0.0.1", ranks.leader.port), timeout=PATIENCE_SECONDS) as connection:
         told = b""
         with suppress(ConnectionError):
             connection.sendall(sent)
@@ -96,7 +96,7 @@ def test_a_stranger_that_sends_anything_is_told_a_nonce_and_no_more(room: Room, 
             while part := connection.recv(4096):
                 told += part
     assert len(told) <= handshake.NONCE_BYTES
-    assert room.make_step().loss == 2.0
+    assert ranks.make_step().loss == 2.0
 
 
 @tried(300)
