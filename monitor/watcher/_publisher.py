@@ -293,12 +293,13 @@ class Publisher:
         except OSError as error:
             _LOG.debug("no socket in %s: %s", path, error)
             return
-        self._local = LocalServer(
+        self._local = local = LocalServer(
             lambda environ, start: self._app({**environ, OWNER: True}, start),
             listening,
             connect=lambda: connect(path),
             on_error=self._failures.of("server"),
-        ).start()
+        )
+        local.start()
 
     def _say_address(self) -> None:
         """Log an address that logs in: by a code, as who reads a log later may be anybody."""

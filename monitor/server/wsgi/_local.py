@@ -32,5 +32,10 @@ class LocalServer(Serving):
         on_error: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
         server = CheroServer("", app, NUM_LOCAL_THREADS, on_error, listening)
-        server.prepare()
+        try:
+            server.prepare()
+        except BaseException:
+            server.requests.stop()
+            listening.close()
+            raise
         super().__init__(server, on_error, lambda: connect().close())

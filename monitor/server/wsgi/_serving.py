@@ -40,8 +40,9 @@ class Serving:
 
     def start(self: _Self) -> _Self:
         """Begin to answer; returns at once."""
-        self._thread = threading.Thread(target=self._serve, name="monitor-http", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._serve, name="monitor-http", daemon=True)
+        thread.start()
+        self._thread = thread
         return self
 
     def stop(self, timeout: float = 2.0) -> None:
