@@ -41,6 +41,9 @@ def ranks(cases: str, world: int, folder: Path) -> list[tuple[int, Any]]:
         for one in started:
             one.kill()
             one.wait()
+    for rank, (one, (_, errors)) in enumerate(zip(started, ends, strict=True)):
+        if one.returncode:
+            print(f"rank {rank} ended with {one.returncode}:\n{errors[-6000:]}")  # pytest shows it with a failure
     return [
         (one.returncode, json.loads(output.splitlines()[-1]) if output else errors[-3000:])
         for one, (output, errors) in zip(started, ends, strict=True)
