@@ -21,9 +21,27 @@ _BEGUN: list[bool] = []
 def begin() -> None:
     """Wait for torch, if ``MONITOR`` is 1, true, yes or on. A second call does nothing: Python may read a .pth file in
     several folders."""
-    if not _BEGUN and os.environ.get("MONITOR", "").strip().lower() in ("1", "true", "yes", "on"):
+    if not _BEGUN and _is_asked_for():
         _BEGUN.append(True)
         _contained(lambda: _on_import("torch", _begin_runs))
+
+
+def lightning_callbacks() -> list[Any]:
+    """Return what Lightning's entry point adds to each Trainer: the callback under ``MONITOR=1``, else nothing."""
+    found: list[Any] = []
+
+    def add() -> None:
+        from monitor.integrations.lightning import MonitorCallback
+
+        found.append(MonitorCallback())
+
+    if _is_asked_for():
+        _contained(add)
+    return found
+
+
+def _is_asked_for() -> bool:
+    return os.environ.get("MONITOR", "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _begin_runs() -> None:
@@ -88,5 +106,7 @@ def _contained(function: Callable[[], None]) -> None:
     try:
         function()
     except Exception as error:  # noqa: BLE001 - whatever it is, the program is to run as without us
-        if sys.stderr is not None:
-            print(f"monitor: MONITOR=1 has no effect in process {os.getpid()}: {error}", file=sys.stderr)
+        try:
+            sys.stderr.write(f"monitor: MONITOR=1 has no effect in process {os.getpid()}: {error}\n")
+        except Exception:  # noqa: BLE001 - there is no stderr, or nobody reads it
+            pass

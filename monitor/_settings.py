@@ -247,20 +247,7 @@ def variable_of(name: str) -> str:
 
 def is_disabled(environ: Mapping[str, str] = os.environ) -> bool:
     """Tell whether ``MONITOR_DISABLED`` asks for a run that does nothing."""
-    return _is_yes(environ.get("MONITOR_DISABLED", ""))
-
-
-def is_on(environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether ``MONITOR`` asks for runs that begin by themselves.
-
-    >>> is_on({"MONITOR": "1"}), is_on({})
-    (True, False)
-    """
-    return _is_yes(environ.get("MONITOR", ""))
-
-
-def _is_yes(text: str) -> bool:
-    return text.strip().lower() in ("1", "true", "yes", "on")
+    return environ.get("MONITOR_DISABLED", "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _parse(name: str, type_: str, text: str) -> Any:

@@ -45,6 +45,7 @@ class ExitNote:
         return (SystemExit if self.is_asked else None), None
 
     def _exit(self, status: Any = None, /) -> NoReturn:
-        self._at = None if status in (None, 0) else self._progress()
+        is_good = status is None or (isinstance(status, int) and status == 0)  # anything else may not be compared
+        self._at = None if is_good else self._progress()
         self._original(status)
         raise AssertionError  # sys.exit does not return

@@ -3,6 +3,7 @@ module loads nothing but torch, and torch's compiler, which the first optimizer 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -85,7 +86,8 @@ def note_all() -> None:
     """Have every optimizer of this process noted. A forked child begins no run."""
     noting = Noting(_load)
     noting.install()
-    os.register_at_fork(after_in_child=noting.stop)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=noting.stop)
 
 
 def _load(noting: Noting) -> Any:
@@ -95,11 +97,11 @@ def _load(noting: Noting) -> Any:
 
 
 def _say(error: Exception) -> None:
-    try:
+    with contextlib.suppress(Exception):
         from monitor.run._log import make_visible
 
         make_visible()
-    finally:
+    with contextlib.suppress(Exception):
         _LOG.warning("MONITOR=1 has no effect from here on: %s", error)
 
 

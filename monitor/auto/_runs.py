@@ -108,7 +108,8 @@ class AutoRuns:
         untraced(noting.hook)
         on_attach(self.give_way)
         atexit.register(self._leave)
-        os.register_at_fork(after_in_child=self._forget)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
 
     # ------------------------------------------------------------------------------------------ training thread
 
@@ -125,14 +126,13 @@ class AutoRuns:
 
     def look(self, optimizer: Optimizer) -> None:
         """Look at a step that begins: the first one of an optimizer begins a run."""
-        with self._lock:
-            if self._is_over:
-                return
-            try:
-                self._look(self._made.get(id(optimizer)) or self._add(optimizer), optimizer)
-            except Exception:
-                self.give_way()
-                raise
+        try:
+            with self._lock:
+                if not self._is_over:
+                    self._look(self._made.get(id(optimizer)) or self._add(optimizer), optimizer)
+        except Exception:
+            self.give_way()  # without the lock, for which the closer may wait
+            raise
 
     def _look(self, made: _Made, optimizer: Optimizer) -> None:
         if unwrapped(optimizer) is not optimizer:

@@ -15,7 +15,7 @@ import ssl
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ class Client:
         response = connection.getresponse()
         found = response.read(_ANSWER_BYTES)
         connection.auto_open = 0
-        if not hmac.compare_digest(_proof_in(found), proof(key, self.run_id, nonce)):
+        if not hmac.compare_digest(_proof_in(found), proof(key, self.run_id, nonce, connection.port)):
             raise ClientError(
                 f"{self.url} is not the server of {self.run_id}: it does not know the key in the run's folder, and "
                 "gets no token; the run may be gone, and another program may have its port"
@@ -286,6 +286,22 @@ def _of_environment(environ: Mapping[str, str]) -> str:
         return secret_from(environ, "token")
     except ValueError as error:
         raise ClientError(str(error)) from error
+
+
+def place_of(url: str) -> tuple[str, str, int | None] | None:
+    """Return scheme, host and port of an address, all names of this machine as one; None for what is not one.
+
+    >>> place_of("localhost:9477") == place_of("HTTP://127.1:9477/")
+    True
+    """
+    try:
+        parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return None
+    with suppress(OSError):
+        host = socket.inet_ntoa(socket.inet_aton(host))  # 127.1 and the like
+    return parts.scheme, "localhost" if _is_local(f"//{host}" if ":" not in host else f"//[{host}]") else host, port
 
 
 def is_beyond_reach(run: KnownRun) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from monitor._settings import read_secret
-from monitor.cli._client import ChoiceError, Client, ClientError, choose, is_beyond_reach, key_of, token_of
+from monitor.cli._client import ChoiceError, Client, ClientError, choose, is_beyond_reach, key_of, place_of, token_of
 from monitor.cli._terminal import known_runs
 from monitor.store import KnownRun, NoHomeError, answers, list_runs
 
@@ -40,7 +40,7 @@ class Access:
         return Client(
             url,
             token,
-            key=None if run is None else key_of(run, token, is_named=is_named),
+            key=None if run is None or (is_named and self.token) else key_of(run, token, is_named=is_named),
             run_id="" if run is None else run.run_id,
             timeout=timeout,
             cafile=self.cafile,
@@ -59,10 +59,11 @@ class Access:
         return run, self.client(run.url, run) if run.is_live and run.url else None
 
     def _run_at(self, address: str) -> KnownRun | None:
+        """Return the run that is, or was when it vanished, at an address: who has that now may be another program."""
         with suppress(NoHomeError):  # an address needs no folder
-            for run in list_runs(self.directory):
-                if run.is_live and (run.url or "").rstrip("/") == address and not is_beyond_reach(run):
-                    return run
+            known = [run for run in list_runs(self.directory) if run.url and not is_beyond_reach(run)]
+            there = [run for run in known if run.end_time is None and place_of(run.url or "") == place_of(address)]
+            return max(there, key=lambda run: (run.is_live, run.session_time), default=None)
         return None
 
     def live(self, wanted: str | None) -> tuple[Client, str]:

@@ -14,10 +14,8 @@ from typing import Any, NoReturn
 
 import click
 
-from monitor._settings import Settings, resolve, variable_of
+from monitor._settings import SECRETS, Settings, resolve, variable_of
 
-SECRETS = frozenset({"token", "read_token"})
-"""Settings that are no options: what stands on a command line is seen by every user of the machine."""
 _HAS_HOOK = "import sys; sys.exit('_training_monitor' not in sys.modules)"
 
 
@@ -26,7 +24,7 @@ def _with_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     for field in reversed(fields(Settings)):
         name = "dir" if field.name == "directory" else field.name.replace("_", "-")
         is_flag = field.type == "bool"
-        if field.name not in SECRETS:
+        if field.name not in SECRETS:  # what stands on a command line is seen by every user of the machine
             command = click.option(
                 f"--{name}/--no-{name}" if is_flag else f"--{name}",
                 field.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from monitor._errors import AlreadyAttachedError
@@ -29,14 +29,17 @@ class Session:
         self._is_own = False
         self.run: Run | None = None
 
-    def open(self, optimizer: Any, scheduler: Any = None, **known: Any) -> None:
-        """Watch a training; ``known`` are settings that the framework knows, None for those that it does not.
+    def open(self, look: Callable[[], tuple[Any, Any, Mapping[str, Any]]]) -> None:
+        """Watch a training. ``look`` returns optimizer, scheduler and the settings that the framework knows, None for
+        those that it does not.
 
         A run that the script has attached to the same optimizer is used, and left to the script. A training that
         was not closed has ended without a word.
         """
         self.close()
+        optimizer = None
         try:
+            optimizer, scheduler, known = look()
             self.run, self._is_own = attach(optimizer, scheduler, **self._chosen(known)), True
         except AlreadyAttachedError:
             self.run, self._is_own = watching(optimizer), False
@@ -62,10 +65,14 @@ class Session:
         except ValueError as error:
             _LOG.warning("the run begins at step 0, as its checkpoint cannot be read: %s", error)
 
-    def log(self, **values: Any) -> None:
-        """Hand on values of the framework, as :meth:`monitor.Run.log` takes them; without a run they are dropped."""
+    def log(self, values: Mapping[Any, Any], **apart: Any) -> None:
+        """Hand on the numbers among what a framework logs; without a run they are dropped. ``apart``: arguments of
+        :meth:`monitor.Run.log` besides metrics."""
         if self.run is not None:
-            self.run.log(**values)
+            try:
+                self.run.log(**{**sorted_out(values), **apart})
+            except Exception as error:  # noqa: BLE001 - a value of whatever kind must not end a training
+                _LOG.debug("not handed on: %r", error)
 
     @property
     def should_stop(self) -> bool:
@@ -79,7 +86,7 @@ class Session:
             run.__exit__(None if error is None else type(error), error, None)
 
 
-def sorted_out(values: Mapping[str, Any]) -> dict[str, Any]:
+def sorted_out(values: Mapping[Any, Any]) -> dict[str, Any]:
     """Return the numbers among what a framework logs, as :meth:`monitor.Run.log` takes them: the validation loss apart.
 
     >>> sorted_out({"eval_loss": 0.5, "eval_accuracy": 0.9, "note": "text"})
@@ -92,11 +99,11 @@ def sorted_out(values: Mapping[str, Any]) -> dict[str, Any]:
         if name in VALIDATION_LOSSES:
             found["val_loss"] = value
         elif name not in _RESERVED:
-            found[name] = value
+            found[str(name)] = value
     return found
 
 
-_RESERVED = {"loss", "val_loss", "samples", "tokens"}
+_RESERVED = {"self", "loss", "val_loss", "samples", "tokens"}
 
 
 def _is_number(value: Any) -> bool:

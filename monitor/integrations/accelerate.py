@@ -18,7 +18,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, register_tracker_class
 
-from monitor.integrations._session import Session, sorted_out
+from monitor.integrations._session import Session
 
 _OPEN: list[MonitorTracker] = []
 """The tracker that was started last, if it has not finished."""
@@ -43,6 +43,7 @@ class MonitorTracker(GeneralTracker):
         super().__init__()
         self._project = project_name
         self._session = Session(**settings)
+        self._has_tried = False
 
     @property
     def tracker(self) -> Any:
@@ -57,15 +58,16 @@ class MonitorTracker(GeneralTracker):
 
     def watch(self, accelerator: Any) -> None:
         """Open the run, with all that was prepared by now. Once: later calls do nothing."""
-        if self in _OPEN and self._session.run is None and accelerator._optimizers:
-            self._session.open(list(accelerator._optimizers), name=self._project or None)
+        if self in _OPEN and not self._has_tried and accelerator._optimizers:
+            self._has_tried = True
+            self._session.open(lambda: (list(accelerator._optimizers), None, {"name": self._project or None}))
 
     def store_init_configuration(self, values: Mapping[str, Any]) -> None:
         """Do nothing: a run has no place for them."""
 
     def log(self, values: Mapping[str, Any], step: int | None = None, **_: Any) -> None:
         """Hand the numbers on."""
-        self._session.log(**sorted_out(values))
+        self._session.log(values)
 
     def finish(self) -> None:
         """Close the run."""

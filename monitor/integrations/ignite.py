@@ -15,7 +15,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from monitor.integrations._session import Session, planned, sorted_out
+from monitor.integrations._session import Session, planned
 
 
 class _Handlers:
@@ -27,7 +27,7 @@ class _Handlers:
         state = engine.state
         length = state.epoch_length
         total = planned(length * state.max_epochs if length and state.max_epochs else None)
-        self.session.open(*self._watched, total_steps=total)
+        self.session.open(lambda: (*self._watched, {"total_steps": total}))
         self.session.continue_at(state.iteration)
 
     def look(self, engine: Engine) -> None:
@@ -35,20 +35,24 @@ class _Handlers:
             engine.terminate()
 
     def note_epoch(self, engine: Engine) -> None:
-        self.session.log(epoch=engine.state.epoch)
+        self.session.log({"epoch": engine.state.epoch})
 
     def note_metrics(self, engine: Engine, name: str) -> None:
         values = {f"{name}_{key}": value for key, value in engine.state.metrics.items()}
         loss = values.pop(f"{name}_loss", None)
-        self.session.log(**sorted_out(values), val_loss=None if loss is None else {name: loss})
+        self.session.log(values, val_loss=None if loss is None else {name: loss})
 
     def close(self, engine: Engine) -> None:
         self.session.close()
 
     def fail(self, engine: Engine, error: BaseException) -> None:
-        """Close the run, and raise the exception again where ignite would have: without a handler of the user's."""
-        self.session.close(error)
-        if len(engine._event_handlers[Events.EXCEPTION_RAISED]) == 1:
+        """Close all runs of this engine, and raise the exception again where ignite would have: without a handler of
+        the user's."""
+        handlers = [handler for handler, *_ in engine._event_handlers[Events.EXCEPTION_RAISED]]
+        ours = [one for handler in handlers if isinstance(one := getattr(handler, "__self__", None), _Handlers)]
+        for one in ours:
+            one.session.close(error)
+        if len(ours) == len(handlers):
             raise error
 
 

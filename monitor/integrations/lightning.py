@@ -11,12 +11,12 @@ Under ``MONITOR=1`` Lightning finds the callback by itself, by its entry point.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monitor._settings import is_on
 from monitor.integrations._session import Session, planned, sorted_out
 
 try:
@@ -27,6 +27,9 @@ except ImportError:  # the package by its other name
     from pytorch_lightning import Callback
     from pytorch_lightning.loggers.logger import Logger
     from pytorch_lightning.utilities import rank_zero_only
+
+
+_LOG = logging.getLogger("monitor")
 
 
 class MonitorCallback(Callback):
@@ -52,17 +55,19 @@ class MonitorCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the run: optimizers, schedulers and a checkpoint's state are there."""
-        has_one = pl_module.automatic_optimization
-        self._session.open(
-            list(trainer.optimizers),
-            [config.scheduler for config in trainer.lr_scheduler_configs],
-            name=_name_of(trainer),
-            total_steps=planned(trainer.estimated_stepping_batches) if has_one else None,
-            on_checkpoint=self._ask_for_checkpoint,
-        )
+        self._session.open(lambda: self._look(trainer, pl_module))
         if len(trainer.optimizers) == 1:  # of several the Trainer counts the steps together
             self._session.continue_at(trainer.global_step, self._saved)
         self._saved = None if self.run is None else self.run.id
+
+    def _look(self, trainer: Any, pl_module: Any) -> tuple[Any, Any, dict[str, Any]]:
+        is_counted = pl_module.automatic_optimization
+        settings = {
+            "name": _name_of(trainer),
+            "total_steps": planned(trainer.estimated_stepping_batches) if is_counted else None,
+            "on_checkpoint": self._ask_for_checkpoint,
+        }
+        return list(trainer.optimizers), [config.scheduler for config in trainer.lr_scheduler_configs], settings
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the id of the run."""
@@ -78,17 +83,17 @@ class MonitorCallback(Callback):
             trainer.should_stop = True
         if self._is_checkpoint_due:
             self._is_checkpoint_due = False
-            trainer.save_checkpoint(_checkpoint_of(trainer))
+            _save(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Hand on the epoch."""
-        self._session.log(epoch=trainer.current_epoch + 1)
+        self._session.log({"epoch": trainer.current_epoch + 1})
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Hand on what the validation has found, unless our own logger does."""
         if trainer.sanity_checking or any(isinstance(one, MonitorLogger) for one in trainer.loggers):
             return
-        self._session.log(**sorted_out(trainer.callback_metrics))
+        self._session.log(trainer.callback_metrics)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the run: the training has come to its end."""
@@ -137,11 +142,6 @@ class MonitorLogger(Logger):
         """Do nothing: a run has no place for them."""
 
 
-def callbacks() -> list[Callback]:
-    """Return what Lightning's entry point adds to each Trainer: the callback under ``MONITOR=1``, else nothing."""
-    return [MonitorCallback()] if is_on() else []
-
-
 def _newest() -> Any:
     from monitor.run import newest
 
@@ -155,6 +155,17 @@ def _name_of(trainer: Any) -> str | None:
         if name and name not in ("lightning_logs", "lightning_log", "default"):
             return str(name)
     return None
+
+
+def _save(trainer: Any) -> None:
+    """Save a checkpoint. Of a single process a failure is told and ends nothing; several ranks save together, and must
+    fail together."""
+    try:
+        trainer.save_checkpoint(_checkpoint_of(trainer))
+    except Exception as error:
+        if trainer.world_size > 1:
+            raise
+        _LOG.warning("no checkpoint was saved: %s", error)
 
 
 def _checkpoint_of(trainer: Any) -> Path:

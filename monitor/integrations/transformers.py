@@ -21,7 +21,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations import integration_utils
 from transformers.trainer_callback import ExportableState
 
-from monitor.integrations._session import Session, planned, sorted_out
+from monitor.integrations._session import Session, planned
 
 _OWN = {"loss", "grad_norm", "learning_rate"}
 """What the Trainer logs of what the monitor captures at every step: a mean of steps, the norm, the scheduled LR."""
@@ -56,13 +56,12 @@ class MonitorCallback(TrainerCallback, ExportableState):
     def on_train_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
         """Open the run."""
         self._num_tokens = state.num_input_tokens_seen
-        self._session.open(
-            known.get("optimizer"),
-            known.get("lr_scheduler"),
-            name=args.run_name or os.path.basename(os.path.abspath(args.output_dir or "trainer")),
-            total_steps=planned(state.max_steps),
-            on_checkpoint=self._ask_for_checkpoint,
-        )
+        settings = {
+            "name": args.run_name or os.path.basename(os.path.abspath(args.output_dir or "trainer")),
+            "total_steps": planned(state.max_steps),
+            "on_checkpoint": self._ask_for_checkpoint,
+        }
+        self._session.open(lambda: (known.get("optimizer"), known.get("lr_scheduler"), settings))
         self._session.continue_at(state.global_step, _saved_in(state))
 
     def state(self) -> dict[str, Any]:
@@ -79,9 +78,9 @@ class MonitorCallback(TrainerCallback, ExportableState):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **known: Any) -> None:
         """Hand on what the Trainer logs."""
-        values = sorted_out({name: value for name, value in (logs or {}).items() if name not in _OWN})
+        values = {name: value for name, value in (logs or {}).items() if name not in _OWN}
         tokens, self._num_tokens = state.num_input_tokens_seen - self._num_tokens, state.num_input_tokens_seen
-        self._session.log(**values, **({"tokens": tokens} if tokens > 0 else {}))
+        self._session.log(values, tokens=tokens if tokens > 0 else None)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **known: Any) -> None:
         """Close the run: the training has come to its end."""

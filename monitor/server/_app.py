@@ -41,15 +41,15 @@ def create_app(
     security: Security,
     *,
     codes: LoginCodes | None = None,
-    prove: Callable[[str], str] | None = None,
+    prove: Callable[[str, int], str] | None = None,
     page_dir: Path = PAGE_DIR,
     on_error: Callable[[BaseException], None] = lambda _: None,
 ) -> Flask:
     """Build the application that serves one run.
 
     ``codes`` log in once each; default: those alone that ``POST /login-codes`` makes. ``prove`` returns what shows, for
-    a nonce, that this is the run's own server. ``on_error`` hears of every failure of a view; the client gets a 500
-    problem.
+    a nonce and the port, that this is the run's own server. ``on_error`` hears of every failure of a view; the client
+    gets a 500 problem.
 
     Example:
         app = create_app(access, Security(token=token))
@@ -173,14 +173,16 @@ def _add_operations(app: Flask, auth: Auth, access: RunAccess) -> None:
         auth.require(view.__name__, need)
 
 
-def _add_credentials(app: Flask, auth: Auth, access: RunAccess, prove: Callable[[str], str] | None) -> None:
+def _add_credentials(app: Flask, auth: Auth, access: RunAccess, prove: Callable[[str, int], str] | None) -> None:
     def proof() -> Response:
         nonce = request.args.get("nonce", "")
         if prove is None:
             raise HttpProblem(404, "This server has no key to prove itself with.")
         if not re.fullmatch(r"[0-9a-f]{32,128}", nonce):
             raise HttpProblem(422, f"nonce must be 32 to 128 digits 0-9 a-f, got {nonce[:60]!r}.", field="nonce")
-        return _answer({"run_id": access.snapshot().run.run_id, "proof": prove(nonce)})
+        return _answer(
+            {"run_id": access.snapshot().run.run_id, "proof": prove(nonce, int(request.environ["SERVER_PORT"] or 0))}
+        )
 
     def login_codes() -> Response:
         return _answer({"code": auth.codes.make(), "expires_in": int(auth.codes.seconds)})

@@ -23,7 +23,8 @@ def add_page(app: Flask, auth: Auth, page_dir: Path = PAGE_DIR) -> None:
     """Add ``/``, ``/login`` and ``/static/`` to ``app``."""
 
     def index() -> Response:
-        if "code" in request.args:
+        is_visit = request.method == "GET" and "prefetch" not in request.headers.get("Sec-Purpose", "")
+        if "code" in request.args and is_visit:  # nothing else uses one up
             return _enter(auth.login_by_code, request.args["code"])
         if "token" in request.args:
             return _enter(auth.login, request.args["token"])

@@ -346,7 +346,7 @@ class Publisher:
             access,
             security,
             codes=self._codes,
-            prove=lambda nonce: proof(self._key, self._info.run_id, nonce),
+            prove=lambda nonce, port: proof(self._key, self._info.run_id, nonce, port),
             on_error=self._failures.of("server"),
         )
 

@@ -13,9 +13,9 @@ from tests.server.fake_run import READ_TOKEN, TOKEN
 KEY = "0123456789abcdef" * 4
 
 
-def proving(run_id: str, key: str = KEY) -> Callable[[str], str]:
+def proving(run_id: str, key: str = KEY) -> Callable[[str, int], str]:
     """What ``create_app`` takes as ``prove`` for the run of :func:`announce`."""
-    return lambda nonce: proof(key, run_id, nonce)
+    return lambda nonce, port: proof(key, run_id, nonce, port)
 
 
 def announce(folder: RunFolder, url: str) -> None:

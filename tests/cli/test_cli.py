@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -573,14 +574,50 @@ class TestReaching:
             make_folder("far-000001", far, token=None)
             make_folder("near-000002", trapping.url)
             refused = [call(*words).stderr for words in (("status", "far"), ("status", "near"), ("pause", "near"))]
-            assert call("status", "--url", trapping.url.replace("127.0.0.1", "localhost"), "--json").exit_code == 0
+            with HttpServer(trap, port=0) as elsewhere:
+                assert call("status", "--url", elsewhere.url, "--json").exit_code == 0
         assert all("does not know the key in the run's folder, and gets no token" in line for line in refused)
         assert seen == [("/api/v1/proof", None)] * 3 + [("/api/v1/run", "Bearer from-environment")]
 
+    @pytest.mark.parametrize("is_dead", [False, True])
+    def test_an_address_of_a_run_of_ones_own_must_prove_itself(
+        self, is_dead: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However --url spells it, and also once the run was killed: the next one to listen there gets no token."""
+        monkeypatch.setenv("MONITOR_TOKEN", "from-environment")
+        seen: list[str | None] = []
+
+        def trap(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            seen.append(environ.get("HTTP_AUTHORIZATION"))
+            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", "2")])
+            return [b"{}"]
+
+        with HttpServer(trap, port=0) as squatter:
+            make_folder("near-000001", squatter.url, **({"pid": 2**22 + 1} if is_dead else {}))
+            port = squatter.port
+            for url in (f"127.0.0.1:{port}", f"http://localhost:{port}", f"HTTP://127.1:{port}", f"{squatter.url}/?"):
+                assert "gets no token" in call("status", "--url", url).stderr
+        assert seen == [None] * 4
+
+    def test_a_proof_cannot_be_relayed(self, folder: RunFolder, fake: FakeRun) -> None:
+        """Who has the port of a run, and asks the run's server at another one, hears a proof for that other port."""
+
+        def relay(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+            address = f"{folder.run.url}{environ['PATH_INFO']}?{environ['QUERY_STRING']}"
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                body = answer.read()
+            start_response("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])
+            return [body]
+
+        with HttpServer(relay, port=0) as relaying:
+            client = Client(relaying.url, TOKEN, key=KEY, run_id="fake-0a1b2c")
+            with pytest.raises(ClientError, match="is not the server of fake-0a1b2c"):
+                client.get("/run")
+
     def test_a_proof_is_of_this_run_by_this_key_and_for_this_question(self, fake: FakeRun) -> None:
         """Another run's server, one with another key, and an answer that was heard before prove nothing."""
-        heard = proving("fake-0a1b2c")("00" * 16)
-        for prove in (proving("other-000001"), proving("fake-0a1b2c", "another key"), lambda _: heard, None):
+        heard = proving("fake-0a1b2c")("00" * 16, 9477)
+        for prove in (proving("other-000001"), proving("fake-0a1b2c", "another key"), lambda *_: heard, None):
             app = create_app(fake, Security(token=TOKEN), prove=prove)
             with HttpServer(app, port=0) as server:
                 client = Client(server.url, TOKEN, key=KEY, run_id="fake-0a1b2c")

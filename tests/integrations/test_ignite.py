@@ -89,6 +89,22 @@ def test_an_exception_ends_the_run_and_reaches_whom_it_would(has_handler: bool, 
     assert list_runs(tmp_path)[0].state == "failed"
 
 
+def test_two_runs_of_one_engine_both_fail_with_it(tmp_path: Path) -> None:
+    """A generator's and a critic's: the exception still reaches the program."""
+    trained = Trained()
+    other = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    attach(trained.engine, trained.optimizer, directory=str(tmp_path))
+    attach(trained.engine, other, directory=str(tmp_path))
+
+    def fail() -> None:
+        raise RuntimeError("no more data")
+
+    trained.engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), fail)
+    with pytest.raises(RuntimeError, match="no more data"):
+        trained.run()
+    assert [run.state for run in list_runs(tmp_path)] == ["failed", "failed"]
+
+
 def test_a_stop_terminates_the_engine() -> None:
     """In order: the run has finished."""
     trained = Trained()

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import monitor
+from _training_monitor import lightning_callbacks
 from monitor.store import list_runs
 from tests.requirements import need_framework
 
@@ -19,7 +20,7 @@ need_framework("lightning")
 
 import lightning.pytorch as lightning  # noqa: E402 - only where it is installed
 
-from monitor.integrations.lightning import MonitorCallback, MonitorLogger, callbacks  # noqa: E402 - only with lightning
+from monitor.integrations.lightning import MonitorCallback, MonitorLogger  # noqa: E402 - only with lightning
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning's own: few workers, small logging intervals
 
@@ -174,6 +175,21 @@ def test_what_is_asked_for_is_done(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "root").rglob("*.ckpt")] == ["monitor-step=5.ckpt"]
 
 
+def test_a_checkpoint_that_cannot_be_saved_ends_no_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk, or a folder that is a file: one line."""
+    (tmp_path / "root").write_text("a file where the folder should be")
+
+    def act(module: Module) -> None:
+        if module.global_step == 4:
+            module.runs[-1]._engine.submit("checkpoint", None, None, 0, "")
+
+    module = Module(act=act)
+    with caplog.at_level(logging.WARNING, "monitor"):
+        trainer(tmp_path, MonitorCallback()).fit(module, loader())
+    assert module.global_step == 12
+    assert "no checkpoint was saved" in caplog.text
+
+
 def test_a_fit_from_a_checkpoint_counts_on(tmp_path: Path) -> None:
     """It is the same run, and its steps count on."""
     made = trainer(tmp_path, MonitorCallback(), max_epochs=1)
@@ -216,6 +232,6 @@ def test_the_entry_point_adds_the_callback_where_it_is_asked_for(
 ) -> None:
     """MONITOR=1 is all it needs; without it the Trainer stays as it is."""
     monkeypatch.setenv("MONITOR", value)
-    assert len(callbacks()) == count
+    assert len(lightning_callbacks()) == count
     found = [one for one in entry_points(group="lightning.pytorch.callbacks_factory") if one.name == "monitor"]
-    assert [one.value for one in found] in ([], ["monitor.integrations.lightning:callbacks"])  # [] where not installed
+    assert [one.value for one in found] in ([], ["_training_monitor:lightning_callbacks"])  # [] where not installed

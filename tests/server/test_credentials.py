@@ -35,7 +35,7 @@ def clock() -> Clock:
 def client(run: FakeRun, clock: Clock) -> FlaskClient:
     security = Security(token=TOKEN, read_token=READ_TOKEN, alert_token=ALERT_TOKEN)
     codes = LoginCodes(clock=clock)
-    return create_app(run, security, codes=codes, prove=lambda nonce: f"proof of {nonce}").test_client()
+    return create_app(run, security, codes=codes, prove=lambda nonce, port: f"proof of {nonce} at {port}").test_client()
 
 
 # the token for alerts
@@ -103,6 +103,14 @@ def test_a_code_opens_the_page_once(client: FlaskClient) -> None:
     assert (again.status_code, "has been used or is too old" in again.text) == (401, True)
 
 
+@pytest.mark.parametrize(("method", "headers"), [("HEAD", {}), ("GET", {"Sec-Purpose": "prefetch;prerender"})])
+def test_only_a_visit_uses_a_code_up(client: FlaskClient, method: str, headers: dict[str, str]) -> None:
+    """Not a look at the headers, and not a browser that loads ahead."""
+    code = code_of(client)
+    assert client.open(f"/?code={code}", method=method, headers=headers).status_code == 401
+    assert client.get(f"/?code={code}").status_code == 303
+
+
 def test_a_code_is_worth_nothing_after_its_minutes(client: FlaskClient, clock: Clock) -> None:
     """A log that somebody reads later gives nothing away."""
     code = code_of(client)
@@ -143,7 +151,7 @@ def test_a_proof_is_for_a_nonce(client: FlaskClient, nonce: str) -> None:
     """It needs no token, and a nonce that is long enough."""
     good = "0f" * 16
     answer = client.get(f"{API}/proof?nonce={good}")
-    assert answer.json == {"run_id": "fake-0a1b2c", "proof": f"proof of {good}"}
+    assert answer.json == {"run_id": "fake-0a1b2c", "proof": f"proof of {good} at 80"}
     assert client.get(f"{API}/proof?nonce={nonce}").status_code == 422
     assert client.get(f"{API}/proof").status_code == 422
 

@@ -53,6 +53,7 @@ class HttpServer(Serving):
         self._scheme = "http" if context is None else "https"
         server = _bound(self._host, port, lambda address: _prepared(address, app, num_threads, on_error, context))
         self.port: int = server.bind_addr[1]
+        self._bound_host = str(server.bind_addr[0])
         super().__init__(server, on_error, lambda: _knock(server))
         if context is None and not is_loopback(self._host):
             _LOG.warning("Serving on %s without TLS: the token travels in clear. Give certfile and keyfile.", self.url)
@@ -60,7 +61,8 @@ class HttpServer(Serving):
     @property
     def url(self) -> str:
         """The address for a browser: ``http://127.0.0.1:9477``; a wildcard host is shown as this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        bound = self._bound_host  # of the addresses of "localhost" another program may have the first
+        host = bound if is_loopback(bound) else {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
         return f"{self._scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
