@@ -113,6 +113,7 @@ def test_a_forked_child_holds_no_socket(tmp_path: Path) -> None:
 
 
 def _num_listening() -> int:
+    """Return how many Unix sockets of this process listen; tests beside this one may have ports."""
     found = 0
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -120,5 +121,6 @@ def _num_listening() -> int:
         except OSError:
             continue
         with copy:
-            found += bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            is_listening = bool(copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+            found += is_listening and copy.family == socket.AF_UNIX
     return found
