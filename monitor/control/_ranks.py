@@ -240,6 +240,7 @@ class Ranks:
         self._is_closed, self._states, self._stacks = True, None, None
         loop, self._loop = self._loop, None  # only now: whoever ends the run waits for this thread
         if loop is not None:
+            _await_at_exit(loop)
             loop.end()
 
     def _own(self) -> dict[str, Any]:
@@ -262,6 +263,7 @@ class Ranks:
         """Take no more commands until the store answers again."""
         loop, self._loop = self._loop, None
         if loop is not None:
+            _await_at_exit(loop)
             loop.end()
         self._next_try = self._clock() + RETRY_SECONDS
         self._why = str(error).partition("\n")[0][:200]
@@ -281,7 +283,7 @@ class Ranks:
             loop, self._loop = self._loop, None
         is_over = loop is None or loop.stop(STOP_SECONDS)  # else it waits for a store that does not answer
         if loop is not None and not is_over:
-            _LATE[:] = [*(one for one in _LATE if one.is_alive), loop]
+            _await_at_exit(loop)
         part, self._part = self._part, None
         if part is not None and is_over and self.are_several:
             part.close()
@@ -309,6 +311,12 @@ class Ranks:
         """Let go of everything in a forked child, where the thread is the parent's."""
         self._loop = self._part = self._states = self._stacks = self._meeting = None
         self._lock = threading.Lock()
+
+
+def _await_at_exit(loop: Loop) -> None:
+    """Have the exit wait for a thread that may still be inside the store, or let go of it: torch's code there aborts
+    the process where the interpreter ends under it."""
+    _LATE[:] = [*(one for one in _LATE if one.is_alive), loop]
 
 
 @atexit.register
