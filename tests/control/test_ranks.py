@@ -81,6 +81,10 @@ class Idle:
     def stop(self, _: float) -> bool:
         return True
 
+    is_alive = False
+
+    def join(self, _: float) -> None: ...
+
 
 def test_a_store_that_stands_still_is_told_once_and_nothing_is_known_meanwhile(world: World) -> None:
     """The thread hangs in it; what it knew before is old. It is told again the next time."""
