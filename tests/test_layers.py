@@ -84,9 +84,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"common", "control", "detect", "link", "store"}
     | {
         f"run.{name}"
-        for name in ("_callbacks", "_identity", "_launcher", "_listener", "_open_runs", "_optimizers", "_resume")
+        for name in (
+            "_callbacks",
+            "_identity",
+            "_launcher",
+            "_listener",
+            "_notebook",
+            "_open_runs",
+            "_optimizers",
+            "_resume",
+        )
     }
-    | {f"run.{name}" for name in ("_run_events", "_sigterm")}
+    | {f"run.{name}" for name in ("_notebook", "_run_events", "_sigterm")}
     | {f"run.{name}" for name in ("_training_side", "_watcher_form")},
     "run._run": LEAVES | {"control", "run._engine", "run._html"},
     "run._attach": LEAVES

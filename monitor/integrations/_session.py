@@ -62,7 +62,7 @@ class Session:
             return
         try:
             run.load_state_dict({**run.state_dict(), "step": step, "run_id": run_id})
-        except ValueError as error:
+        except Exception as error:  # noqa: BLE001 - as above
             _LOG.warning("the run begins at step 0, as its checkpoint cannot be read: %s", error)
 
     def log(self, values: Mapping[Any, Any], **apart: Any) -> None:

@@ -63,6 +63,8 @@ class MonitorCallback(TrainerCallback, ExportableState):
         }
         self._session.open(lambda: (known.get("optimizer"), known.get("lr_scheduler"), settings))
         self._session.continue_at(state.global_step, _saved_in(state))
+        # Of a checkpoint that was made without this callback the Trainer would fail to save the next one.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the id of the run."""

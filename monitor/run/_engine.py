@@ -27,6 +27,7 @@ from monitor.run._callbacks import Callbacks
 from monitor.run._identity import default_name, environment, identify, script_path
 from monitor.run._launcher import expected_world, local_rank
 from monitor.run._listener import Listener, open_listener
+from monitor.run._notebook import Cell
 from monitor.run._open_runs import leave, note_end
 from monitor.run._optimizers import WeakOptimizers
 from monitor.run._resume import NO_STATE, Claimed, Claims, Refusal, holds_state, where_to_continue
@@ -55,7 +56,7 @@ class Engine:
         on_event: Callable[[Event], Any] | None = None,
         on_checkpoint: Callable[[], Any] | None = None,
         asks_for_gpu: bool = False,
-        cell: str | None = None,
+        cell: Cell | None = None,
     ) -> None:
         self.settings = settings = _with_tokens(settings)
         self.name = as_name(settings.name or default_name())

@@ -169,6 +169,15 @@ def test_a_training_that_is_resumed_counts_on(tmp_path: Path) -> None:
     assert [run.run_id for run in list_runs()] == [first.run_id]
 
 
+def test_a_checkpoint_that_was_made_without_the_monitor_is_continued(tmp_path: Path) -> None:
+    """And the next checkpoint is saved: the Trainer takes every callback that has a state for one that it knows."""
+    trainer(tmp_path, max_steps=6, save_strategy="steps", save_steps=6, report_to="none").train()
+    made = trainer(tmp_path, save_strategy="steps", save_steps=12)
+    made.train(resume_from_checkpoint=True)
+    assert made.state.global_step == 12
+    assert (tmp_path / "digits" / "checkpoint-12").is_dir()
+
+
 def test_a_run_of_the_script_is_used(tmp_path: Path) -> None:
     """Attached around the training, it is the one run, and the script closes it."""
     made = trainer(tmp_path)

@@ -72,12 +72,14 @@ def test_a_run_shows_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert 'href="http://127.0.0.1:' in html
 
 
-def test_two_runs_of_two_cells_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_two_cells_and_of_one_execution_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of optimizers that are both there: a generator's and a critic's, say."""
     execute(
         tmp_path, monkeypatch,
         "one = monitor.attach(optimizer, **options)",
-        "other_model, other = made(); two = monitor.attach(other, **options)",
+        "other_model, other = made(); two = monitor.attach(other, **options)\n"
+        "third_model, third = made(); three = monitor.attach(third, **options)",
+        "three.close(); assert two.state not in ('finished', 'failed')",
         "assert not {one.state, two.state} & {'finished', 'failed'}; one.close(); two.close()",
     )  # fmt: skip
 
